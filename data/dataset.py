@@ -1,0 +1,100 @@
+"""The prepared data set: a catalogue, an interaction log in time order, and which interaction is for what.
+
+Files, in the run directory's `data/`:
+    items.parquet         item_id (string, the user's own), item_index (0…N-1), title, text, any other column kept
+    interactions.parquet  user_id (string), item_index, timestamp, split ("train" | "valid" | "test"); sorted by user, then time,
+                          ties in input order
+    dataset.json          name, protocol, counts, and for synthetic data the parameters of its model
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import polars as pl
+
+from data.stage import atomic_path, require_finished, write_json
+
+SplitName = Literal["valid", "test"]
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Questions with known answers: what did this user take next?
+
+    user_ids: one a case. histories: item indices before the target, oldest first (int64 arrays, never empty).
+    targets: int64 [cases], the item index taken next.
+    """
+
+    user_ids: list[str]
+    histories: list[np.ndarray]
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.user_ids)
+
+    def take(self, indices: np.ndarray) -> Cases:
+        """The cases at `indices`, in that order."""
+        return Cases([self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    items: pl.DataFrame
+    interactions: pl.DataFrame
+    info: dict[str, Any]
+
+    @property
+    def n_items(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Title of item i at index i."""
+        return self.items["title"].to_list()
+
+    @cached_property
+    def train_sequences(self) -> list[np.ndarray]:
+        """Each user's training items, oldest first; users without any are left out."""
+        train = self.interactions.filter(pl.col("split") == "train")
+        grouped = train.group_by("user_id", maintain_order=True).agg("item_index")
+        return [np.asarray(items, dtype=np.int64) for items in grouped["item_index"].to_list()]
+
+    def cases(self, split: SplitName) -> Cases:
+        """One case for every `split` interaction that has something before it; its history is all that the user did before."""
+        users: list[str] = []
+        histories: list[np.ndarray] = []
+        targets: list[int] = []
+        grouped = self.interactions.group_by("user_id", maintain_order=True).agg("item_index", "split")
+        for user, items, splits in grouped.iter_rows():
+            sequence = np.asarray(items, dtype=np.int64)
+            for position, name in enumerate(splits):
+                if name == split and position > 0:
+                    users.append(user)
+                    histories.append(sequence[:position])
+                    targets.append(items[position])
+        return Cases(users, histories, np.asarray(targets, dtype=np.int64))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the three files, each atomically; return their paths."""
+        paths = [folder / "items.parquet", folder / "interactions.parquet", folder / "dataset.json"]
+        for path, frame in zip(paths, (self.items, self.interactions), strict=False):
+            with atomic_path(path) as temporary:
+                frame.write_parquet(temporary)
+        write_json(paths[2], self.info)
+        return paths
+
+    @classmethod
+    def load(cls, run_dir: Path) -> Dataset:
+        """Read a finished `data` stage. Raises InputError when there is none."""
+        folder = require_finished(run_dir, "data", f"python -m data.prepare --run_dir {run_dir}")
+        return cls(
+            pl.read_parquet(folder / "items.parquet"),
+            pl.read_parquet(folder / "interactions.parquet"),
+            json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
+        )

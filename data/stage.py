@@ -1,0 +1,173 @@
+"""A stage's folder in a run directory: what it was made from, whether it is finished, and how a stage ends.
+
+Every stage (`data`, `embeddings`, `sid`, `sft`, `rl`, `evaluation`) owns one folder of the run directory. `manifest.json` in it
+records the stage's config and the sha256 of every input and output, with paths relative to the run directory. It holds no clock
+time, so that two runs of a stage give the same bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "polars", "numpy", "scikit-learn")
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one sentence: which file, row or field, what is wrong, what to do."""
+
+
+def run_as_command(main: Callable[[], None]) -> None:
+    """Run an entry point: 0 at success; 2 and one sentence at bad input or a full disk; 130 at Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_one_sentence(f"error: {error}", 2))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        sys.exit(_one_sentence(f"error: the disk is full{where}; free some space and run the same command again.", 2))
+    except KeyboardInterrupt:
+        sys.exit(_one_sentence("interrupted: what was finished is kept; run the same command again to go on.", 130))
+
+
+def _one_sentence(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"\n{sentence}\n")
+    sys.stderr.flush()
+    return code
+
+
+def sha256(path: Path) -> str:
+    """Hex sha256 of a file; of a folder, the sha256 over the sorted names and hashes of the files in it."""
+    digest = hashlib.sha256()
+    if path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file.relative_to(path)} {sha256(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as handle:
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    `config` is whatever decides the stage's result (not where it runs or what it prints); `inputs` are files or folders of other
+    stages, or the user's own files.
+    """
+
+    run_dir: Path
+    name: str
+    config: dict[str, Any]
+    inputs: tuple[Path, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir / self.name
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def begin(self, overwrite: bool = False) -> bool:
+        """Claim the folder. True: there is work to do (perhaps to resume); False: finished before, with these very inputs.
+
+        Raises InputError when the folder was made from another config or other inputs, unless `overwrite`, which deletes it.
+        """
+        identity = self._identity()
+        if overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if self.manifest_path.exists():
+            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+            self._refuse_if_different(found, identity)
+            if found["finished"] and self._outputs_are_whole(found["outputs"]):
+                return False
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.manifest_path, identity | {"finished": False, "outputs": {}})
+        return True
+
+    def finish(self, *outputs: Path) -> None:
+        """Write the manifest: the stage is done and `outputs` (files or folders) are what it made."""
+        hashes = {self._relative(path): sha256(path) for path in outputs}
+        write_json(self.manifest_path, self._identity() | {"finished": True, "outputs": hashes})
+
+    def _identity(self) -> dict[str, Any]:
+        for path in self.inputs:
+            if not path.exists():
+                raise InputError(f"{path} does not exist; the stage {self.name!r} needs it, so run the stage before it first.")
+        return {
+            "stage": self.name,
+            "config": json.loads(json.dumps(self.config, default=str)),
+            "inputs": {self._relative(path): sha256(path) for path in self.inputs},
+            "packages": {package: version(package) for package in RECORDED_PACKAGES},
+        }
+
+    def _refuse_if_different(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        remedy = "choose another --run_dir, or pass --overwrite true to make it again"
+        for field in sorted(set(found["config"]) | set(wanted["config"])):
+            old, new = found["config"].get(field), wanted["config"].get(field)
+            if old != new:
+                raise InputError(f"{self.folder} was made with {field}={old!r}, not {new!r}; {remedy}.")
+        for path in sorted(set(found["inputs"]) | set(wanted["inputs"])):
+            if found["inputs"].get(path) != wanted["inputs"].get(path):
+                raise InputError(f"{self.folder} was made from another {path} than the one there now; {remedy}.")
+
+    def _outputs_are_whole(self, outputs: dict[str, str]) -> bool:
+        paths = {name: self.run_dir / name for name in outputs}
+        return all(path.exists() and sha256(path) == outputs[name] for name, path in paths.items())
+
+    def _relative(self, path: Path) -> str:
+        path, run_dir = path.resolve(), self.run_dir.resolve()
+        return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
+
+
+def require_finished(run_dir: Path, name: str, command: str) -> Path:
+    """The folder of a finished stage whose inputs inside the run directory are still those it was made from.
+
+    Raises InputError naming `command` when the stage has not run, and naming both files when an input has changed since.
+    """
+    folder = run_dir / name
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        raise InputError(f"{folder} holds no finished {name!r} stage; run `{command}` first.")
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    if not found["finished"]:
+        raise InputError(f"{folder} is not finished; run `{command}` again to complete it.")
+    for path, digest in found["inputs"].items():
+        file = run_dir / path
+        if not Path(path).is_absolute() and (not file.exists() or sha256(file) != digest):
+            raise InputError(f"{folder} was made from another {file} than the one there now; run `{command}` again.")
+    return folder

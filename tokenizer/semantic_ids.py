@@ -1,0 +1,98 @@
+"""Semantic IDs: the L codes of every item, and the codebooks they index. The artefact that every later stage reads.
+
+Files, in the run directory's `sid/`:
+    codes_all.npy            int32 [N, L], unique per row, 0-based
+    codes_raw.npy            int32 [N, L], the quantizer's own nearest codes, before rows were made unique
+    codebooks.npz            codebook_0 … codebook_{L-1}, float32 [K_l, D]
+    sid.json                 {"0": ["<a_12>", "<b_7>", "<c_200>"], …}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.stage import InputError, atomic_path, require_finished, write_json
+
+LEVEL_LETTERS = "abcdefgh"
+
+
+def sid_token(level: int, code: int) -> str:
+    """The token of `code` at `level`: `<a_12>` is code 12 of the first level."""
+    return f"<{LEVEL_LETTERS[level]}_{code}>"
+
+
+@dataclass(frozen=True)
+class SemanticIds:
+    """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, D]."""
+
+    codes: np.ndarray
+    codes_raw: np.ndarray
+    codebooks: list[np.ndarray]
+
+    def __post_init__(self) -> None:
+        assert self.codes.ndim == 2, f"codes must be [N, L], got {self.codes.shape}"
+        assert self.codes.shape == self.codes_raw.shape
+        assert len(self.codebooks) == self.codes.shape[1]
+        assert len(np.unique(self.codes, axis=0)) == len(self.codes), "two items share a semantic ID"
+        assert (self.codes >= 0).all()
+        assert (self.codes < np.array(self.level_sizes)).all()
+
+    @property
+    def n_items(self) -> int:
+        return self.codes.shape[0]
+
+    @property
+    def n_levels(self) -> int:
+        return self.codes.shape[1]
+
+    @property
+    def level_sizes(self) -> list[int]:
+        """K_l: the number of codes of each level."""
+        return [len(codebook) for codebook in self.codebooks]
+
+    @property
+    def digest(self) -> str:
+        """Hex sha256 of `codes` and the level sizes; a model stores it, so that it is never run with another SID set."""
+        content = json.dumps([list(self.codes.shape), self.level_sizes]).encode() + self.codes.astype("<i4").tobytes()
+        return hashlib.sha256(content).hexdigest()
+
+    def tokens(self) -> list[str]:
+        """Every SID token, level by level, code by code."""
+        return [sid_token(level, code) for level, size in enumerate(self.level_sizes) for code in range(size)]
+
+    def text(self, item: int) -> str:
+        """An item's semantic ID as it is written: `<a_12><b_7><c_200>`."""
+        return "".join(sid_token(level, int(code)) for level, code in enumerate(self.codes[item]))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the four files, each atomically; return their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / name for name in ("codes_all.npy", "codes_raw.npy", "codebooks.npz", "sid.json")]
+        for path, codes in zip(paths, (self.codes, self.codes_raw), strict=False):
+            with atomic_path(path) as temporary, temporary.open("wb") as handle:
+                np.save(handle, codes.astype(np.int32))
+        with atomic_path(paths[2]) as temporary, temporary.open("wb") as handle:
+            np.savez(handle, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)})
+        rows = {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(self.codes)}
+        write_json(paths[3], rows)
+        return paths
+
+    @classmethod
+    def read(cls, folder: Path) -> SemanticIds:
+        """Read the files from any folder (a run's `sid/`, or a saved model's `semantic_ids/`)."""
+        for name in ("codes_all.npy", "codes_raw.npy", "codebooks.npz"):
+            if not (folder / name).exists():
+                raise InputError(f"{folder / name} is missing; make the semantic IDs again with `bash run_tokenizer.sh`.")
+        with np.load(folder / "codebooks.npz") as books:
+            codebooks = [books[f"codebook_{level}"] for level in range(len(books.files))]
+        return cls(np.load(folder / "codes_all.npy"), np.load(folder / "codes_raw.npy"), codebooks)
+
+    @classmethod
+    def load(cls, run_dir: Path) -> SemanticIds:
+        """Read a run's finished `sid` stage. Raises InputError when there is none or the data have changed since."""
+        return cls.read(require_finished(run_dir, "sid", f"bash run_tokenizer.sh --run_dir {run_dir}"))
