@@ -1,0 +1,55 @@
+"""The one policy: π(item | history) = Π over levels of softmax over the codes that exist under the prefix so far.
+
+SFT maximises it, RL improves it, beam search ranks by it, evaluation scores it; all of them call the functions below. A prefix with
+a single child has probability 1 there: no loss and no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from decoding.trie import SidTrie
+
+
+@dataclass(frozen=True)
+class SidVocabulary:
+    """Where the SID tokens lie in a language model's vocabulary.
+
+    start_token: the token before a history's first item. first_tokens: the token id of code 0 of each level; a level's tokens are
+    consecutive, so its rows of the output head are a view.
+    """
+
+    start_token: int
+    first_tokens: tuple[int, ...]
+    level_sizes: tuple[int, ...]
+
+    def level_logits(self, hidden: Tensor, head: Tensor, level: int) -> Tensor:
+        """float32 [R, K_level]: logits of the level's codes only. hidden [R, H]; head: the model's output rows [V, H]."""
+        first = self.first_tokens[level]
+        return (hidden @ head[first : first + self.level_sizes[level]].T).float()
+
+
+def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
+    """float32 [R, K]: log-softmax over the codes allowed by `mask` (bool [R, K], at least one a row); -inf elsewhere."""
+    assert logits.shape == mask.shape, f"logits {tuple(logits.shape)}, mask {tuple(mask.shape)}"
+    return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
+
+
+def item_log_probs(hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
+    """float32 [R, L]: log π of each code of `items`, given the codes before it.
+
+    hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. head: [V, H].
+    The sum over levels is the item's log-probability.
+    """
+    assert hidden.ndim == 3
+    assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"
+    columns = []
+    for level in range(trie.n_levels):
+        logits = vocabulary.level_logits(hidden[:, level], head, level)
+        log_probs = child_log_probs(logits, trie.children_mask(level, trie.node_of_item[level][items]))
+        codes = trie.code[level][trie.node_of_item[level + 1][items]]
+        columns.append(log_probs.gather(1, codes[:, None])[:, 0])
+    return torch.stack(columns, dim=1)

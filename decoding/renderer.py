@@ -1,0 +1,77 @@
+"""History → model input. One renderer for training, rollouts, evaluation and serving.
+
+Format 1: the start token, then the SID tokens of the items, oldest first: `<history><a_1><b_2><a_7><b_0>`. The next item's codes
+follow at once. Of a history longer than `max_items`, the newest items are kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.stage import InputError, write_json
+from decoding.policy import SidVocabulary
+from tokenizer.semantic_ids import SemanticIds
+
+FORMAT_VERSION = 1
+RENDERER_FILE = "sidrec.json"
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """item_tokens: int64 [N, L], the token ids of every item's SID. max_items: longest history that the model is given."""
+
+    vocabulary: SidVocabulary
+    item_tokens: Tensor
+    max_items: int
+    sid_digest: str
+
+    @classmethod
+    def build(cls, sids: SemanticIds, vocabulary: SidVocabulary, max_items: int) -> Renderer:
+        tokens = torch.from_numpy(sids.codes.astype(np.int64)) + torch.tensor(vocabulary.first_tokens)
+        return cls(vocabulary, tokens, max_items, sids.digest)
+
+    def tokens(self, history: np.ndarray) -> Tensor:
+        """int64 [1 + min(len(history), max_items) · L]. history: item indices, oldest first."""
+        items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
+        return torch.cat([torch.tensor([self.vocabulary.start_token]), self.item_tokens[items].flatten()])
+
+    def batch(self, histories: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Left-padded input ids and attention mask, both int64 [B, T]; the last column is the last token of every history."""
+        rows = [self.tokens(history) for history in histories]
+        longest = max(len(row) for row in rows)
+        input_ids = torch.full((len(rows), longest), self.vocabulary.start_token)
+        attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for i, row in enumerate(rows):
+            input_ids[i, longest - len(row) :] = row
+            attention_mask[i, longest - len(row) :] = 1
+        return input_ids, attention_mask
+
+    def save(self, folder: Path) -> None:
+        """Write the format, the vocabulary's place and the SID set's sha256 beside a model."""
+        record = {"format_version": FORMAT_VERSION, "max_items": self.max_items, "sid_digest": self.sid_digest}
+        write_json(folder / RENDERER_FILE, record | {"vocabulary": asdict(self.vocabulary), "normaliser": "children"})
+
+    @classmethod
+    def load(cls, folder: Path, sids: SemanticIds) -> Renderer:
+        """Read what `save` wrote. Raises InputError when the model was trained with other SIDs or another format."""
+        path = folder / RENDERER_FILE
+        if not path.exists():
+            raise InputError(f"{path} is missing: {folder} is not a model trained by sft/train.py or rl/grpo.py.")
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["format_version"] != FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format {record['format_version']}, this version reads {FORMAT_VERSION}; train again."
+            )
+        if record["sid_digest"] != sids.digest:
+            raise InputError(
+                f"{path} belongs to another SID set than the one given; train the model again on these SIDs."
+            )
+        saved = record["vocabulary"]
+        vocabulary = SidVocabulary(saved["start_token"], tuple(saved["first_tokens"]), tuple(saved["level_sizes"]))
+        return cls.build(sids, vocabulary, record["max_items"])

@@ -1,0 +1,121 @@
+"""The language model that is fine-tuned: a pretrained one by name or folder, or a small Qwen3 made from scratch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from data.stage import InputError
+
+
+@dataclass
+class BackboneConfig:
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A causal language model by hub name or local folder; leave out to make a small Qwen3 from scratch."
+        },
+    )
+    hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: number of decoder layers."})
+    num_attention_heads: int = field(
+        default=4, metadata={"help": "From scratch: attention heads, each hidden_size / heads wide."}
+    )
+    intermediate_size: int = field(
+        default=384, metadata={"help": "From scratch: inner width of the gated feed-forward part."}
+    )
+    dropout: float = field(
+        default=0.2,
+        metadata={
+            "help": "From scratch: dropout (0 to 1) on embeddings and residual branches, never on attention weights."
+        },
+    )
+
+
+def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (float32) and its tokenizer. Raises InputError when a named one cannot be loaded."""
+    if config.model_name_or_path is None:
+        return scratch_model(config, seed), byte_tokenizer()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"model_name_or_path={config.model_name_or_path!r} cannot be loaded ({reason}); give a hub name or a local folder."
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def scratch_model(config: BackboneConfig, seed: int) -> PreTrainedModel:
+    """A Qwen3 with tied embeddings and small initial weights (residual branches scaled by 1/√(2 · layers), as in GPT-2)."""
+    torch.manual_seed(seed)
+    if config.hidden_size % config.num_attention_heads:
+        raise InputError(
+            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}; change one."
+        )
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(byte_tokenizer()),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_attention_heads,
+            head_dim=config.hidden_size // config.num_attention_heads,
+            tie_word_embeddings=True,
+            max_position_embeddings=8192,
+            initializer_range=0.02,
+            attn_implementation="sdpa",
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+    )
+    with torch.no_grad():
+        for branch in residual_branches(model):
+            branch.weight.div_(math.sqrt(2 * config.num_hidden_layers))
+    return model
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer that needs no training: `<pad>`, `<eos>` and the 256 bytes. It can write any title."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+def residual_branches(model: PreTrainedModel) -> list[nn.Linear]:
+    """The last linear map of every attention and feed-forward branch of a Qwen3."""
+    return [branch for layer in model.model.layers for branch in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+
+
+def add_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Dropout on the embeddings and on every residual branch while the model trains.
+
+    Forward hooks, so the saved model stays an ordinary Qwen3. Attention dropout would switch off the fused CPU kernel.
+    """
+
+    def drop(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return nn.functional.dropout(output, rate, training=module.training)
+
+    for module in (model.get_input_embeddings(), *residual_branches(model)):
+        module.register_forward_hook(drop)

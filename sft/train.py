@@ -1,0 +1,198 @@
+"""Stage 2: put the SID tokens into a language model's vocabulary and fine-tune it to write the next item.
+
+accelerate launch sft/train.py --config configs/sft/demo.yaml --run_dir outputs/demo
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from rich.console import Console
+from trl import SFTConfig, TrlParser
+
+from data.dataset import Cases, Dataset
+from data.stage import InputError, Stage, run_as_command, write_json
+from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+from sft.backbone import BackboneConfig, add_dropout, load_backbone
+from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
+from sft.sequences import SequenceCollator, training_rows
+from sft.trainer import SidSFTTrainer
+from sft.vocabulary import add_sid_tokens
+from tokenizer.semantic_ids import SemanticIds
+
+# the fields of the training configuration that decide the result: another value means another model
+DECISIVE_FIELDS = (
+    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
+    "warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm seed bf16 optim train_sampling_strategy eval_strategy "
+    "eval_steps world_size"
+).split()
+
+
+@dataclass
+class SftConfig:
+    run_dir: Path = field(
+        default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/ and sid/ there, writes sft/."}
+    )
+    max_items: int = field(
+        default=200,
+        metadata={
+            "help": "Context in items; longer histories are cut into overlapping windows, and the newest items are kept."
+        },
+    )
+    valid_users: int = field(
+        default=500,
+        metadata={"help": "Valid cases (at most) on which Recall@10 is measured during training, drawn once."},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete what sft/ holds and train again."})
+
+
+@dataclass
+class SidTrainingConfig(SFTConfig):
+    """TRL's SFTConfig with this project's defaults; the output folder is the run directory's `sft/checkpoints`."""
+
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Histories a process and step."})
+    num_train_epochs: float = field(default=20, metadata={"help": "Passes over all histories."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(
+        default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Decoupled weight decay on matrices."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second-moment decay."})
+    max_grad_norm: float = field(
+        default=1.0, metadata={"help": "Gradient norm above which the gradient is scaled down."}
+    )
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
+    length_column_name: str = field(default="length", metadata={"help": "Column with a row's length."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure valid Recall@10: epoch or steps."})
+    save_strategy: str = field(
+        default="epoch", metadata={"help": "When to write a checkpoint; must equal eval_strategy."}
+    )
+    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the checkpoint of best valid Recall@10."}
+    )
+    metric_for_best_model: str = field(default="eval_recall@10", metadata={"help": "eval_recall@10 or eval_ndcg@10."})
+    greater_is_better: bool = field(default=True, metadata={"help": "More Recall is better."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
+    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
+    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and dropout."})
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = has_bf16()
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
+        super().__post_init__()
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 products are fast here: a GPU that has them, or a processor with AVX-512 BF16 or AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def main() -> None:
+    config, backbone, training = TrlParser((SftConfig, BackboneConfig, SidTrainingConfig)).parse_args_and_config()
+    stage = begin(config, backbone, training)
+    if stage is None:
+        return
+    dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
+    check(dataset, sids, config)
+
+    model, tokenizer = load_backbone(backbone, training.seed)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, training.seed)
+    if backbone.model_name_or_path is None:
+        add_dropout(model, backbone.dropout)
+    renderer = Renderer.build(sids, vocabulary, config.max_items)
+
+    training.output_dir = str(stage.folder / "checkpoints")
+    trainer = SidSFTTrainer(
+        model=model,
+        args=training,
+        processing_class=tokenizer,
+        train_dataset=training_rows(dataset.train_sequences, config.max_items),
+        eval_dataset=training_rows(dataset.train_sequences[:1], config.max_items),  # asked for by Trainer, never read
+        data_collator=SequenceCollator(renderer, tokenizer.pad_token_id),
+        renderer=renderer,
+        trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
+        valid_cases=sample(dataset.cases("valid"), config.valid_users, training.seed),
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
+
+    trainer.save_model(str(stage.folder))
+    if trainer.accelerator.is_main_process:
+        finish(stage, trainer, sids)
+
+
+def begin(config: SftConfig, backbone: BackboneConfig, training: SidTrainingConfig) -> Stage | None:
+    """Claim the stage in every process; None when it is finished already. Only the first process writes."""
+    decisive = {name: getattr(training, name) for name in DECISIVE_FIELDS}
+    identity = {"max_items": config.max_items, "valid_users": config.valid_users} | asdict(backbone) | decisive
+    inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
+    stage = Stage(config.run_dir, "sft", identity, inputs)
+    state = PartialState()
+    with state.main_process_first():
+        work_to_do = stage.begin(config.overwrite and state.is_main_process)
+    if not work_to_do:
+        Console().print(f"sft: finished already, nothing to do ({stage.folder})")
+        return None
+    return stage
+
+
+def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
+    """Raise InputError for what would fail, or mean nothing, after hours of training."""
+    if sids.n_items != dataset.n_items:
+        raise InputError(
+            f"{config.run_dir / 'sid'} has {sids.n_items} items, {config.run_dir / 'data'} has {dataset.n_items}; "
+            "run `bash run_tokenizer.sh` again."
+        )
+    if config.max_items < 2:
+        raise InputError(f"max_items={config.max_items} is too short: a context holds at least 2 items.")
+    if not len(dataset.cases("valid")):
+        raise InputError(
+            f"{config.run_dir / 'data'} has no valid interactions, so no checkpoint could be chosen; use more data."
+        )
+
+
+def sample(cases: Cases, n: int, seed: int) -> Cases:
+    """At most `n` cases, drawn once by the seed."""
+    if len(cases) <= n:
+        return cases
+    return cases.take(np.sort(np.random.default_rng(seed).choice(len(cases), n, replace=False)))
+
+
+def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:
+    """Write what makes the model folder complete, close the stage, and say where it is."""
+    folder = stage.folder
+    sids.save(folder / "semantic_ids")
+    trainer.renderer.save(folder)
+    history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
+    write_json(
+        folder / "valid.json",
+        [{key: row[key] for key in ("step", "eval_recall@10", "eval_ndcg@10")} for row in history],
+    )
+    stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
+    remove_checkpoints(folder / "checkpoints")
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    Console().print(
+        f"sft: {parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
+        f"at step {trainer.state.best_global_step} of {trainer.state.max_steps}; the model is in {folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_as_command(main)
