@@ -13,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,8 +77,9 @@ class SemanticIds:
         for path, codes in zip(paths, (self.codes, self.codes_raw), strict=False):
             with atomic_path(path) as temporary, temporary.open("wb") as handle:
                 np.save(handle, codes.astype(np.int32))
+        books: dict[str, Any] = {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}
         with atomic_path(paths[2]) as temporary, temporary.open("wb") as handle:
-            np.savez(handle, **{f"codebook_{level}": book for level, book in enumerate(self.codebooks)})
+            np.savez(handle, **books)
         rows = {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(self.codes)}
         write_json(paths[3], rows)
         return paths

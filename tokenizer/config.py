@@ -1,0 +1,134 @@
+"""The settings of the tokenizer stage: one dataclass, one YAML file, for `tokenizer.embed` and `tokenizer.quantize`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.stage import InputError
+from tokenizer.semantic_ids import LEVEL_LETTERS
+
+COMPUTED_SOURCES = ("text", "collaborative")
+
+
+@dataclass
+class TokenizerConfig:
+    """Settings of both entry points. `--config file.yaml` gives any of them; flags on the command line win."""
+
+    run_dir: str = field(
+        default="outputs/demo", metadata={"help": "Folder of the run; reads data/, writes embeddings/ and sid/ in it."}
+    )
+    sources: list[str] = field(
+        default_factory=lambda: list(COMPUTED_SOURCES),
+        metadata={
+            "help": "What an item's vector is made of: `text`, `collaborative`, or the path of your own .npy file with one float "
+            "row per item in the order of items.parquet."
+        },
+    )
+    weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "Length of each source's rows before they are put side by side; default: 1 for every source."
+        },
+    )
+    text_dim: int = field(
+        default=64, metadata={"help": "Numbers per text vector made by TF-IDF and SVD (an encoder has its own)."}
+    )
+    collaborative_dim: int = field(default=64, metadata={"help": "Numbers per collaborative vector."})
+    text_encoder: str | None = field(
+        default=None,
+        metadata={
+            "help": "sentence-transformers model, by name or folder; default: none, TF-IDF and SVD, which needs no download and "
+            'takes seconds. Needs `pip install "sidrec[text]"`.'
+        },
+    )
+    encoder_batch_size: int = field(default=64, metadata={"help": "Texts per forward pass of the text encoder."})
+    window: int = field(
+        default=10,
+        metadata={"help": "Items at most this many positions apart in a user's history count as occurring together."},
+    )
+    negatives: float = field(
+        default=1.0, metadata={"help": "k of the PPMI shift log(k), as word2vec's negative samples; 1 = no shift."}
+    )
+    level_sizes: list[int] = field(
+        default_factory=lambda: [64, 64, 64],
+        metadata={"help": "Codes per level, first level first: as many SID tokens per item as numbers here."},
+    )
+    balanced_iterations: int = field(
+        default=10, metadata={"help": "k-means iterations per level with clusters of equal size; 0 = plain k-means."}
+    )
+    lloyd_iterations: int = field(
+        default=10, metadata={"help": "Plain k-means iterations per level after the balanced ones."}
+    )
+    train_rows_per_code: int = field(
+        default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of all randomness: equal seeds give equal bytes."})
+    overwrite: bool = field(default=False, metadata={"help": "Delete what the stage made before, and make it again."})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sources, list) or not self.sources:
+            raise InputError(
+                f"sources is {self.sources!r}; give a list of one or more of `text`, `collaborative`, FILE.npy."
+            )
+        for source in self.sources:
+            if source not in COMPUTED_SOURCES and not str(source).endswith(".npy"):
+                raise InputError(
+                    f"sources holds {source!r}; it must be `text`, `collaborative` or the path of an .npy file."
+                )
+        if len(set(self.sources)) < len(self.sources):
+            raise InputError(f"sources {self.sources} names a source twice; raise its number in --weights instead.")
+        self.weights = self.weights or [1.0] * len(self.sources)
+        if not isinstance(self.weights, list) or len(self.weights) != len(self.sources):
+            raise InputError(f"weights {self.weights} must be one number for each of the sources {self.sources}.")
+        if not all(isinstance(weight, int | float) and 0 < weight < float("inf") for weight in self.weights):
+            raise InputError(
+                f"weights {self.weights} must be numbers above 0; to leave a source out, take it from --sources."
+            )
+        self._check_level_sizes()
+        smallest = {"text_dim": 1, "collaborative_dim": 1, "window": 1, "negatives": 1, "encoder_batch_size": 1} | {
+            "balanced_iterations": 0,
+            "lloyd_iterations": 0,
+            "train_rows_per_code": 1,
+            "seed": 0,
+        }
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not value >= least:
+                raise InputError(f"{name} is {value!r}; it must be a number of at least {least}.")
+
+    def _check_level_sizes(self) -> None:
+        sizes = self.level_sizes
+        if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 2 for size in sizes):
+            raise InputError(f"level_sizes is {sizes!r}; give a list of whole numbers of at least 2, such as 64 64 64.")
+        if not 1 <= len(sizes) <= len(LEVEL_LETTERS):
+            raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has 1 to {len(LEVEL_LETTERS)}.")
+
+    def path_of(self, source: str) -> Path:
+        """Where a source's vectors lie: in the run's embeddings/, or the user's own file."""
+        return Path(self.run_dir) / "embeddings" / f"{source}.npy" if source in COMPUTED_SOURCES else Path(source)
+
+    def embedding_settings(self) -> dict[str, Any]:
+        """What decides the result of `tokenizer.embed`."""
+        settings: dict[str, Any] = {"sources": [source for source in self.sources if source in COMPUTED_SOURCES]}
+        settings["seed"] = self.seed
+        if "text" in self.sources:
+            settings |= {"text_encoder": self.text_encoder} if self.text_encoder else {"text_dim": self.text_dim}
+        if "collaborative" in self.sources:
+            names = ("collaborative_dim", "window", "negatives")
+            settings |= {name: getattr(self, name) for name in names}
+        return settings
+
+    def quantizer_settings(self) -> dict[str, Any]:
+        """What decides the result of `tokenizer.quantize`, besides the vectors."""
+        names = (
+            "sources",
+            "weights",
+            "level_sizes",
+            "balanced_iterations",
+            "lloyd_iterations",
+            "train_rows_per_code",
+            "seed",
+        )
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,134 @@
+"""One item, one semantic ID: resolve equal code rows with the smallest added error, and no extra token.
+
+Items that share their first L-1 codes compete for the K_L last codes; who gets which is an assignment problem, solved
+exactly. Where more items share a prefix than there are last codes, the ones that fit worst move to the nearest path
+that is still free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import numpy as np
+from rich import get_console
+from rich.progress import track
+from scipy.optimize import linear_sum_assignment
+
+from tokenizer.residual_kmeans import reconstruct
+
+BEAM_WIDTH = 32  # prefixes kept per level while an item looks for a free path
+
+
+def make_unique(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
+    """Change as little as needed so that no two rows of codes are equal.
+
+    vectors: float [N, D]; codes: int [N, L], the quantizer's own; codebooks: L arrays [K_l, D]; N <= prod K_l.
+    Returns int32 [N, L], unique per row. Per group of equal first L-1 codes with a repeated row: the assignment of
+    items to last codes with the least total squared error. A group larger than K_L keeps the K_L items that fit
+    cheapest; the others, in item order, take the cheapest free path of a beam over prefixes that have room, of which
+    there always is one. Deterministic; of items with exactly equal vectors the first gets the nearest code.
+    """
+    N, L = codes.shape
+    sizes = [len(book) for book in codebooks]
+    assert vectors.shape == (N, codebooks[0].shape[1]), f"vectors {vectors.shape} do not fit codes {codes.shape}"
+    assert len(sizes) == L
+    assert math.prod(sizes) >= N, f"{N} items cannot get unique codes from {sizes}"
+    unique = codes.astype(np.int32)
+    displaced: list[int] = []
+    quiet = not get_console().is_terminal
+    for items in track(_groups_with_repeats(codes, sizes), description="unique IDs", transient=True, disable=quiet):
+        prefix = reconstruct(codes[items, :-1], codebooks[:-1]) if L > 1 else 0.0
+        costs = _squared_distances(vectors[items] - prefix, codebooks[-1])
+        last = _assign(costs, vectors[items])
+        unique[items, -1] = last
+        displaced.extend(items[last < 0].tolist())
+    if displaced:
+        _reroute(sorted(displaced), vectors, unique, codebooks)
+    return unique
+
+
+def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    """The items (ascending) of every group with equal first L-1 codes in which a last code occurs twice."""
+    N, L = codes.shape
+    prefix = np.zeros(N, dtype=np.int64)
+    for level in range(L - 1):  # ranks instead of mixed-radix numbers: those overflow at 8 levels of 256
+        prefix = np.unique(prefix * sizes[level] + codes[:, level], return_inverse=True)[1]
+    order = np.argsort(prefix, kind="stable")
+    starts = np.flatnonzero(np.diff(prefix[order])) + 1
+    row_counts = np.unique(prefix * sizes[-1] + codes[:, -1], return_inverse=True, return_counts=True)
+    repeated = row_counts[2][row_counts[1]] > 1  # [N]
+    return [items for items in np.split(order, starts) if repeated[items].any()]
+
+
+def _squared_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """||c||^2 - 2 r·c in float64 for rows [n, D] and a codebook [K, D]: [n, K], the squared distance less ||r||^2."""
+    book = codebook.astype(np.float64)
+    return np.einsum("kd,kd->k", book, book) - 2.0 * (rows.astype(np.float64) @ book.T)
+
+
+def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """The cheapest one-to-one assignment of n items to K codes.
+
+    costs: [n, K]. Returns codes [n], with -1 for the items left over where n > K.
+    """
+    n, K = costs.shape
+    assigned = np.full(n, -1, dtype=np.int32)
+    if n <= K:
+        rows, columns = linear_sum_assignment(costs)
+    else:
+        columns, rows = linear_sum_assignment(costs.T)
+    assigned[rows] = columns
+    _, kinds, counts = np.unique(vectors, axis=0, return_inverse=True, return_counts=True)
+    for kind in np.flatnonzero(counts > 1):
+        equal = np.flatnonzero(kinds.ravel() == kind)  # their costs are equal: exchanging their codes costs nothing
+        taken = sorted((float(costs[equal[0], code]), code) for code in assigned[equal] if code >= 0)
+        assigned[equal] = [code for _, code in taken] + [-1] * (len(equal) - len(taken))
+    return assigned
+
+
+class _Occupied:
+    """Which children of a prefix are full: their subtree has no free path left (at the last level: they are taken)."""
+
+    def __init__(self, level_sizes: list[int]) -> None:
+        self.level_sizes = level_sizes
+        self.children: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+
+    def take(self, path: tuple[int, ...]) -> None:
+        """Mark a path as taken; a prefix whose children are all full is full itself."""
+        while path:
+            path, code = path[:-1], path[-1]
+            self.children[path].append(code)
+            if len(self.children[path]) < self.level_sizes[len(path)]:
+                return
+
+
+def _reroute(displaced: list[int], vectors: np.ndarray, unique: np.ndarray, codebooks: list[np.ndarray]) -> None:
+    """Give every displaced item, in order, the cheapest free path of its beam; writes into `unique` [N, L]."""
+    occupied = _Occupied([len(book) for book in codebooks])
+    settled = np.ones(len(unique), dtype=bool)
+    settled[displaced] = False
+    for path in unique[settled].tolist():
+        occupied.take(tuple(path))
+    quiet = not get_console().is_terminal
+    for item in track(displaced, description="items of overfull prefixes", transient=True, disable=quiet):
+        path = _cheapest_free_path(vectors[item], codebooks, occupied)
+        unique[item] = path
+        occupied.take(path)
+
+
+def _cheapest_free_path(vector: np.ndarray, codebooks: list[np.ndarray], occupied: _Occupied) -> tuple[int, ...]:
+    """Beam search over prefixes that still have room, so that it cannot end without a free path. vector: [D]."""
+    prefixes: list[tuple[int, ...]] = [()]
+    residuals = vector[None, :].astype(np.float64)  # [beam, D]
+    for level, book in enumerate(codebooks):
+        errors = np.einsum("bd,bd->b", residuals, residuals)[:, None] + _squared_distances(residuals, book)  # [beam, K]
+        for row, prefix in enumerate(prefixes):
+            errors[row, occupied.children.get(prefix, [])] = np.inf
+        width = BEAM_WIDTH if level < len(codebooks) - 1 else 1
+        best = np.argsort(errors, axis=None, kind="stable")[:width]
+        best = best[np.isfinite(errors.ravel()[best])]
+        rows, codes = np.unravel_index(best, errors.shape)
+        prefixes = [(*prefixes[row], int(code)) for row, code in zip(rows, codes, strict=True)]
+        residuals = residuals[rows] - book[codes]
+    return prefixes[0]

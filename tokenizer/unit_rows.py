@@ -1,0 +1,42 @@
+"""Rows of one length, with a place for the items about which a source knows nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+EMPTY_NORM = 1e-4  # length of a row without evidence, where every other row has length 1
+NOISE = 1e-6  # a row shorter than this share of the longest one is rounding noise, not evidence
+SHORTEST = 1e-2  # in a weighted row, lengths under this share of the longest stay proportionally short
+
+
+def unit_rows(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Scale every row to length 1; a zero row becomes a tiny vector instead, and never NaN.
+
+    vectors: [N, D], any float type. Returns float32 [N, D]. A row that is zero (or rounding noise: shorter than 1e-6
+    of the longest row) becomes a vector of length 1e-4 in a direction drawn from `seed`, in row order: near the
+    origin, so that it is close to no item in particular, yet not exactly equal to another such row.
+    """
+    assert vectors.ndim == 2, f"vectors must be [N, D], got {vectors.shape}"
+    norms = np.linalg.norm(vectors, axis=1)
+    empty = norms <= NOISE * norms.max(initial=0.0)
+    rows = vectors / np.where(empty, 1.0, norms)[:, None]
+    directions = np.random.default_rng(seed).standard_normal((int(empty.sum()), vectors.shape[1]))
+    rows[empty] = EMPTY_NORM * directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return rows.astype(np.float32)
+
+
+def concatenate_sources(blocks: list[np.ndarray], weights: list[float]) -> np.ndarray:
+    """Put the sources side by side: every row of a source has length 1, times the source's weight.
+
+    blocks: one [N, D_s] per source. Returns float32 [N, sum of D_s]. Rows shorter than 1 % of their source's longest
+    row are divided by that 1 % only, so that an item about which a source knows nothing stays near that source's
+    origin.
+    """
+    assert len(blocks) == len(weights)
+    assert len({len(block) for block in blocks}) == 1, f"sources differ in rows: {[block.shape for block in blocks]}"
+    scaled = []
+    for block, weight in zip(blocks, weights, strict=True):
+        norms = np.linalg.norm(block, axis=1, keepdims=True).astype(np.float64)
+        longest = float(norms.max(initial=0.0)) or 1.0
+        scaled.append((weight * block / np.maximum(norms, SHORTEST * longest)).astype(np.float32))
+    return np.concatenate(scaled, axis=1)
