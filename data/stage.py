@@ -105,19 +105,34 @@ class Stage:
     def begin(self, overwrite: bool = False) -> bool:
         """Claim the folder. True: there is work to do (perhaps to resume); False: finished before, with these very inputs.
 
-        Raises InputError when the folder was made from another config or other inputs, unless `overwrite`, which deletes it.
+        Raises InputError when the folder was made from another config or other inputs, unless `overwrite`, which deletes it; and
+        always when the folder holds files that no stage made, or one of the inputs: those are never deleted.
         """
-        identity = self._identity()
-        if overwrite and self.folder.exists():
-            shutil.rmtree(self.folder)
-        if self.manifest_path.exists():
-            found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-            self._refuse_if_different(found, identity)
-            if found["finished"] and self._outputs_are_whole(found["outputs"]):
-                return False
+        self._refuse_if_foreign()
+        if overwrite:
+            identity = self._identity()
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+        elif self.is_finished():
+            return False
+        else:
+            identity = self._identity()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.manifest_path, identity | {"finished": False, "outputs": {}})
         return True
+
+    def is_finished(self) -> bool:
+        """Whether the folder is finished, with this very config and these inputs; changes nothing.
+
+        Raises InputError when it was made from another config or other inputs. A stage that keeps nothing half-made asks this
+        first, does its work, and only then calls `begin`: so bad input never costs the last good state.
+        """
+        identity = self._identity()
+        if not self.manifest_path.exists():
+            return False
+        found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        self._refuse_if_different(found, identity)
+        return found["finished"] and self._outputs_are_whole(found["outputs"])
 
     def finish(self, *outputs: Path) -> None:
         """Write the manifest: the stage is done and `outputs` (files or folders) are what it made."""
@@ -127,13 +142,29 @@ class Stage:
     def _identity(self) -> dict[str, Any]:
         for path in self.inputs:
             if not path.exists():
-                raise InputError(f"{path} does not exist; the stage {self.name!r} needs it, so run the stage before it first.")
+                raise InputError(
+                    f"{path} does not exist; the stage {self.name!r} needs it, so run the stage before it first."
+                )
         return {
             "stage": self.name,
             "config": json.loads(json.dumps(self.config, default=str)),
             "inputs": {self._relative(path): sha256(path) for path in self.inputs},
             "packages": {package: version(package) for package in RECORDED_PACKAGES},
         }
+
+    def _refuse_if_foreign(self) -> None:
+        folder = self.folder.resolve()
+        inside = [path for path in self.inputs if path.resolve().is_relative_to(folder)]
+        if inside:
+            raise InputError(
+                f"{inside[0]} lies in {self.folder}, which this stage writes and may delete; move it elsewhere."
+            )
+        if self.folder.exists() and not self.manifest_path.exists():
+            foreign = [path.name for path in self.folder.iterdir() if not path.name.endswith(".tmp")]
+            if foreign:
+                raise InputError(
+                    f"{self.folder} holds files that no stage made ({foreign[0]}); choose another --run_dir."
+                )
 
     def _refuse_if_different(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         remedy = "choose another --run_dir, or pass --overwrite true to make it again"

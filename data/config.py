@@ -1,0 +1,36 @@
+"""A stage's configuration: one dataclass, filled from a YAML file and from the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TypeVar
+
+import yaml
+
+from data.stage import InputError
+
+Config = TypeVar("Config")
+
+
+def parse_config(kind: type[Config], arguments: list[str] | None = None) -> Config:
+    """Fill `kind` from `--config file.yaml` and the flags after it, which win. Default: the process's own arguments.
+
+    Raises InputError for a flag or a YAML key that does not exist, and for a YAML file that cannot be read; a value of the wrong
+    type ends the process with code 2 (argparse's own message).
+    """
+    from trl import TrlParser
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[-1] == "--config":
+        raise InputError("--config needs a YAML file after it.")
+    try:
+        (config,) = TrlParser(kind).parse_args_and_config(arguments)
+    except OSError as error:
+        raise InputError(
+            f"--config {error.filename} cannot be read ({error.strerror}); give an existing YAML file."
+        ) from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config is not valid YAML ({' '.join(str(error).split())}).") from error
+    except ValueError as error:
+        raise InputError(f"{str(error).split('. ')[0]}; `--help` lists what there is.") from error
+    return config
