@@ -38,6 +38,19 @@ def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
 
 
+def next_code_log_probs(
+    hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidVocabulary, trie: SidTrie, level: int
+) -> tuple[Tensor, Tensor]:
+    """The policy's distribution at one level under each item's own prefix.
+
+    hidden: [R, H], the states that predict the level's code. items: int64 [R]. head: [V, H].
+    Returns float32 [R, K_level] of log-probabilities, -inf for codes that do not exist, and int64 [R], the items' codes.
+    """
+    logits = vocabulary.level_logits(hidden, head, level)
+    log_probs = child_log_probs(logits, trie.children_mask(level, trie.node_of_item[level][items]))
+    return log_probs, trie.code[level][trie.node_of_item[level + 1][items]]
+
+
 def item_log_probs(hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
     """float32 [R, L]: log π of each code of `items`, given the codes before it.
 
@@ -48,8 +61,6 @@ def item_log_probs(hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidV
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"
     columns = []
     for level in range(trie.n_levels):
-        logits = vocabulary.level_logits(hidden[:, level], head, level)
-        log_probs = child_log_probs(logits, trie.children_mask(level, trie.node_of_item[level][items]))
-        codes = trie.code[level][trie.node_of_item[level + 1][items]]
+        log_probs, codes = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level)
         columns.append(log_probs.gather(1, codes[:, None])[:, 0])
     return torch.stack(columns, dim=1)

@@ -93,9 +93,13 @@ class SidTrie:
         assert bool((keys[found.clamp(max=len(keys) - 1)] == wanted).all()), "no item has this prefix"
         return found
 
-    def leaf_of(self, items: Tensor) -> Tensor:
-        """int64, shape of `items`: position of each item among the sorted SIDs."""
-        return self.node_of_item[self.n_levels][items]
+    def item_of(self, codes: Tensor) -> Tensor:
+        """int64 [R]: the item of each full SID (int64 [R, L]). Every one must exist."""
+        assert codes.ndim == 2
+        nodes = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
+        for level in range(self.n_levels):
+            nodes = self.child(level, nodes, codes[:, level])
+        return self.item_of_leaf[nodes]
 
     def _build_mask(self, depth: int, nodes: Tensor) -> Tensor:
         first, last = self.first_child[depth][nodes], self.first_child[depth][nodes + 1]

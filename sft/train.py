@@ -8,29 +8,43 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import PartialState
 from rich.console import Console
 from trl import SFTConfig, TrlParser
 
-from data.dataset import Cases, Dataset
+from data.dataset import Dataset
 from data.stage import InputError, Stage, run_as_command, write_json
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
+from sft.precision import has_bf16
 from sft.sequences import SequenceCollator, training_rows
-from sft.trainer import SidSFTTrainer
+from sft.trainer import SidSFTTrainer, begin_stage, sample_cases
 from sft.vocabulary import add_sid_tokens
 from tokenizer.semantic_ids import SemanticIds
 
 # the fields of the training configuration that decide the result: another value means another model
 DECISIVE_FIELDS = (
-    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate lr_scheduler_type "
-    "warmup_steps weight_decay adam_beta1 adam_beta2 max_grad_norm seed bf16 optim train_sampling_strategy eval_strategy "
-    "eval_steps world_size"
-).split()
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "max_grad_norm",
+    "seed",
+    "bf16",
+    "optim",
+    "train_sampling_strategy",
+    "eval_strategy",
+    "eval_steps",
+    "world_size",
+)
 
 
 @dataclass
@@ -98,17 +112,13 @@ class SidTrainingConfig(SFTConfig):
         super().__post_init__()
 
 
-def has_bf16() -> bool:
-    """Whether bfloat16 products are fast here: a GPU that has them, or a processor with AVX-512 BF16 or AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def main() -> None:
     config, backbone, training = TrlParser((SftConfig, BackboneConfig, SidTrainingConfig)).parse_args_and_config()
-    stage = begin(config, backbone, training)
-    if stage is None:
+    identity = {"max_items": config.max_items, "valid_users": config.valid_users} | asdict(backbone)
+    identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
+    inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
+    stage = Stage(config.run_dir, "sft", identity, inputs)
+    if not begin_stage(stage, config.overwrite):
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config)
@@ -129,28 +139,13 @@ def main() -> None:
         data_collator=SequenceCollator(renderer, tokenizer.pad_token_id),
         renderer=renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
-        valid_cases=sample(dataset.cases("valid"), config.valid_users, training.seed),
+        valid_cases=sample_cases(dataset.cases("valid"), config.valid_users, training.seed),
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
 
     trainer.save_model(str(stage.folder))
     if trainer.accelerator.is_main_process:
         finish(stage, trainer, sids)
-
-
-def begin(config: SftConfig, backbone: BackboneConfig, training: SidTrainingConfig) -> Stage | None:
-    """Claim the stage in every process; None when it is finished already. Only the first process writes."""
-    decisive = {name: getattr(training, name) for name in DECISIVE_FIELDS}
-    identity = {"max_items": config.max_items, "valid_users": config.valid_users} | asdict(backbone) | decisive
-    inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
-    stage = Stage(config.run_dir, "sft", identity, inputs)
-    state = PartialState()
-    with state.main_process_first():
-        work_to_do = stage.begin(config.overwrite and state.is_main_process)
-    if not work_to_do:
-        Console().print(f"sft: finished already, nothing to do ({stage.folder})")
-        return None
-    return stage
 
 
 def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
@@ -162,17 +157,6 @@ def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
         )
     if config.max_items < 2:
         raise InputError(f"max_items={config.max_items} is too short: a context holds at least 2 items.")
-    if not len(dataset.cases("valid")):
-        raise InputError(
-            f"{config.run_dir / 'data'} has no valid interactions, so no checkpoint could be chosen; use more data."
-        )
-
-
-def sample(cases: Cases, n: int, seed: int) -> Cases:
-    """At most `n` cases, drawn once by the seed."""
-    if len(cases) <= n:
-        return cases
-    return cases.take(np.sort(np.random.default_rng(seed).choice(len(cases), n, replace=False)))
 
 
 def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from data.dataset import Cases
+from data.stage import InputError, Stage
 from decoding.policy import SidVocabulary, item_log_probs
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
@@ -18,6 +21,25 @@ from decoding.trie import SidTrie
 from sft.sequences import NO_ITEM
 
 VALID_K = 10
+
+
+def begin_stage(stage: Stage, overwrite: bool) -> bool:
+    """`Stage.begin` in every process, the first one first; only it may delete. False, and a word, when the stage is finished."""
+    state = PartialState()
+    with state.main_process_first():
+        work_to_do = stage.begin(overwrite and state.is_main_process)
+    if not work_to_do and state.is_main_process:
+        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})")
+    return work_to_do
+
+
+def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
+    """At most `n` cases, drawn once by the seed. Raises InputError when there are none to choose a checkpoint by."""
+    if not len(cases):
+        raise InputError("the data have no valid interactions, so no checkpoint can be chosen; prepare more data.")
+    if len(cases) <= n:
+        return cases
+    return cases.take(np.sort(np.random.default_rng(seed).choice(len(cases), n, replace=False)))
 
 
 class SidSFTTrainer(SFTTrainer):

@@ -1,0 +1,204 @@
+"""Stage 3: sharpen the fine-tuned model by GRPO (arXiv 2402.03300) with recall rewards under constrained decoding.
+
+accelerate launch rl/grpo.py --config configs/rl/demo.yaml --run_dir outputs/demo
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, TrlParser
+
+from data.dataset import Dataset
+from data.stage import InputError, Stage, require_finished, run_as_command, write_json
+from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+from rl.prompts import training_prompts
+from rl.rewards import exact_hit, prefix_credit
+from rl.trainer import SidGRPOTrainer
+from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
+from sft.precision import has_bf16
+from sft.trainer import begin_stage, sample_cases
+from tokenizer.semantic_ids import SemanticIds
+
+DECISIVE_FIELDS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "loss_type",
+    "scale_rewards",
+    "reward_weights",
+    "beta",
+    "seed",
+    "bf16",
+    "eval_steps",
+    "world_size",
+)
+
+
+@dataclass
+class RlConfig:
+    run_dir: Path = field(
+        default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/, sid/ and sft/ there, writes rl/."}
+    )
+    positions_per_user: int = field(
+        default=2,
+        metadata={"help": "Questions a user: their newest training items, each asked after what came before it."},
+    )
+    valid_users: int = field(
+        default=1000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
+
+
+@dataclass
+class SidGRPOConfig(GRPOConfig):
+    """TRL's GRPOConfig with this project's defaults; the output folder is the run directory's `rl/checkpoints`."""
+
+    per_device_train_batch_size: int = field(
+        default=512, metadata={"help": "Rollouts a process and step: prompts times num_generations."}
+    )
+    num_generations: int = field(default=16, metadata={"help": "G, the distinct items drawn for each prompt."})
+    max_steps: int = field(default=40, metadata={"help": "Updates."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
+    loss_type: str = field(
+        default="dr_grpo", metadata={"help": "TRL's objective; all SIDs have L codes, so lengths never matter."}
+    )
+    scale_rewards: str = field(
+        default="none", metadata={"help": "none, group or batch: what advantages are divided by."}
+    )
+    reward_weights: list[float] | None = field(
+        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of the exact hit and of the prefix credit."}
+    )
+    beta: float = field(default=0.0, metadata={"help": "Weight of TRL's KL penalty to the SFT model."})
+    temperature: float = field(default=1.0, metadata={"help": "Must be 1: the policy is what is served."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to measure valid Recall@10."})
+    eval_steps: float = field(default=10, metadata={"help": "Updates between two measurements."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Measure the SFT model first: it is a candidate too."})
+    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
+    save_steps: float = field(
+        default=10, metadata={"help": "Updates between two checkpoints; a multiple of eval_steps."}
+    )
+    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Keep the checkpoint of best valid Recall@10."}
+    )
+    metric_for_best_model: str = field(default="eval_recall@10", metadata={"help": "eval_recall@10 or eval_ndcg@10."})
+    greater_is_better: bool = field(default=True, metadata={"help": "More Recall is better."})
+    logging_steps: float = field(default=5, metadata={"help": "Updates between two log lines."})
+    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
+    seed: int = field(default=0, metadata={"help": "Seed of prompts' order and of the rollouts."})
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True
+        if self.bf16 is None:
+            self.bf16 = has_bf16()
+        super().__post_init__()
+
+
+def main() -> None:
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    config, training = TrlParser((RlConfig, SidGRPOConfig)).parse_args_and_config()
+    sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
+    identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users}
+    identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
+    inputs = (
+        config.run_dir / "data" / "manifest.json",
+        config.run_dir / "sid" / "codes_all.npy",
+        sft_folder / "manifest.json",
+    )
+    stage = Stage(config.run_dir, "rl", identity, inputs)
+    if not begin_stage(stage, config.overwrite):
+        return
+    dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
+    check(sids, training)
+
+    model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(sft_folder)
+    renderer = Renderer.load(sft_folder, sids)
+    prompts = training_prompts(dataset.train_sequences, renderer, tokenizer, config.positions_per_user)
+    target_codes = sids.codes[prompts["target"]].tolist()
+
+    training.output_dir = str(stage.folder / "checkpoints")
+    training.max_completion_length = sids.n_levels
+    trainer = SidGRPOTrainer(
+        model=model,
+        reward_funcs=[exact_hit, prefix_credit],
+        args=training,
+        processing_class=tokenizer,
+        train_dataset=prompts.add_column("target_codes", target_codes),
+        eval_dataset=prompts.select([0]),  # asked for by Trainer, never read
+        renderer=renderer,
+        trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
+        valid_cases=sample_cases(dataset.cases("valid"), config.valid_users, training.seed),
+    )
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
+    finish(stage, trainer, sids, sft_folder)
+
+
+def check(sids: SemanticIds, training: SidGRPOConfig) -> None:
+    """Raise InputError for what would fail in the first step, or train another policy than the one that is served."""
+    if training.num_generations > sids.n_items:
+        raise InputError(
+            f"num_generations={training.num_generations} distinct items cannot be drawn "
+            f"from a catalogue of {sids.n_items}; lower it."
+        )
+    if training.per_device_train_batch_size % training.num_generations:
+        raise InputError(
+            f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "
+            f"num_generations={training.num_generations}: a process holds whole groups; change one."
+        )
+    if training.temperature != 1.0:
+        raise InputError(
+            f"temperature={training.temperature} would train another policy than the one that is served; leave it at 1."
+        )
+
+
+def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder: Path) -> None:
+    """Save the best of the checkpoints and the SFT model, close the stage, and say which it was."""
+    folder = stage.folder
+    measured = [row for row in trainer.state.log_history if "eval_recall@10" in row]
+    start, best = measured[0], max(measured, key=lambda row: row["eval_recall@10"])
+    if best is start:  # no checkpoint beat the model that training began with
+        trainer.model.load_state_dict(
+            AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32).state_dict()
+        )
+    trainer.save_model(str(folder))
+    if not trainer.accelerator.is_main_process:
+        return
+    sids.save(folder / "semantic_ids")
+    trainer.renderer.save(folder)
+    write_json(
+        folder / "valid.json",
+        [{key: row[key] for key in ("step", "eval_recall@10", "eval_ndcg@10")} for row in measured],
+    )
+    stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
+    remove_checkpoints(folder / "checkpoints")
+    Console().print(
+        f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f} at step {best['step']} "
+        f"of {trainer.state.max_steps}; the model is in {folder}"
+    )
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -1,0 +1,109 @@
+"""TRL's GRPOTrainer on the one policy.
+
+What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental), the private
+`_get_per_token_logps_and_entropies` is replaced, `evaluate` recommends on the valid cases. `tests/test_grpo.py` fails when TRL's
+side of this changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+
+from data.dataset import Cases
+from decoding.beam_search import beam_search
+from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+from rl.group_log_probs import group_log_probs
+from sft.trainer import valid_metrics
+
+
+class SidGRPOTrainer(GRPOTrainer):
+    """Groups of G distinct items drawn from π without replacement; log-probabilities over the codes that exist."""
+
+    def __init__(self, *args: Any, renderer: Renderer, trie: SidTrie, valid_cases: Cases, **kwargs: Any) -> None:
+        super().__init__(*args, rollout_func=rollout, **kwargs)
+        self.renderer = renderer
+        self.trie = trie.to(self.args.device)
+        self.valid_cases = valid_cases
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """log π of each completion token [B, L], and the entropy of each choice [B, L] when asked for."""
+        assert logits_to_keep == self.trie.n_levels, (
+            f"completions of {logits_to_keep} tokens, SIDs of {self.trie.n_levels}"
+        )
+        first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=input_ids.device)
+        items = self.trie.item_of(input_ids[:, -logits_to_keep:] - first_tokens)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings().weight
+        with self.accelerator.autocast():
+            log_probs, entropies = group_log_probs(
+                model,
+                head,
+                input_ids[:, :-logits_to_keep],
+                attention_mask[:, :-logits_to_keep],
+                items,
+                self.renderer.vocabulary,
+                self.trie,
+            )
+        return log_probs, entropies.detach() if compute_entropy else None, None
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Recall@10 and NDCG@10 on the valid cases, as in SFT."""
+        metrics = valid_metrics(self, self.valid_cases, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | None]:
+    """TRL's rollout function: for every prompt, G distinct items by Gumbel top-k over π.
+
+    TRL hands each prompt over G times in a row, so a process must hold whole groups.
+    """
+    group_size = trainer.num_generations
+    distinct = prompts[::group_size]
+    assert [prompt for prompt in distinct for _ in range(group_size)] == prompts, "a process must hold whole groups"
+    prompt_ids = trainer.processing_class(distinct, add_special_tokens=False)["input_ids"]
+    longest = max(len(ids) for ids in prompt_ids)
+    device = trainer.accelerator.device
+    padded = torch.tensor([[ids[0]] * (longest - len(ids)) + ids for ids in prompt_ids], device=device)
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+        trainer.accelerator.autocast(),
+    ):
+        found = beam_search(
+            model,
+            padded,
+            mask,
+            trainer.renderer.vocabulary,
+            trainer.trie,
+            group_size,
+            generator=torch.default_generator,
+        )
+    items = found.items.flatten().cpu()
+    assert bool((items >= 0).all()), f"fewer than {group_size} items could be drawn"
+    completion_ids = trainer.renderer.item_tokens[items]
+    codes = completion_ids - torch.tensor(trainer.renderer.vocabulary.first_tokens)
+    return {
+        "prompt_ids": [ids for ids in prompt_ids for _ in range(group_size)],
+        "completion_ids": completion_ids.tolist(),
+        "logprobs": None,
+        "codes": codes.tolist(),
+    }

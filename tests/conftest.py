@@ -1,0 +1,41 @@
+"""Small models, SIDs and data that many tests share."""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from sft.backbone import BackboneConfig, load_backbone
+from tokenizer.semantic_ids import SemanticIds
+
+
+def make_sids(n_items: int, level_sizes: list[int], seed: int = 0, dim: int = 6) -> SemanticIds:
+    """Random unique SIDs with random codebooks."""
+    rng = np.random.default_rng(seed)
+    paths = np.array(list(itertools.product(*(range(size) for size in level_sizes))))
+    codes = paths[rng.permutation(len(paths))[:n_items]].astype(np.int32)
+    return SemanticIds(codes, codes, [rng.normal(size=(size, dim)).astype(np.float32) for size in level_sizes])
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone() -> BackboneConfig:
+    return BackboneConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, dropout=0.0)
+
+
+@pytest.fixture
+def tiny_model(tiny_backbone: BackboneConfig):
+    """(model, tokenizer) with no SID tokens yet, weights spread out so that its choices differ."""
+    model, tokenizer = load_backbone(tiny_backbone, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model.eval(), tokenizer

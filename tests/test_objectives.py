@@ -1,0 +1,117 @@
+"""The SFT loss and the packed group log-probabilities: values and gradients against the plain computation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_sids
+
+from decoding.recommender import Recommender
+from decoding.renderer import Renderer
+from rl.group_log_probs import group_log_probs, pack_groups
+from rl.rewards import exact_hit, prefix_credit
+from sft.backbone import add_dropout
+from sft.sequences import SequenceCollator, training_rows
+from sft.trainer import sequence_loss
+from sft.vocabulary import add_sid_tokens
+
+
+@pytest.fixture
+def recommender(tiny_model):
+    model, tokenizer = tiny_model
+    sids = make_sids(40, [4, 4, 5])
+    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=8), sids)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
+
+
+def test_sequence_loss_is_the_sum_over_codes_of_a_masked_cross_entropy(recommender):
+    model, trie, renderer = recommender.model, recommender.trie, recommender.renderer
+    rows = training_rows([np.array([3, 1, 7, 9, 2]), np.array([5, 6])], max_items=4)
+    batch = SequenceCollator(renderer, pad_token=0)(list(rows))
+    loss = sequence_loss(
+        model, model.get_output_embeddings().weight, batch["input_ids"], batch["items"], renderer.vocabulary, trie
+    )
+    loss.backward()
+    ours = gradients(model)
+
+    expected = torch.zeros(())
+    codes = renderer.item_tokens - torch.tensor(renderer.vocabulary.first_tokens)
+    for ids, items in zip(batch["input_ids"], batch["items"], strict=True):
+        logits = model(ids[None]).logits[0]
+        for j, item in enumerate(items.tolist()):
+            for level in range(3) if item >= 0 else ():
+                same = (codes[:, :level] == codes[item, :level]).all(1)
+                children = codes[same, level].unique() + renderer.vocabulary.first_tokens[level]
+                row = logits[3 * j + level]
+                expected = expected - row[renderer.item_tokens[item, level]] + row[children].logsumexp(0)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    expected.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender):
+    """Rows shuffled, prompts of different lengths, one prompt twice as frequent as the others."""
+    model, trie, renderer = recommender.model, recommender.trie, recommender.renderer
+    histories = [np.array([3, 1]), np.array([7, 8, 9, 2]), np.array([5])]
+    row_history = torch.tensor([0, 1, 2, 1, 0, 1, 1, 2])
+    items = torch.tensor([4, 4, 9, 11, 17, 0, 31, 22])
+    prompt_ids, prompt_mask = renderer.batch([histories[i] for i in row_history])
+    head = model.get_output_embeddings().weight
+    log_probs, entropies = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
+    weights = torch.randn(8, 3)
+    (log_probs * weights).sum().backward()
+    ours = gradients(model)
+
+    one_by_one = []
+    for i, item in zip(row_history.tolist(), items.tolist(), strict=True):
+        ids = torch.cat([renderer.tokens(histories[i]), renderer.item_tokens[item]])[None]
+        hidden = model(ids, output_hidden_states=True).hidden_states[-1][0, -4:-1]
+        from decoding.policy import item_log_probs
+
+        one_by_one.append(item_log_probs(hidden[None], torch.tensor([item]), head, renderer.vocabulary, trie)[0])
+    expected = torch.stack(one_by_one)
+    torch.testing.assert_close(log_probs, expected, rtol=1e-5, atol=1e-5)
+    (expected * weights).sum().backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
+    assert (entropies >= -1e-6).all()
+    found = recommender.recommend([histories[i] for i in row_history], k=40, exclude_seen=False)
+    served = {(row, item): lp for row in range(8) for item, lp in zip(found.items[row], found.log_probs[row], strict=True)}
+    for row, item in enumerate(items.tolist()):  # what training sees is what serving ranks by
+        assert served[row, item] == pytest.approx(log_probs[row].sum().item(), abs=1e-4)
+
+
+def test_pack_groups_puts_every_row_in_its_own_slot():
+    prompts = torch.tensor([[0, 5], [1, 5], [0, 5], [0, 5], [1, 5]])
+    packed = pack_groups(prompts, torch.ones_like(prompts))
+    assert packed.row.shape == (2, 3)
+    assert packed.row.flatten()[packed.slot_of_row].tolist() == [0, 1, 2, 3, 4]
+    for group, slots in enumerate(packed.row):
+        assert (prompts[slots] == packed.prompt_ids[group]).all()
+
+
+def test_rewards_by_hand():
+    wanted = [(1, 2, 3)] * 4
+    found = [(1, 2, 3), (1, 2, 4), (1, 3, 3), (0, 2, 3)]
+    assert exact_hit(found, wanted, prompts=None) == [1.0, 0.0, 0.0, 0.0]
+    assert prefix_credit(found, wanted) == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+
+
+def test_dropout_acts_in_training_only_and_leaves_no_trace_in_the_model(tiny_model):
+    model, _ = tiny_model
+    names = set(model.state_dict())
+    add_dropout(model, 0.5)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, model(ids).logits)
+        model.train()
+        assert not torch.equal(model(ids).logits, model(ids).logits)
+    assert set(model.state_dict()) == names
