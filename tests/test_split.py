@@ -1,4 +1,8 @@
+from collections.abc import Callable
+
+import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +66,12 @@ def test_ties_go_by_input_order() -> None:
         ("3", "valid"),
         ("4", "test"),
     ]
+
+
+@pytest.mark.parametrize("protocol", [leave_one_out, global_time])
+def test_ties_go_by_input_order_in_a_large_log(protocol: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    """Small tables sort stably by accident; large ones only when asked to."""
+    rng = np.random.default_rng(0)
+    users, times = rng.integers(0, 3, 50_000).tolist(), rng.integers(0, 3, 50_000).tolist()
+    log = [("abc"[user], time) for user, time in zip(users, times, strict=True)]
+    assert protocol(frame(log))["item_id"].to_list() == expected_order(log)
