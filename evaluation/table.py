@@ -1,0 +1,173 @@
+"""From per-case ranks to the metrics, the comparison table and its plot.
+
+Ranks are one long table, a row a case: model, split ("valid" | "test"), masked (seen items left out), user_id, target, rank
+(0-based).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from rich import box
+from rich.table import Table
+
+from data.stage import atomic_path
+from evaluation.metrics import CUTOFFS, ndcg_at, recall_at
+from evaluation.statistics import bootstrap_interval, paired_test
+
+GENERATIVE = ("sft", "rl")
+MASK_NAMES = {True: "masked", False: "unmasked"}
+TITLES = {True: "seen items masked", False: "seen items not masked"}
+Metrics = dict[str, dict[str, dict[str, dict[str, Any]]]]
+
+
+def ranks_of(ranks: pl.DataFrame, model: str, split: str, masked: bool) -> np.ndarray:
+    """One model's ranks, int64 [cases], in the order of the data set's cases."""
+    rows = ranks.filter((pl.col("model") == model) & (pl.col("split") == split) & (pl.col("masked") == pl.lit(masked)))
+    return rows["rank"].to_numpy()
+
+
+def summarise(ranks: pl.DataFrame, seed: int) -> Metrics:
+    """model -> split -> "masked" | "unmasked" -> {"recall@1": …, "ndcg@50": …}.
+
+    On test, each metric has an "…_interval" beside it: [low, high], 95 % bootstrap over cases.
+    """
+    metrics: Metrics = {}
+    for model, split, masked in ranks.select("model", "split", "masked").unique(maintain_order=True).iter_rows():
+        own = ranks_of(ranks, model, split, masked)
+        entry: dict[str, Any] = {}
+        for name, metric in (("recall", recall_at), ("ndcg", ndcg_at)):
+            for k in CUTOFFS:
+                values = metric(own, k)
+                entry[f"{name}@{k}"] = float(values.mean())
+                if split == "test":
+                    entry[f"{name}@{k}_interval"] = list(bootstrap_interval(values, seed))
+        metrics.setdefault(model, {}).setdefault(split, {})[MASK_NAMES[masked]] = entry
+    return metrics
+
+
+def best_baseline(ranks: pl.DataFrame) -> str | None:
+    """The baseline with the highest valid Recall@10, seen items masked; of equal ones the first. None where there is none."""
+    names = [name for name in ranks["model"].unique(maintain_order=True) if name not in GENERATIVE]
+    return max(names, key=lambda name: recall_at(ranks_of(ranks, name, "valid", True), 10).mean(), default=None)
+
+
+def compare(ranks: pl.DataFrame, baseline: str, seed: int) -> list[dict[str, Any]]:
+    """Paired tests of each generative model against `baseline`, and of RL against SFT, on test, for Recall@10 and NDCG@10."""
+    present = [name for name in GENERATIVE if name in set(ranks["model"])]
+    pairs = [(name, baseline) for name in present] + ([("rl", "sft")] if len(present) == 2 else [])
+    rows = []
+    for model, other in pairs:
+        for masked in (True, False):
+            own, others = ranks_of(ranks, model, "test", masked), ranks_of(ranks, other, "test", masked)
+            for name, metric in (("recall@10", recall_at), ("ndcg@10", ndcg_at)):
+                result = paired_test(metric(own, 10), metric(others, 10), seed)
+                rows.append(
+                    {
+                        "model": model,
+                        "against": other,
+                        "seen": MASK_NAMES[masked],
+                        "metric": name,
+                        "difference": result.difference,
+                        "interval": [result.low, result.high],
+                        "p": result.p,
+                    }
+                )
+    return rows
+
+
+def header() -> list[str]:
+    """Column names of the comparison table."""
+    recalls = [f"R@{k}" for k in CUTOFFS]
+    return ["model", "valid R@10", *recalls, "R@10 95 % interval", *(f"N@{k}" for k in CUTOFFS if k > 1)]
+
+
+def body(metrics: Metrics, models: list[str], masked: bool) -> list[list[str]]:
+    """A row a model, in the order of `models`; all but the second column are of test. NDCG@1 is Recall@1 and has no column."""
+    rows = []
+    for model in models:
+        valid, test = (metrics[model][split][MASK_NAMES[masked]] for split in ("valid", "test"))
+        low, high = test["recall@10_interval"]
+        recalls = [f"{test[f'recall@{k}']:.4f}" for k in CUTOFFS]
+        ndcgs = [f"{test[f'ndcg@{k}']:.4f}" for k in CUTOFFS if k > 1]
+        rows.append([model, f"{valid['recall@10']:.4f}", *recalls, f"{low:.4f}–{high:.4f}", *ndcgs])
+    return rows
+
+
+def notes(comparison: dict[str, Any]) -> list[str]:
+    """Sentences under the table: the cases, the paired tests, the list checks, the best that is possible."""
+    cases = comparison["cases"]
+    lines = [
+        f"{cases['test']} test and {cases['valid']} valid cases, {comparison['items']} items, all of them ranked; one run, seed "
+        f"{comparison['seed']}. Intervals: bootstrap over cases."
+    ]
+    if comparison["best_baseline"]:
+        lines.append(f"Best baseline, chosen on valid Recall@10 with seen items masked: {comparison['best_baseline']}.")
+    for row in comparison["paired_tests"]:
+        low, high = row["interval"]
+        lines.append(
+            f"{row['model']} − {row['against']}, test {row['metric']}, seen {row['seen']}: {row['difference']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}], p = {row['p']:.4f} (paired sign flips)."
+        )
+    for model, checks in comparison["list_checks"].items():
+        lines.append(
+            f"Lists of {model} ({checks['lists']}): {checks['invalid']} invalid entries, {checks['repeats']} repeats, "
+            f"{checks['short']} lists too short, {checks['seen']} seen items where they are masked."
+        )
+    if comparison["oracle"]:
+        lines.append(oracle_note(comparison["oracle"]))
+    return lines
+
+
+def oracle_note(oracle: dict[str, Any]) -> str:
+    """The demo's best possible test Recall@10, and the share of it that each model reaches."""
+    test = oracle["test"]
+    shares = ", ".join(f"{model} {share['10']:.0%}" for model, share in test["share_of_expected"].items())
+    return (
+        f"Best possible test Recall@10 of the demo's own model: {test['expected']['10']:.4f} expected, "
+        f"{test['realised']['10']:.4f} on these cases; share of the expected reached: {shares}."
+    )
+
+
+def markdown(metrics: Metrics, comparison: dict[str, Any]) -> str:
+    """The whole of table.md."""
+    parts = []
+    for masked, title in TITLES.items():
+        lines = [header(), ["---"] + ["---:"] * (len(header()) - 1), *body(metrics, comparison["models"], masked)]
+        parts.append(f"Test, {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts.append("\n".join(f"* {note}" for note in notes(comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def screen_table(metrics: Metrics, models: list[str], masked: bool) -> Table:
+    """The same rows for a terminal of 80 columns: the test columns, and of the NDCGs NDCG@10."""
+    shown = [i for i, name in enumerate(header()) if name == "N@10" or not name.startswith(("N@", "valid"))]
+    table = Table(title=f"Test, {TITLES[masked]}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for i in shown:
+        table.add_column(header()[i], justify="right" if i else "left", no_wrap=not header()[i].endswith("interval"))
+    for row in body(metrics, models, masked):
+        table.add_row(*(row[i] for i in shown))
+    return table
+
+
+def plot_recall(ranks: pl.DataFrame, path: Path) -> None:
+    """Test Recall@K for K = 1…50 of every model, seen items masked and not, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    cutoffs = np.arange(1, CUTOFFS[-1] + 1)
+    for column, (masked, title) in enumerate(TITLES.items(), start=1):
+        axes = figure.add_subplot(1, 2, column)
+        for model in ranks["model"].unique(maintain_order=True):
+            own = ranks_of(ranks, model, "test", masked)
+            curve = [recall_at(own, int(k)).mean() for k in cutoffs]
+            axes.plot(cutoffs, curve, label=model, linestyle="-" if model in GENERATIVE else "--")
+        axes.set(title=f"Test, {title}", xlabel="K", ylabel="Recall@K", xlim=(1, cutoffs[-1]), ylim=(0, None))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary, metadata={"Software": None})

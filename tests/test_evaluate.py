@@ -1,0 +1,205 @@
+"""The stage end to end on a small catalogue, with a recommender that reads its lists from a score matrix."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from data.config import parse_config
+from data.dataset import Dataset
+from data.stage import InputError, Stage
+from decoding.recommender import Recommendations
+from evaluation import evaluate, sasrec
+from evaluation.evaluate import EvaluateConfig
+from evaluation.metrics import mask_seen
+
+N, USERS = 70, 25
+
+
+def dataset(name: str = "small") -> Dataset:
+    rng = np.random.default_rng(0)
+    rows = []
+    for user in range(USERS):
+        items = (rng.integers(N) + np.arange(rng.integers(4, 9))) % N
+        splits = ["train"] * (len(items) - 2) + ["valid", "test"]
+        rows += [(f"u{user}", int(item), t, split) for t, (item, split) in enumerate(zip(items, splits, strict=True))]
+    log = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split"], orient="row")
+    items = pl.DataFrame({"item_id": [str(i) for i in range(N)], "item_index": range(N), "title": "t", "text": "t"})
+    return Dataset(items, log, {"name": name})
+
+
+@dataclass
+class FakeRecommender:
+    """Ranks item j by closeness to (last item + 1); what it is asked is kept in `asked`."""
+
+    stage: str
+    asked: list[tuple[int, int, bool]]
+
+    @classmethod
+    def load(cls, run_dir: Path, stage: str) -> "FakeRecommender":
+        return cls(stage, [])
+
+    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool, progress: str | None = None) -> Any:
+        self.asked.append((len(histories), k, exclude_seen))
+        scores = np.stack([-((np.arange(N) - history[-1] - 1) % N).astype(float) for history in histories])
+        if exclude_seen:
+            scores = mask_seen(scores, histories)
+        items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        if self.stage == "rl":
+            items = np.concatenate([items[:, :1], items[:, :1], items[:, 1 : k - 1]], axis=1)  # a repeat in every list
+        return Recommendations(items, np.zeros(items.shape, np.float32))
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    data = Stage(tmp_path, "data", {})
+    data.begin()
+    data.finish(*dataset().save(data.folder))
+    (tmp_path / "sid").mkdir()
+    np.save(tmp_path / "sid" / "codes_all.npy", np.arange(N)[:, None])
+    for name in ("sft", "rl"):
+        stage = Stage(tmp_path, name, {})
+        stage.begin()
+        stage.finish()
+    monkeypatch.setattr(evaluate, "Recommender", FakeRecommender)
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, run_dir: Path, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--sasrec_epochs", "2", *flags])
+    evaluate.main()
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    names = ("metrics.json", "comparison.json", "ranks.parquet", "table.md", "recall.png", "manifest.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    run(monkeypatch, run_dir)
+    metrics = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
+    comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+    ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
+    assert set(metrics) == set(evaluate.MODELS)
+    assert len(ranks) == 6 * 2 * 2 * USERS
+    assert ranks.columns == ["model", "split", "masked", "user_id", "target", "rank"]
+    # the next item is always the last one plus 1: the fake is perfect, and its RL form has it at once too
+    assert metrics["sft"]["test"]["masked"]["recall@1"] == 1.0
+    own = ranks.filter((pl.col("model") == "popularity") & (pl.col("split") == "test") & pl.col("masked"))
+    assert metrics["popularity"]["test"]["masked"]["recall@20"] == pytest.approx((own["rank"] < 20).mean())
+    assert own["target"].to_list() == dataset().cases("test").targets.tolist()
+    checks = comparison["list_checks"]
+    assert checks["sft"] == {"lists": 4 * USERS, "invalid": 0, "repeats": 0, "short": 0, "seen": 0}
+    assert checks["rl"]["repeats"] == 4 * USERS
+    assert comparison["best_baseline"] in ("popularity", "item_knn", "markov", "sasrec")
+    printed = capsys.readouterr().out
+    assert "repeats" in printed
+    assert "sasrec" in printed
+
+
+def test_interrupted_evaluation_gives_the_same_bytes(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, run_dir)
+    whole = files(run_dir / "evaluation")
+    original, calls = sasrec.Training.save, []
+
+    def save_then_stop(training: sasrec.Training, path: Path) -> None:
+        original(training, path)
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sasrec.Training, "save", save_then_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, run_dir, "--overwrite", "true")
+    assert not (run_dir / "evaluation" / "metrics.json").exists()
+    run(monkeypatch, run_dir)
+    assert len(calls) == 2
+    assert files(run_dir / "evaluation") == whole
+
+
+def test_finished_evaluation_only_shows(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, run_dir, "--models", "popularity", "markov")
+    before = files(run_dir / "evaluation")
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate, "rank_all", None)
+    run(monkeypatch, run_dir, "--models", "markov", "popularity")
+    assert "popularity" in capsys.readouterr().out
+    assert files(run_dir / "evaluation") == before
+    with pytest.raises(InputError, match="models="):
+        run(monkeypatch, run_dir, "--models", "popularity")
+
+
+def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
+    small = dataset()
+    models = evaluate.load_models(small, EvaluateConfig(run_dir, models=["sft", "popularity"]), run_dir)
+    ranks, _ = evaluate.rank_all(models, small)
+    assert ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
+    assert models["sft"].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
+
+
+def test_baselines_do_not_read_valid_or_test(run_dir: Path) -> None:
+    small = dataset()
+    log = small.interactions
+    shuffled = log.with_columns(
+        item_index=pl.when(pl.col("split") == "train").then("item_index").otherwise((pl.col("item_index") + 31) % N)
+    )
+    other = Dataset(small.items, shuffled, small.info)
+    config = EvaluateConfig(run_dir, models=["popularity", "markov"])
+    history = [np.array([3, 9])]
+    for name, model in evaluate.load_models(small, config, run_dir).items():
+        again = evaluate.load_models(other, config, run_dir)[name]
+        assert np.array_equal(model.scores(history), again.scores(history))
+
+
+def test_demo_reports_the_share_of_the_best_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {kind: dict.fromkeys(evaluate.CUTOFFS, 0.5) for kind in ("expected", "realised")}
+    monkeypatch.setattr(evaluate, "oracle_for", lambda dataset, split, ks: known)
+    entry = {"masked": {f"recall@{k}": 0.4 for k in evaluate.CUTOFFS}}
+    found = evaluate.oracle({"sft": {"valid": entry, "test": entry}}, dataset("demo"))
+    assert found["test"]["share_of_expected"]["sft"]["10"] == pytest.approx(0.8)
+
+
+def test_a_missing_model_is_named_with_what_to_do(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / "rl" / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl out of --models"):
+        run(monkeypatch, run_dir)
+    assert not (run_dir / "evaluation").exists()
+    run(monkeypatch, run_dir, "--models", "sft", "popularity")
+    assert "rl" not in json.loads((run_dir / "evaluation" / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "sft", "bert4rec"], "bert4rec"),
+        (["--sasrec_minutes", "0"], "sasrec_minutes"),
+        (["--sasrec_epochs", "-1"], "sasrec_epochs"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_bad_settings_are_refused(flags: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_config(EvaluateConfig, flags)
+
+
+def test_data_without_test_or_without_training_pairs_are_refused(run_dir: Path) -> None:
+    small, config = dataset(), EvaluateConfig(run_dir, models=["popularity"])
+    log = small.interactions
+    with pytest.raises(InputError, match="no test interaction"):
+        evaluate.check(Dataset(small.items, log.filter(pl.col("split") != "test"), {}), config)
+    with pytest.raises(InputError, match="two training interactions"):
+        evaluate.check(Dataset(small.items, log.filter(pl.col("split") != "train"), {}), config)
+
+
+def test_the_shipped_config_is_read() -> None:
+    path = Path(__file__).parents[1] / "configs" / "evaluation" / "default.yaml"
+    config = parse_config(EvaluateConfig, ["--config", str(path), "--seed", "3"])
+    assert config == EvaluateConfig(seed=3)

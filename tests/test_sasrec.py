@@ -1,0 +1,149 @@
+"""SASRec learns a rule, reads no future, and an interrupted training ends like an uninterrupted one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.dataset import Cases
+from evaluation import sasrec
+from evaluation.baselines import rank_cases
+from evaluation.metrics import recall_at
+from evaluation.sasrec import PAD, SasRec, SasRecScorer, SasRecSettings, batches, padded, train_sasrec, windows
+
+N = 30
+TINY = SasRecSettings(
+    dim=16, layers=1, heads=2, dropout=0.1, max_length=8, learning_rate=1e-2, batch_items=256, epochs=4
+)
+
+
+def walks(count: int, seed: int) -> list[np.ndarray]:
+    """Walks round a ring of N - 2 items. The first item, N - 2 or N - 1, says whether in steps of 1 or of 9."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for fast in rng.integers(0, 2, count):
+        steps = (9 if fast else 1) * np.arange(rng.integers(3, 8))
+        found.append(np.concatenate([[N - 2 + fast], (rng.integers(N - 2) + steps) % (N - 2)]))
+    return found
+
+
+def cases(sequences: list[np.ndarray]) -> Cases:
+    names = [str(i) for i in range(len(sequences))]
+    return Cases(names, [walk[:-1] for walk in sequences], np.array([walk[-1] for walk in sequences]))
+
+
+def train(folder: Path, settings: SasRecSettings = TINY, seed: int = 0, minutes: float = 5.0) -> SasRecScorer:
+    return train_sasrec(walks(240, 1), cases(walks(60, 2)), N, settings, seed, minutes, folder / "sasrec.pt")
+
+
+def test_it_learns_what_a_first_order_chain_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the last item alone does not say which step the walk takes: a first-order model is right half of the time
+    monkeypatch.setattr(sasrec, "recall_at", lambda ranks, k: recall_at(ranks, 1))  # Recall@10 is 1 too soon
+    scorer = train(tmp_path, replace(TINY, dim=32, dropout=0.0, epochs=14, patience=14))
+    assert recall_at(rank_cases(scorer, cases(walks(200, 3)), masked=False), 1).mean() > 0.9
+
+
+def test_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_folder, broken_folder = tmp_path / "whole", tmp_path / "broken"
+    whole_folder.mkdir()
+    broken_folder.mkdir()
+    whole = train(whole_folder)
+    original, calls = sasrec.train_epoch, []
+
+    def interrupt_in_the_third_epoch(*arguments: object) -> Iterator[float]:
+        calls.append(1)
+        for share in original(*arguments):
+            yield share
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(sasrec, "train_epoch", interrupt_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken_folder)
+    assert len(torch.load(broken_folder / "sasrec.pt", weights_only=True)["valid_recall"]) == 2
+    torch.manual_seed(99)  # the caller's random state must not matter
+    again = train(broken_folder)
+    assert len(calls) == 3 + TINY.epochs - 2
+    assert again.valid_recall == whole.valid_recall
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+    before = len(calls)
+    train(broken_folder)  # finished: nothing left to train
+    assert len(calls) == before
+
+
+def test_seed_decides_and_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    results = []
+    for seed, name in ((0, "a"), (0, "b"), (1, "c")):
+        (tmp_path / name).mkdir()
+        model = train(tmp_path / name, replace(TINY, epochs=1), seed).model
+        results.append(model.items.weight)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "time").mkdir()
+    assert len(train(tmp_path / "time", minutes=1e-9).valid_recall) == 1
+    recalls = iter([0.1, 0.5, 0.3, 0.5, 0.2, 0.9])
+    weights = []
+
+    def recall(ranks: np.ndarray, k: int) -> np.ndarray:
+        return np.array([next(recalls)])
+
+    def remember(training: sasrec.Training, path: Path) -> None:
+        weights.append(training.model.items.weight.detach().clone())
+
+    monkeypatch.setattr(sasrec, "recall_at", recall)
+    monkeypatch.setattr(sasrec.Training, "save", remember)
+    scorer = train(tmp_path, replace(TINY, epochs=6, patience=3))
+    assert scorer.valid_recall == [0.1, 0.5, 0.3, 0.5, 0.2]
+    assert torch.equal(scorer.model.items.weight, weights[1])
+
+
+def test_a_position_does_not_see_later_items_or_padding() -> None:
+    torch.manual_seed(0)
+    model = SasRec(N, TINY).eval()
+    short, long = torch.tensor([[3, 1, 4, PAD, PAD]]), torch.tensor([[3, 1, 4, 15, 9]])
+    assert torch.allclose(model(short)[:, :3], model(long)[:, :3], atol=1e-6)
+    changed = torch.tensor([[3, 2, 4, 15, 9]])
+    assert not torch.allclose(model(changed)[:, 2], model(long)[:, 2], atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_company_and_use_the_newest_items() -> None:
+    torch.manual_seed(0)
+    scorer = SasRecScorer(SasRec(N, TINY), TINY.max_length, [])
+    histories = [np.arange(length) for length in (1, 20, 5, 8)]
+    together = scorer.scores(histories)
+    assert together.shape == (4, N)
+    assert together.dtype == np.float32
+    for row, history in zip(together, histories, strict=True):
+        assert row == pytest.approx(scorer.scores([history])[0], abs=0.02)  # bfloat16 where the hardware has it
+    assert together[1] == pytest.approx(scorer.scores([histories[1][-TINY.max_length :]])[0], abs=0.02)
+
+
+def test_every_item_but_the_first_is_a_target_once() -> None:
+    rng = np.random.default_rng(0)
+    sequences = [np.arange(length) for length in (1, 2, 8, 9, 10, 40)]
+    for _ in range(20):
+        pieces = windows(sequences, 8, rng)
+        assert all(2 <= len(piece) <= 9 for piece in pieces)
+        targets = np.sort(np.concatenate([piece[1:] for piece in pieces]))
+        expected = np.sort(np.concatenate([sequence[1:] for sequence in sequences]))
+        assert targets.tolist() == expected.tolist()
+
+
+def test_batches_hold_every_window_once_within_their_size() -> None:
+    sequences = walks(100, 4)
+    found = batches(sequences, TINY, np.random.default_rng(0))
+    for batch in found:
+        rows = padded(batch)
+        assert rows.shape[0] * (rows.shape[1] - 1) <= TINY.batch_items
+    assert sum(len(piece) - 1 for batch in found for piece in batch) == sum(len(walk) - 1 for walk in sequences)
+    assert len(found) > 1
