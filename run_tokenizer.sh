@@ -19,7 +19,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 for argument in "$@"; do
   if [ "$argument" = "--help" ] || [ "$argument" = "-h" ]; then
     sed -n '2,12s/^# \{0,1\}//p' "$root/run_tokenizer.sh"
-    exec "$python" -m tokenizer.quantize --help
+    exec "$python" -m tokenizer.embed --help
   fi
 done
 if [ $# -eq 0 ]; then set -- --config "$root/configs/tokenizer/demo.yaml"; fi

@@ -39,7 +39,7 @@ def make_unique(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarr
     quiet = not get_console().is_terminal
     for items in track(_groups_with_repeats(codes, sizes), description="unique IDs", transient=True, disable=quiet):
         prefix = reconstruct(codes[items, :-1], codebooks[:-1]) if L > 1 else 0.0
-        costs = _squared_distances(vectors[items] - prefix, codebooks[-1])
+        costs = _squared_distances(vectors[items] - prefix, codebooks[-1])  # [group, K_L]
         last = _assign(costs, vectors[items])
         unique[items, -1] = last
         displaced.extend(items[last < 0].tolist())
@@ -62,9 +62,9 @@ def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray
 
 
 def _squared_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
-    """||c||^2 - 2 r·c in float64 for rows [n, D] and a codebook [K, D]: [n, K], the squared distance less ||r||^2."""
-    book = codebook.astype(np.float64)
-    return np.einsum("kd,kd->k", book, book) - 2.0 * (rows.astype(np.float64) @ book.T)
+    """||r - c||^2 in float64 for rows [n, D] and a codebook [K, D]: [n, K]."""
+    rows, book = rows.astype(np.float64), codebook.astype(np.float64)
+    return (rows**2).sum(axis=1)[:, None] + (book**2).sum(axis=1) - 2.0 * (rows @ book.T)
 
 
 def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ def _cheapest_free_path(vector: np.ndarray, codebooks: list[np.ndarray], occupie
     prefixes: list[tuple[int, ...]] = [()]
     residuals = vector[None, :].astype(np.float64)  # [beam, D]
     for level, book in enumerate(codebooks):
-        errors = np.einsum("bd,bd->b", residuals, residuals)[:, None] + _squared_distances(residuals, book)  # [beam, K]
+        errors = _squared_distances(residuals, book)  # [beam, K]
         for row, prefix in enumerate(prefixes):
             errors[row, occupied.children.get(prefix, [])] = np.inf
         width = BEAM_WIDTH if level < len(codebooks) - 1 else 1
