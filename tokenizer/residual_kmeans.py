@@ -20,7 +20,7 @@ from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 CHUNK = 16_384  # rows scored at once: [CHUNK, K] float32 stays near the cache
-WARM_UP = 10  # plain Lloyd iterations before the balanced ones: about 2 % less error on MovieLens-100K than none
+WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
 PRICE_ROUNDS = 25  # steps of dual ascent per Lloyd iteration; prices go on from the iteration before
 LOAD_TOLERANCE = 0.02  # stop when the fullest cluster is at most 2 % over its share
 
