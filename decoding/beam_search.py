@@ -47,13 +47,14 @@ def beam_search(
     trie: SidTrie,
     beams: int,
     eligible: Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generators: list[torch.Generator] | None = None,
 ) -> Beams:
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
-    input_ids, attention_mask: int64 [B, T], left-padded. eligible: bool [B, N] over items, None for all. generator: makes the
-    search stochastic. Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole
-    catalogue: what is not eligible is passed over, not renormalised away.
+    input_ids, attention_mask: int64 [B, T], left-padded. eligible: bool [B, N] over items, None for all. generators: one a
+    request; they make the search stochastic, each request with its own randomness.
+    Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole catalogue: what is
+    not eligible is passed over, not renormalised away.
     """
     assert input_ids.shape == attention_mask.shape
     n_requests = len(input_ids)
@@ -70,7 +71,7 @@ def beam_search(
         root.long(), root, root.clone(), root.long(), root.new_zeros(n_requests, 1, 0, dtype=torch.bool)
     )
     for level in range(trie.n_levels):
-        frontier, parent = _expand(frontier, hidden, head, vocabulary, trie, level, beams, open_leaves, generator)
+        frontier, parent = _expand(frontier, hidden, head, vocabulary, trie, level, beams, open_leaves, generators)
         if level + 1 == trie.n_levels:
             break
         width, appended = frontier.node.shape[1], frontier.sees.shape[2]
@@ -109,7 +110,7 @@ def _expand(
     level: int,
     beams: int,
     open_leaves: Tensor | None,
-    generator: torch.Generator | None,
+    generators: list[torch.Generator] | None,
 ) -> tuple[_Frontier, Tensor]:
     """Give every beam its children and keep the best `beams` of each request; also returns each new beam's parent [B, W']."""
     n_requests, width = frontier.node.shape
@@ -129,7 +130,7 @@ def _expand(
         has_eligible = open_leaves[rows, leaves[child + 1]] > open_leaves[rows, leaves[child]]
         log_probs = log_probs.masked_fill(~has_eligible, -torch.inf)
 
-    keys = log_probs if generator is None else _gumbel_keys(frontier.key, log_probs, generator)
+    keys = log_probs if generators is None else _gumbel_keys(frontier.key, log_probs, generators)
     keys = keys.masked_fill(log_probs == -torch.inf, -torch.inf)
     kept = min(beams, width * size)
     best_keys, best = keys.flatten(1).topk(kept, dim=1)
@@ -146,13 +147,14 @@ def _expand(
     return chosen, best // size
 
 
-def _gumbel_keys(parent_keys: Tensor, log_probs: Tensor, generator: torch.Generator) -> Tensor:
+def _gumbel_keys(parent_keys: Tensor, log_probs: Tensor, generators: list[torch.Generator]) -> Tensor:
     """Gumbel-perturbed log-probabilities of the children, conditioned on their maximum being the parent's key.
 
     arXiv 1903.06059, appendix B.3. parent_keys [B, W]; log_probs [B, W, K], -inf for what does not exist or is not eligible.
     The root's key is 0: a constant shift of all keys, which changes no order.
     """
-    uniform = torch.rand(log_probs.shape, generator=generator, device=generator.device).to(log_probs.device)
+    noise = [torch.rand(log_probs.shape[1:], generator=generator) for generator in generators]
+    uniform = torch.stack(noise).to(log_probs.device)
     uniform = uniform.clamp_(1e-20, 1 - 1e-7)
     perturbed = log_probs - torch.log(-torch.log(uniform))
     largest = perturbed.amax(dim=2, keepdim=True)

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, TrlParser
+from trl import GRPOConfig
 
+from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, require_finished, run_as_command, write_json
 from decoding.renderer import Renderer
@@ -23,6 +24,7 @@ from rl.rewards import exact_hit, prefix_credit
 from rl.trainer import SidGRPOTrainer
 from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
 from sft.precision import has_bf16
+from sft.processes import refuse_fewer_processes_than_asked
 from sft.trainer import begin_stage, sample_cases
 from tokenizer.semantic_ids import SemanticIds
 
@@ -118,7 +120,8 @@ class SidGRPOConfig(GRPOConfig):
 
 def main() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    config, training = TrlParser((RlConfig, SidGRPOConfig)).parse_args_and_config()
+    refuse_fewer_processes_than_asked()
+    config, training = parse_configs((RlConfig, SidGRPOConfig))
     sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
     identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users}
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}

@@ -7,6 +7,7 @@ side of this changes.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -71,6 +72,12 @@ class SidGRPOTrainer(GRPOTrainer):
         return metrics
 
 
+def draw_generator(seed: int, step: int, prompt: str) -> torch.Generator:
+    """The randomness of one prompt's group: the same whichever process draws it, and after a resume."""
+    digest = hashlib.sha256(f"{seed} {step} {prompt}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
 def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | None]:
     """TRL's rollout function: for every prompt, G distinct items by Gumbel top-k over π.
 
@@ -95,7 +102,7 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
             trainer.renderer.vocabulary,
             trainer.trie,
             group_size,
-            generator=torch.default_generator,
+            generators=[draw_generator(trainer.args.seed, trainer.state.global_step, prompt) for prompt in distinct],
         )
     items = found.items.flatten().cpu()
     assert bool((items >= 0).all()), f"fewer than {group_size} items could be drawn"

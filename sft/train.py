@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from trl import SFTConfig, TrlParser
+from trl import SFTConfig
 
+from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, run_as_command, write_json
 from decoding.renderer import Renderer
@@ -19,6 +20,7 @@ from decoding.trie import SidTrie
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
 from sft.precision import has_bf16
+from sft.processes import refuse_fewer_processes_than_asked
 from sft.sequences import SequenceCollator, training_rows
 from sft.trainer import SidSFTTrainer, begin_stage, sample_cases
 from sft.vocabulary import add_sid_tokens
@@ -113,7 +115,8 @@ class SidTrainingConfig(SFTConfig):
 
 
 def main() -> None:
-    config, backbone, training = TrlParser((SftConfig, BackboneConfig, SidTrainingConfig)).parse_args_and_config()
+    refuse_fewer_processes_than_asked()
+    config, backbone, training = parse_configs((SftConfig, BackboneConfig, SidTrainingConfig))
     identity = {"max_items": config.max_items, "valid_users": config.valid_users} | asdict(backbone)
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
     inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")

@@ -112,9 +112,9 @@ def test_gumbel_search_draws_without_replacement_from_the_policy(recommender):
     probabilities = every_item_log_prob(recommender, history).exp()
     draws = 4000
     input_ids, mask = recommender.renderer.batch([history] * draws)
-    generator = torch.Generator().manual_seed(1)
+    generators = [torch.Generator().manual_seed(i) for i in range(draws)]
     found = beam_search(
-        recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, 3, generator=generator
+        recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, 3, generators=generators
     )
     assert all(len(set(row)) == 3 for row in found.items.tolist())
     first = torch.bincount(found.items[:, 0], minlength=50) / draws

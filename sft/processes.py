@@ -1,0 +1,38 @@
+"""How many processes were asked for, and how many run."""
+
+from __future__ import annotations
+
+import os
+
+import psutil
+
+from data.stage import InputError
+
+
+def refuse_fewer_processes_than_asked() -> None:
+    """Raise InputError when `accelerate launch --num_processes N` started one process only.
+
+    On a machine without a GPU accelerate does so without a word, and the batch would be N times too small.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return
+    parent = psutil.Process().parent()
+    command = parent.cmdline() if parent is not None else []
+    asked = asked_processes(command)
+    if asked > 1:
+        raise InputError(
+            f"accelerate was asked for {asked} processes but started one, as it does on a machine without a GPU; "
+            "use `--config_file configs/accelerate/two_processes.yaml`."
+        )
+
+
+def asked_processes(command: list[str]) -> int:
+    """The number behind `--num_processes` (or `-n`, `--num-processes`) in accelerate's command line; 1 when there is none."""
+    for position, word in enumerate(command):
+        flag, _, value = word.partition("=")
+        if word.endswith(".py"):
+            break  # what follows are the script's own flags
+        if flag in ("--num_processes", "--num-processes", "-n"):
+            value = value or (command[position + 1] if position + 1 < len(command) else "")
+            return int(value) if value.isdigit() else 1
+    return 1
