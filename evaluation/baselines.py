@@ -121,27 +121,38 @@ def cosine_similarities(train_sequences: list[np.ndarray], n_items: int, shrink:
 
 def keep_largest(matrix: sparse.csr_array, count: int) -> sparse.csr_array:
     """The `count` largest entries of each row; of equal ones the lower column."""
+    return keep_first(places_in_rows(matrix), count)
+
+
+def places_in_rows(matrix: sparse.csr_array) -> tuple[sparse.coo_array, np.ndarray]:
+    """The matrix's entries sorted by row, then falling value, then column, and each one's place (0, 1, …) in its row."""
     entries = matrix.tocoo()
     order = np.lexsort((entries.col, -entries.data, entries.row))
     rows, columns, values = entries.row[order], entries.col[order], entries.data[order]
-    row_starts = np.searchsorted(rows, np.arange(matrix.shape[0]))
-    kept = np.arange(len(rows)) - row_starts[rows] < count
-    return sparse.csr_array((values[kept], (rows[kept], columns[kept])), shape=matrix.shape)
+    places = np.arange(len(rows)) - np.searchsorted(rows, np.arange(matrix.shape[0]))[rows]
+    return sparse.coo_array((values, (rows, columns)), shape=matrix.shape), places
+
+
+def keep_first(sorted_entries: tuple[sparse.coo_array, np.ndarray], count: int) -> sparse.csr_array:
+    """Of what `places_in_rows` gives, the entries at places below `count`."""
+    entries, places = sorted_entries
+    kept = places < count
+    return sparse.csr_array((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=entries.shape)
 
 
 def tune_item_knn(dataset: Dataset, valid: Cases) -> ItemKnn:
     """The item-KNN with the best valid Recall@10, seen items masked; of equal ones the first of the grid.
 
-    Grid: shrink 0, 5, 20; neighbours 10, 20, 50, 100, all; decay 1, 0.9, 0.8, 0.7, 0.6.
+    Grid: shrink 0, 5, 20; neighbours 20, 50, all; decay 1, 0.9, 0.8, 0.7.
     """
     sequences, n_items = dataset.train_sequences, dataset.n_items
     popularity = train_popularity(sequences, n_items)
     shrinks = (0.0, 5.0, 20.0)
-    grid = list(product(shrinks, (10, 20, 50, 100, n_items), (1.0, 0.9, 0.8, 0.7, 0.6)))
+    grid = list(product(shrinks, (20, 50, n_items), (1.0, 0.9, 0.8, 0.7)))
     best, best_recall = None, -1.0
-    cosines = {shrink: cosine_similarities(sequences, n_items, shrink) for shrink in shrinks}
+    by_shrink = {shrink: places_in_rows(cosine_similarities(sequences, n_items, shrink)) for shrink in shrinks}
     for shrink, neighbours, decay in track(grid, "item-KNN: settings tried", transient=True):
-        candidate = ItemKnn(keep_largest(cosines[shrink], neighbours), popularity, decay)
+        candidate = ItemKnn(keep_first(by_shrink[shrink], neighbours), popularity, decay)
         recall = float(recall_at(rank_cases(candidate, valid, masked=True), 10).mean())
         if recall > best_recall:
             best, best_recall = candidate, recall

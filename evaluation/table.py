@@ -118,17 +118,17 @@ def notes(comparison: dict[str, Any]) -> list[str]:
             f"{checks['short']} lists too short, {checks['seen']} seen items where they are masked."
         )
     if comparison["oracle"]:
-        lines.append(oracle_note(comparison["oracle"]))
+        lines.append(oracle_note(comparison["oracle"], comparison["models"]))
     return lines
 
 
-def oracle_note(oracle: dict[str, Any]) -> str:
+def oracle_note(oracle: dict[str, Any], models: list[str]) -> str:
     """The demo's best possible test Recall@10, and the share of it that each model reaches."""
     test = oracle["test"]
-    shares = ", ".join(f"{model} {share['10']:.0%}" for model, share in test["share_of_expected"].items())
+    shares = ", ".join(f"{model} {test['share_of_expected'][model]['10']:.0%}" for model in models)
     return (
         f"Best possible test Recall@10 of the demo's own model: {test['expected']['10']:.4f} expected, "
-        f"{test['realised']['10']:.4f} on these cases; share of the expected reached: {shares}."
+        f"{test['realised']['10']:.4f} on these cases; share of the expected reached, seen items masked: {shares}."
     )
 
 

@@ -90,7 +90,7 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     train = [user[:-1] for user in users]
     recalls = [
         recall_at(rank_cases(fit_item_knn(train, 60, *settings), valid, masked=True), 10).mean()
-        for settings in itertools.product((10, 20, 50, 100, 60), (0.0, 5.0, 20.0), (1.0, 0.9, 0.8, 0.7, 0.6))
+        for settings in itertools.product((20, 50, 60), (0.0, 5.0, 20.0), (1.0, 0.9, 0.8, 0.7))
     ]
     assert len(set(recalls)) > 3
     dataset = StubDataset(pl.DataFrame({"item_index": range(60)}), pl.DataFrame(), {}, train)

@@ -88,8 +88,8 @@ def test_markdown_holds_every_model_and_every_caveat(ranks: pl.DataFrame) -> Non
 
 def test_oracle_is_reported_where_it_is_known(ranks: pl.DataFrame) -> None:
     oracle = {"expected": {"10": 0.5}, "realised": {"10": 0.48}, "share_of_expected": {"sft": {"10": 0.9}}}
-    text = "\n".join(table.notes(comparison(ranks) | {"oracle": {"test": oracle}}))
-    assert "0.5000 expected, 0.4800 on these cases; share of the expected reached: sft 90%" in text
+    text = "\n".join(table.notes(comparison(ranks) | {"oracle": {"test": oracle}, "models": ["sft"]}))
+    assert "0.5000 expected, 0.4800 on these cases; share of the expected reached, seen items masked: sft 90%" in text
 
 
 def test_screen_table_shows_the_same_numbers(ranks: pl.DataFrame) -> None:
