@@ -115,6 +115,7 @@ class SidGRPOConfig(GRPOConfig):
             self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = has_bf16()
+        self.per_device_eval_batch_size = self.num_generations  # TRL asks for it; `evaluate` does not use it
         super().__post_init__()
 
 
