@@ -52,8 +52,11 @@ class TokenizerConfig:
         default=1.0, metadata={"help": "k of the PPMI shift log(k), as word2vec's negative samples; 1 = no shift."}
     )
     level_sizes: list[int] = field(
-        default_factory=lambda: [64, 64, 64],
-        metadata={"help": "Codes per level, first level first: as many SID tokens per item as numbers here."},
+        default_factory=list,
+        metadata={
+            "help": "Codes per level, first level first: as many SID tokens per item as numbers here. Default: 2 levels up to 32,768 "
+            "items, 3 beyond, of a power of two that suits the catalogue."
+        },
     )
     balanced_iterations: int = field(
         default=10, metadata={"help": "k-means iterations per level with clusters of equal size; 0 = plain k-means."}
@@ -102,8 +105,8 @@ class TokenizerConfig:
         sizes = self.level_sizes
         if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 2 for size in sizes):
             raise InputError(f"level_sizes is {sizes!r}; give a list of whole numbers of at least 2, such as 64 64 64.")
-        if not 1 <= len(sizes) <= len(LEVEL_LETTERS):
-            raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has 1 to {len(LEVEL_LETTERS)}.")
+        if len(sizes) > len(LEVEL_LETTERS):
+            raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has at most {len(LEVEL_LETTERS)}.")
 
     def path_of(self, source: str) -> Path:
         """Where a source's vectors lie: in the run's embeddings/, or the user's own file."""

@@ -23,6 +23,14 @@ from tokenizer.unique_sids import make_unique
 from tokenizer.unit_rows import concatenate_sources
 
 
+MOST_ITEMS_OF_TWO_LEVELS = 32_768
+
+
+def default_level_sizes(n_items: int) -> list[int]:
+    """The level sizes of a catalogue whose owner names none: few levels, because every level is one more token an item."""
+    return fitting_level_sizes(n_items, n_levels=2 if n_items <= MOST_ITEMS_OF_TWO_LEVELS else 3)
+
+
 def fitting_level_sizes(n_items: int, n_levels: int) -> list[int]:
     """Equal level sizes that suit a catalogue: a power of two, about 16 items per code, room for every item."""
     size = 2
@@ -86,7 +94,8 @@ def main() -> None:
     console = Console()
     run_dir = Path(config.run_dir)
     dataset = Dataset.load(run_dir)
-    check_level_sizes(config.level_sizes, dataset.n_items)
+    level_sizes = config.level_sizes or default_level_sizes(dataset.n_items)
+    check_level_sizes(level_sizes, dataset.n_items)
     blocks = read_sources(config, dataset.n_items)
     inputs = (run_dir / "data" / "items.parquet", *(config.path_of(source) for source in config.sources))
     stage = Stage(run_dir, "sid", config.quantizer_settings(), inputs)
@@ -97,7 +106,7 @@ def main() -> None:
     vectors = concatenate_sources(blocks, config.weights)  # [N, D]
     codebooks = fit(
         vectors,
-        config.level_sizes,
+        level_sizes,
         config.seed,
         config.balanced_iterations,
         config.lloyd_iterations,
