@@ -1,0 +1,172 @@
+"""The demo from nothing to recommendations through run_quickstart.sh, run once for all tests of this file."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data.dataset import Dataset
+from data.stage import sha256
+from evaluation.evaluate import MODELS
+from tokenizer.semantic_ids import SemanticIds
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "data": ("items.parquet", "interactions.parquet", "dataset.json"),
+    "embeddings": ("text.npy", "collaborative.npy"),
+    "sid": (
+        *("codes_all.npy", "codes_raw.npy", "codebooks.npz", "sid.json"),
+        *("quantizer.safetensors", "report.json", "report.html"),
+    ),
+    "sft": ("model.safetensors", "config.json", "tokenizer.json", "sidrec.json", "semantic_ids/codes_all.npy"),
+    "rl": ("model.safetensors", "config.json", "tokenizer.json", "sidrec.json", "semantic_ids/codes_all.npy"),
+    "evaluation": ("metrics.json", "comparison.json", "ranks.parquet", "table.md", "recall.png"),
+}
+LEAST_SHARE_OF_ORACLE = 0.8
+MOST_CPU_SECONDS_OF_A_RERUN = 60.0  # processor time, not wall time: other work on the machine does not count
+QUICK_SECONDS = 30
+
+
+def quickstart(*arguments: str, cwd: Path = ROOT, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "run_quickstart.sh"), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def child_cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@dataclass(frozen=True)
+class Run:
+    run_dir: Path
+    printed: str
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.run_dir / name).read_text(encoding="utf-8"))
+
+    def recall10(self, model: str, split: str) -> float:
+        return self.json("evaluation/metrics.json")[model][split]["masked"]["recall@10"]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run_dir = tmp_path_factory.mktemp("quickstart") / "demo"
+    done = quickstart("demo", "--run_dir", str(run_dir))
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return Run(run_dir, done.stdout)
+
+
+@pytest.mark.slow
+def test_every_stage_is_finished_and_its_files_are_there(run: Run) -> None:
+    for stage, names in FILES.items():
+        assert run.json(f"{stage}/manifest.json")["finished"], stage
+        missing = [name for name in names if not (run.run_dir / stage / name).is_file()]
+        assert not missing, f"{stage}: {missing}"
+    left_over = [path for path in run.run_dir.rglob("*") if path.name.endswith(".tmp")]
+    assert not left_over
+
+
+@pytest.mark.slow
+def test_every_model_is_measured_on_every_case(run: Run) -> None:
+    metrics = run.json("evaluation/metrics.json")
+    assert set(metrics) == set(MODELS)
+    dataset = Dataset.load(run.run_dir)
+    cases = run.json("evaluation/comparison.json")["cases"]
+    assert cases == {split: len(dataset.cases(split)) for split in ("valid", "test")}  # type: ignore[arg-type]
+    assert cases["test"] == dataset.info["counts"]["users"]
+
+
+@pytest.mark.slow
+def test_no_list_is_invalid_repeated_short_or_holds_a_seen_item(run: Run) -> None:
+    checks = run.json("evaluation/comparison.json")["list_checks"]
+    users = Dataset.load(run.run_dir).info["counts"]["users"]
+    lists = 4 * users  # valid and test, seen items masked and not
+    clean = {"lists": lists, "invalid": 0, "repeats": 0, "short": 0, "seen": 0}
+    assert checks == {"sft": clean, "rl": clean}
+
+
+@pytest.mark.slow
+def test_sft_comes_close_to_the_best_that_is_possible(run: Run) -> None:
+    best = run.json("evaluation/comparison.json")["oracle"]["test"]["expected"]["10"]
+    assert run.recall10("sft", "test") >= LEAST_SHARE_OF_ORACLE * best
+
+
+@pytest.mark.slow
+def test_rl_is_no_worse_than_sft_on_the_cases_it_was_chosen_on(run: Run) -> None:
+    assert run.recall10("rl", "valid") >= run.recall10("sft", "valid")
+    measured = run.json("rl/valid.json")
+    assert max(row["eval_recall@10"] for row in measured) >= measured[0]["eval_recall@10"]
+
+
+@pytest.mark.slow
+def test_recommendations_are_printed_with_titles_and_semantic_ids(run: Run) -> None:
+    shown = run.printed.split("── 6  ")[1]
+    titles, sids = Dataset.load(run.run_dir).titles, SemanticIds.load(run.run_dir)
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    recommended = [item for row in rows for item, title in enumerate(titles) if title in row]
+    assert len(recommended) == len(set(recommended)) == 10
+    assert all(sids.text(item) in row for item, row in zip(recommended, rows, strict=True))
+
+
+@pytest.mark.slow
+def test_running_it_again_skips_every_stage_and_changes_no_byte(run: Run) -> None:
+    files = sorted(path for path in run.run_dir.rglob("*") if path.is_file())
+    before = {path: (sha256(path), path.stat().st_mtime_ns) for path in files}
+    cpu_before = child_cpu_seconds()
+    done = quickstart("demo", "--run_dir", str(run.run_dir), timeout=600)
+    cpu_seconds = child_cpu_seconds() - cpu_before
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = sorted(path for path in run.run_dir.rglob("*") if path.is_file())
+    assert {path: (sha256(path), path.stat().st_mtime_ns) for path in after} == before
+    assert done.stdout.split("── 6  ")[1] == run.printed.split("── 6  ")[1]
+    assert cpu_seconds < MOST_CPU_SECONDS_OF_A_RERUN
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ml-20m"], "unknown data set ml-20m"),
+        (["demo", "--epochs", "3"], "unknown argument --epochs"),
+        (["demo", "ml-100k"], "unknown argument ml-100k"),
+        (["--run_dir"], "--run_dir needs a path"),
+        (["own", "--items", "catalogue.csv"], "--interactions"),
+        (["own", "--interactions", "absent.csv", "--items", "catalogue.csv"], "absent.csv does not exist"),
+        (["ml-100k", "--raw_dir", "empty"], "u.data does not exist"),
+        (["demo", "--raw_dir", "empty"], "--raw_dir is for MovieLens only"),
+    ],
+)
+def test_wrong_arguments_end_with_code_2_and_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "catalogue.csv").write_text("item_id,title\nx,X\n")
+    run_dir = [] if arguments[-1] == "--run_dir" else ["--run_dir", "run"]
+    done = quickstart(*arguments, *run_dir, cwd=tmp_path)
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2
+    assert last_line.startswith("error: ")
+    assert last_line.endswith(".")
+    assert words in last_line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["ml-100k", "--help"]])
+def test_help_explains_every_form_of_the_command(arguments: list[str], tmp_path: Path) -> None:
+    done = quickstart(*arguments, cwd=tmp_path, timeout=QUICK_SECONDS)
+    assert done.returncode == 0
+    assert done.stderr == ""
+    for word in (
+        "bash run_quickstart.sh ml-100k",
+        "own --interactions FILE --items FILE",
+        "--raw_dir",
+        "--run_dir DIR",
+    ):
+        assert word in done.stdout
+    assert "set -euo" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
