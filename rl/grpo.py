@@ -91,7 +91,10 @@ class SidGRPOConfig(GRPOConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
+    activation_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     eval_strategy: str = field(default="steps", metadata={"help": "When to measure valid Recall@10."})
     eval_steps: float = field(default=10, metadata={"help": "Updates between two measurements."})
     eval_on_start: bool = field(default=True, metadata={"help": "Measure the SFT model first: it is a candidate too."})

@@ -86,7 +86,10 @@ class SidTrainingConfig(SFTConfig):
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    )
+    activation_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
     length_column_name: str = field(default="length", metadata={"help": "Column with a row's length."})
     eval_strategy: str = field(default="epoch", metadata={"help": "When to measure valid Recall@10: epoch or steps."})

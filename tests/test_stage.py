@@ -8,8 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, sha256, write_json
+from data.stage import (
+    InputError,
+    Stage,
+    atomic_path,
+    means_disk_full,
+    require_finished,
+    run_as_command,
+    sha256,
+    write_json,
+)
 
 
 @pytest.fixture
@@ -200,3 +210,14 @@ def test_sigterm_ends_a_process_like_ctrl_c() -> None:
         _, message = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "interrupted" in message
+
+
+def test_a_full_disk_is_known_by_what_libraries_raise() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.save(torch.zeros(100_000), "/dev/full")
+    assert means_disk_full(failed.value)
+    assert means_disk_full(ValueError("parquet: underlying IO error: No space left on device (os error 28)"))
+    wrapped = RuntimeError("while saving")
+    wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    assert means_disk_full(wrapped)
+    assert not means_disk_full(RuntimeError("shapes differ"))
