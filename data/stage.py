@@ -45,7 +45,7 @@ def run_as_command(main: Callable[[], None]) -> None:
 
 
 def means_disk_full(error: BaseException) -> bool:
-    """Whether an exception, or one it came from, says that the disk is full. Polars, safetensors and torch raise their own kinds."""
+    """Whether an exception, or one it came from, says that the disk is full; Polars, safetensors and torch have their own."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):

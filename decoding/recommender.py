@@ -17,6 +17,7 @@ from decoding.trie import SidTrie
 from tokenizer.semantic_ids import SemanticIds
 
 TOKENS_PER_BATCH = 16_384
+FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
 
 
@@ -70,11 +71,17 @@ class Recommender:
             input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(batch))
             eligible = self._unseen(batch) if exclude_seen else None
             found = beam_search(
-                self.model, input_ids, attention_mask, self.renderer.vocabulary, self.trie, k, eligible=eligible
+                self.model,
+                input_ids,
+                attention_mask,
+                self.renderer.vocabulary,
+                self.trie,
+                max(k, FEWEST_BEAMS),
+                eligible=eligible,
             )
-            width = found.items.shape[1]
-            items[rows, :width] = found.items.cpu().numpy()
-            log_probs[rows, :width] = found.log_probs.float().cpu().numpy()
+            width = min(k, found.items.shape[1])
+            items[rows, :width] = found.items[:, :width].cpu().numpy()
+            log_probs[rows, :width] = found.log_probs[:, :width].cpu().numpy()
         return Recommendations(items, log_probs)
 
     def _batches(self, histories: list[np.ndarray]) -> list[list[int]]:

@@ -25,7 +25,7 @@ from rl.trainer import SidGRPOTrainer
 from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
 from sft.precision import has_bf16
 from sft.processes import refuse_fewer_processes_than_asked
-from sft.trainer import begin_stage, sample_cases
+from sft.trainer import begin_stage, finished_already, sample_cases
 from tokenizer.semantic_ids import SemanticIds
 
 DECISIVE_FIELDS = (
@@ -60,7 +60,7 @@ class RlConfig:
         metadata={"help": "Questions a user: their newest training items, each asked after what came before it."},
     )
     valid_users: int = field(
-        default=1000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
+        default=5000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
 
@@ -135,10 +135,11 @@ def main() -> None:
         sft_folder / "manifest.json",
     )
     stage = Stage(config.run_dir, "rl", identity, inputs)
-    if not begin_stage(stage, config.overwrite):
+    if finished_already(stage, config.overwrite):
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(sids, training)
+    valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(sft_folder)
@@ -146,6 +147,7 @@ def main() -> None:
     prompts = training_prompts(dataset.train_sequences, renderer, tokenizer, config.positions_per_user)
     target_codes = sids.codes[prompts["target"]].tolist()
 
+    begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
     training.max_completion_length = sids.n_levels
     trainer = SidGRPOTrainer(
@@ -157,7 +159,7 @@ def main() -> None:
         eval_dataset=prompts.select([0]),  # asked for by Trainer, never read
         renderer=renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
-        valid_cases=sample_cases(dataset.cases("valid"), config.valid_users, training.seed),
+        valid_cases=valid_cases,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
     finish(stage, trainer, sids, sft_folder)

@@ -22,7 +22,7 @@ from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
 from sft.precision import has_bf16
 from sft.processes import refuse_fewer_processes_than_asked
 from sft.sequences import SequenceCollator, training_rows
-from sft.trainer import SidSFTTrainer, begin_stage, sample_cases
+from sft.trainer import SidSFTTrainer, begin_stage, finished_already, sample_cases
 from sft.vocabulary import add_sid_tokens
 from tokenizer.semantic_ids import SemanticIds
 
@@ -124,10 +124,11 @@ def main() -> None:
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
     inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
     stage = Stage(config.run_dir, "sft", identity, inputs)
-    if not begin_stage(stage, config.overwrite):
+    if finished_already(stage, config.overwrite):
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config)
+    valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     model, tokenizer = load_backbone(backbone, training.seed)
     vocabulary = add_sid_tokens(model, tokenizer, sids, training.seed)
@@ -135,6 +136,7 @@ def main() -> None:
         add_dropout(model, backbone.dropout)
     renderer = Renderer.build(sids, vocabulary, config.max_items)
 
+    begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
     trainer = SidSFTTrainer(
         model=model,
@@ -145,7 +147,7 @@ def main() -> None:
         data_collator=SequenceCollator(renderer, tokenizer.pad_token_id),
         renderer=renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
-        valid_cases=sample_cases(dataset.cases("valid"), config.valid_users, training.seed),
+        valid_cases=valid_cases,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
 

@@ -23,14 +23,20 @@ from sft.sequences import NO_ITEM
 VALID_K = 10
 
 
-def begin_stage(stage: Stage, overwrite: bool) -> bool:
-    """`Stage.begin` in every process, the first one first; only it may delete. False, and a word, when the stage is finished."""
+def finished_already(stage: Stage, overwrite: bool) -> bool:
+    """Whether there is nothing to do, and a word when so. Changes nothing: bad input that is found later claims no folder."""
+    if overwrite or not stage.is_finished():
+        return False
+    if PartialState().is_main_process:
+        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})")
+    return True
+
+
+def begin_stage(stage: Stage, overwrite: bool) -> None:
+    """`Stage.begin` in every process, the first one first; only it may delete."""
     state = PartialState()
     with state.main_process_first():
-        work_to_do = stage.begin(overwrite and state.is_main_process)
-    if not work_to_do and state.is_main_process:
-        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})")
-    return work_to_do
+        stage.begin(overwrite and state.is_main_process)
 
 
 def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
@@ -103,14 +109,16 @@ def sequence_loss(
 
 
 def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
-    """Recall@10 and NDCG@10 of a trainer's present model; each process takes its share of the cases and all get the mean."""
+    """Recall@10 and NDCG@10 of a trainer's present model; each process takes its share of the cases and all get the mean.
+
+    In float32, as the saved model will be: so these are the figures that `evaluation.evaluate` finds on the same cases.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
     was_training = model.training
     model.eval()
     share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
     recommender = Recommender(model, trainer.renderer, trainer.trie)
-    with torch.autocast(trainer.args.device.type, torch.bfloat16, enabled=bool(trainer.args.bf16)):
-        lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
+    lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
     model.train(was_training)
     hits = lists == share.targets[:, None]
     gains = (hits / np.log2(np.arange(2, VALID_K + 2))).sum()
