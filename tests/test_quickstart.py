@@ -79,7 +79,7 @@ def test_every_model_is_measured_on_every_case(run: Run) -> None:
     assert set(metrics) == set(MODELS)
     dataset = Dataset.load(run.run_dir)
     cases = run.json("evaluation/comparison.json")["cases"]
-    assert cases == {split: len(dataset.cases(split)) for split in ("valid", "test")}  # type: ignore[arg-type]
+    assert cases == {split: len(dataset.cases(split)) for split in ("valid", "test")}
     assert cases["test"] == dataset.info["counts"]["users"]
 
 
