@@ -22,7 +22,7 @@ from decoding.trie import SidTrie
 from rl.prompts import training_prompts
 from rl.rewards import exact_hit, prefix_credit
 from rl.trainer import SidGRPOTrainer
-from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
+from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
 from sft.precision import has_bf16
 from sft.processes import refuse_fewer_processes_than_asked
 from sft.trainer import begin_stage, finished_already, sample_cases
@@ -99,9 +99,7 @@ class SidGRPOConfig(GRPOConfig):
     eval_steps: float = field(default=10, metadata={"help": "Updates between two measurements."})
     eval_on_start: bool = field(default=True, metadata={"help": "Measure the SFT model first: it is a candidate too."})
     save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
-    save_steps: float = field(
-        default=10, metadata={"help": "Updates between two checkpoints; a multiple of eval_steps."}
-    )
+    save_steps: float = field(default=10, metadata={"help": "Updates between two checkpoints; must equal eval_steps."})
     save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
     load_best_model_at_end: bool = field(
         default=True, metadata={"help": "Keep the checkpoint of best valid Recall@10."}
@@ -139,6 +137,7 @@ def main() -> None:
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(sids, training)
+    refuse_unsaved_measurements(training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
@@ -186,8 +185,10 @@ def check(sids: SemanticIds, training: SidGRPOConfig) -> None:
 def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder: Path) -> None:
     """Save the best of the checkpoints and the SFT model, close the stage, and say which it was."""
     folder = stage.folder
-    measured = [row for row in trainer.state.log_history if "eval_recall@10" in row]
-    start, best = measured[0], max(measured, key=lambda row: row["eval_recall@10"])
+    # by step: a resumed run measures the checkpoint that it goes on from once more
+    measured = list({row["step"]: row for row in trainer.state.log_history if "eval_recall@10" in row}.values())
+    metric = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
+    start, best = measured[0], max(measured, key=lambda row: row[metric])
     if best is start:  # no checkpoint beat the model that training began with
         trainer.model.load_state_dict(
             AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32).state_dict()
@@ -205,7 +206,8 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     remove_checkpoints(folder / "checkpoints")
     Console().print(
         f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f} at step {best['step']} "
-        f"of {trainer.state.max_steps}; the model is in {folder}"
+        f"of {trainer.state.max_steps}; the model is in {folder}",
+        soft_wrap=True,
     )
 
 

@@ -18,7 +18,7 @@ from data.stage import InputError, Stage, run_as_command, write_json
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
-from sft.checkpoints import last_whole_checkpoint, remove_checkpoints
+from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
 from sft.precision import has_bf16
 from sft.processes import refuse_fewer_processes_than_asked
 from sft.sequences import SequenceCollator, training_rows
@@ -128,6 +128,7 @@ def main() -> None:
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config)
+    refuse_unsaved_measurements(training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     model, tokenizer = load_backbone(backbone, training.seed)
@@ -182,7 +183,8 @@ def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     Console().print(
         f"sft: {parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
-        f"at step {trainer.state.best_global_step} of {trainer.state.max_steps}; the model is in {folder}"
+        f"at step {trainer.state.best_global_step} of {trainer.state.max_steps}; the model is in {folder}",
+        soft_wrap=True,
     )
 
 

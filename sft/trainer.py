@@ -28,7 +28,7 @@ def finished_already(stage: Stage, overwrite: bool) -> bool:
     if overwrite or not stage.is_finished():
         return False
     if PartialState().is_main_process:
-        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})")
+        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})", soft_wrap=True)
     return True
 
 
