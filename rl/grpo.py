@@ -189,7 +189,7 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     measured = list({row["step"]: row for row in trainer.state.log_history if "eval_recall@10" in row}.values())
     metric = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
     start, best = measured[0], max(measured, key=lambda row: row[metric])
-    if best is start:  # no checkpoint beat the model that training began with
+    if best["step"] == 0:  # no checkpoint beat the model that training began with
         trainer.model.load_state_dict(
             AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32).state_dict()
         )

@@ -27,7 +27,12 @@ def refuse_fewer_processes_than_asked() -> None:
 
 
 def asked_processes(command: list[str]) -> int:
-    """The number behind `--num_processes` (or `-n`, `--num-processes`) in accelerate's command line; 1 when there is none."""
+    """The number behind `--num_processes` (or `-n`, `--num-processes`) in accelerate's command line; 1 when there is none.
+
+    Also 1 when the command is not accelerate's: `xargs -n 2` means something else.
+    """
+    if not any("accelerate" in word for word in command):
+        return 1
     for position, word in enumerate(command):
         flag, _, value = word.partition("=")
         if word.endswith(".py"):
