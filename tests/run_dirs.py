@@ -1,0 +1,215 @@
+"""Small run directories, and the entry points called in this process or as a user calls them."""
+
+from __future__ import annotations
+
+import ast
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import make_sids
+from transformers import Trainer
+
+from data.dataset import Dataset
+from data.stage import Stage
+from rl import grpo
+from sft import train
+from tokenizer.semantic_ids import SemanticIds
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = ["red", "blue", "green", "black", "white", "golden"]
+THINGS = ["tea", "lamp", "boot", "drum", "rope", "vase", "coin", "harp", "kite", "sled"]
+N_ITEMS = len(COLOURS) * len(THINGS)
+N_USERS = 60
+LEVEL_SIZES = [4, 4, 5]
+
+SFT_FLAGS: dict[str, object] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "dropout": 0.1,
+    "max_items": 12,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 0.02,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "weight_decay": 0,
+    "adam_beta2": 0.98,
+    "max_grad_norm": 1,
+    "train_sampling_strategy": "group_by_length",
+    "max_steps": 12,
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "eval_steps": 4,
+    "save_steps": 4,
+}
+RL_FLAGS: dict[str, object] = {
+    "num_generations": 8,
+    "per_device_train_batch_size": 32,
+    "positions_per_user": 2,
+    "learning_rate": 0.003,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 1,
+    "loss_type": "dr_grpo",
+    "scale_rewards": "none",
+    "reward_weights": [1, 0.2],
+    "beta": 0,
+    "max_steps": 6,
+    "eval_steps": 2,
+    "save_steps": 2,
+}
+# every field that decides a result is set here, so that the defaults may change
+COMMON_FLAGS = {
+    "valid_users": 500,
+    "bf16": "false",
+    "logging_steps": 1,
+    "seed": 0,
+    "disable_tqdm": "true",
+    "use_cpu": "true",
+}
+
+
+def small_dataset() -> Dataset:
+    """60 items in six rings of ten, one a colour, red by far the most liked; each of 60 users walks along one ring, mostly to the
+    next item. A user's last two steps are valid and test."""
+    rng = np.random.default_rng(0)
+    titles = [f"The {colour} {thing} ({1980 + i})" for i, colour in enumerate(COLOURS) for thing in THINGS]
+    rows = []
+    for user in range(N_USERS):
+        length = int(rng.integers(5, 16))
+        steps = np.where(rng.random(length) < 0.9, 1, rng.integers(2, 9, length))
+        ring = rng.choice(len(COLOURS), p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.05])
+        walk = 10 * ring + (rng.integers(10) + steps.cumsum()) % 10
+        splits = ["train"] * (length - 2) + ["valid", "test"]
+        rows += [(f"u{user}", int(item), t, split) for t, (item, split) in enumerate(zip(walk, splits, strict=True))]
+    items = {
+        "item_id": [f"i{i}" for i in range(N_ITEMS)],
+        "item_index": range(N_ITEMS),
+        "title": titles,
+        "text": titles,
+    }
+    interactions = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split"], orient="row")
+    return Dataset(pl.DataFrame(items), interactions, {"name": "rings"})
+
+
+def write_sid_stage(run_dir: Path, seed: int = 0) -> None:
+    """Unique SIDs in lexicographic order, so that items of one ring share first codes; another `seed` is another SID set."""
+    drawn = make_sids(N_ITEMS, LEVEL_SIZES, seed)
+    codes = np.unique(drawn.codes, axis=0)
+    stage = Stage(run_dir, "sid", {"seed": seed}, (run_dir / "data" / "items.parquet",))
+    stage.begin(overwrite=True)
+    stage.finish(*SemanticIds(codes, codes, drawn.codebooks).save(stage.folder))
+
+
+def make_run_dir(run_dir: Path) -> Path:
+    """A run directory with finished `data` and `sid` stages."""
+    stage = Stage(run_dir, "data", {"dataset": "rings"})
+    stage.begin()
+    stage.finish(*small_dataset().save(stage.folder))
+    write_sid_stage(run_dir)
+    return run_dir
+
+
+def flags(module: Any, run_dir: Path, **changed: object) -> list[str]:
+    """The command line of a small run of `sft.train` or `rl.grpo`."""
+    chosen = {"run_dir": run_dir} | {train: SFT_FLAGS, grpo: RL_FLAGS}[module] | COMMON_FLAGS | changed
+    words: list[str] = []
+    for name, value in chosen.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def run_stage(
+    module: Any, run_dir: Path, at_end: Callable[[Trainer], None] | None = None, **changed: object
+) -> Trainer | None:
+    """Call `sft.train` or `rl.grpo` in this process as the command line would; its trainer, None when there was nothing to do.
+
+    `at_end` sees the trainer when training is over and nothing is saved yet.
+    """
+    trainers: list[Trainer] = []
+    finish = module.finish
+
+    def keep_trainer(stage: Stage, trainer: Trainer, *rest: Any) -> None:
+        trainers.append(trainer)
+        if at_end is not None:
+            at_end(trainer)
+        finish(stage, trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "finish", keep_trainer)
+        patch.setattr(sys, "argv", ["command", *flags(module, run_dir, **changed)])
+        module.main()
+    return trainers[0] if trainers else None
+
+
+def finished_sft_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a finished SFT stage, made once a test session. Copy it to change it."""
+    run_dir = tmp_path_factory.getbasetemp() / "finished_sft_run"
+    if not run_dir.exists():
+        make_run_dir(run_dir)
+    run_stage(train, run_dir)  # nothing to do after the first time
+    return run_dir
+
+
+def exit_code(script: str, *arguments: str | Path) -> int:
+    """Run a script in this process as `python script …` would; its exit code."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return 0
+
+
+def assert_one_sentence(text: str) -> None:
+    """What a user sees on stderr after a mistake: one line that names what to do, no traceback."""
+    lines = [line for line in text.splitlines() if line.startswith(("error: ", "interrupted: "))]
+    assert len(lines) == 1, text
+    assert "Traceback" not in text, text
+
+
+def user_environment() -> dict[str, str]:
+    """What a subprocess sees: no GPU, the environment's own programs (DeepSpeed looks for ninja) first."""
+    programs = Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def start(*command: str | Path) -> subprocess.Popen[str]:
+    """Start a command in the repository, as a user does, with its output kept."""
+    return subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        env=user_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def printed_logs(output: str) -> list[dict[str, float]]:
+    """Trainer's log lines, `{'loss': '1.234', …}`, with numbers for strings."""
+    rows = [ast.literal_eval(line) for line in output.splitlines() if line.startswith("{'")]
+    return [{key: float(value) for key, value in row.items()} for row in rows]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
