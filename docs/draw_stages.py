@@ -133,7 +133,7 @@ def draw_rl(axes: Axes, x: float, colour: str) -> None:
     write(axes, x + 18, 28.9, "worse: less likely", 8.2)
     arrow(axes, (x + 18, 27.2), (x + 18, 24.9), QUIET)
     box(axes, x + 6, 19.4, 24, 5.4, "#f8e9f1", colour, 1.6)
-    write(axes, x + 18, 22.0, "a sharpened language model", 9.4, weight="bold")
+    write(axes, x + 18, 22.0, "the model, tuned on hits", 10, weight="bold")
 
 
 def draw_result(axes: Axes) -> None:

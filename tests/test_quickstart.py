@@ -101,8 +101,12 @@ def test_sft_comes_close_to_the_best_that_is_possible(run: Run) -> None:
 @pytest.mark.slow
 def test_rl_is_no_worse_than_sft_on_the_cases_it_was_chosen_on(run: Run) -> None:
     assert run.recall10("rl", "valid") >= run.recall10("sft", "valid")
-    measured = run.json("rl/valid.json")
-    assert max(row["eval_recall@10"] for row in measured) >= measured[0]["eval_recall@10"]
+    measured = {row["step"]: row["eval_recall@10"] for row in run.json("rl/valid.json")}
+    two_cases = (
+        2 / run.json("evaluation/comparison.json")["cases"]["valid"]
+    )  # near ties may fall otherwise in other batches
+    assert run.recall10("sft", "valid") == pytest.approx(measured[0], abs=two_cases)
+    assert run.recall10("rl", "valid") == pytest.approx(max(measured.values()), abs=two_cases)
 
 
 @pytest.mark.slow
