@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data.config import parse_config
 from data.dataset import Dataset
@@ -110,14 +111,14 @@ def show(
     """Print the end of the history and the recommendations."""
     shown = [dataset.titles[item] for item in history[-SHOWN_HISTORY:]]
     earlier = f"… {len(history) - len(shown)} more, " if len(history) > len(shown) else ""
-    console.print(f"history: {earlier}{' → '.join(shown)}", markup=False, highlight=False)
+    console.print(f"history: {earlier}{' → '.join(shown)}", markup=False, emoji=False, highlight=False)
     table = Table(title=f"next, by the {stage} model")
     table.add_column("", justify="right")
     table.add_column("title")
     table.add_column("semantic ID")
     table.add_column("probability", justify="right")
     for rank, (item, log_prob) in enumerate(zip(items[items >= 0], log_probs, strict=False), start=1):
-        table.add_row(str(rank), dataset.titles[item], sids.text(int(item)), f"{math.exp(log_prob):.2%}")
+        table.add_row(str(rank), Text(dataset.titles[item]), sids.text(int(item)), f"{math.exp(log_prob):.2%}")
     console.print(table)
 
 
