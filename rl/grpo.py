@@ -24,8 +24,8 @@ from rl.rewards import exact_hit, prefix_credit
 from rl.trainer import SidGRPOTrainer
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
 from sft.precision import has_bf16
-from sft.processes import refuse_fewer_processes_than_asked
-from sft.trainer import begin_stage, finished_already, sample_cases
+from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
+from sft.validation import sample_cases
 from tokenizer.semantic_ids import SemanticIds
 
 DECISIVE_FIELDS = (

@@ -15,22 +15,16 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from data.dataset import Cases
 from decoding.beam_search import beam_search
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
 from rl.group_log_probs import group_log_probs
-from sft.trainer import valid_metrics
+from sft.validation import RecommendingValidation
 
 
-class SidGRPOTrainer(GRPOTrainer):
+class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
     """Groups of G distinct items drawn from π without replacement; log-probabilities over the codes that exist."""
 
-    def __init__(self, *args: Any, renderer: Renderer, trie: SidTrie, valid_cases: Cases, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, rollout_func=rollout, **kwargs)
-        self.renderer = renderer
-        self.trie = trie.to(self.args.device)
-        self.valid_cases = valid_cases
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -61,15 +55,6 @@ class SidGRPOTrainer(GRPOTrainer):
                 self.trie,
             )
         return log_probs, entropies.detach() if compute_entropy else None, None
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Recall@10 and NDCG@10 on the valid cases, as in SFT."""
-        metrics = valid_metrics(self, self.valid_cases, metric_key_prefix)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
 
 def draw_generator(seed: int, step: int, prompt: str) -> torch.Generator:

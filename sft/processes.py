@@ -1,12 +1,14 @@
-"""How many processes were asked for, and how many run."""
+"""Several processes of one run: how many were asked for, and how they claim a stage together."""
 
 from __future__ import annotations
 
 import os
 
 import psutil
+from accelerate import PartialState
+from rich.console import Console
 
-from data.stage import InputError
+from data.stage import InputError, Stage
 
 
 def refuse_fewer_processes_than_asked() -> None:
@@ -41,3 +43,19 @@ def asked_processes(command: list[str]) -> int:
             value = value or (command[position + 1] if position + 1 < len(command) else "")
             return int(value) if value.isdigit() else 1
     return 1
+
+
+def finished_already(stage: Stage, overwrite: bool) -> bool:
+    """Whether there is nothing to do, and a word when so. Changes nothing: bad input that is found later claims no folder."""
+    if overwrite or not stage.is_finished():
+        return False
+    if PartialState().is_main_process:
+        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})", soft_wrap=True)
+    return True
+
+
+def begin_stage(stage: Stage, overwrite: bool) -> None:
+    """`Stage.begin` in every process, the first one first; only it may delete."""
+    state = PartialState()
+    with state.main_process_first():
+        stage.begin(overwrite and state.is_main_process)

@@ -20,9 +20,10 @@ from decoding.trie import SidTrie
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
 from sft.precision import has_bf16
-from sft.processes import refuse_fewer_processes_than_asked
+from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.sequences import SequenceCollator, training_rows
-from sft.trainer import SidSFTTrainer, begin_stage, finished_already, sample_cases
+from sft.trainer import SidSFTTrainer
+from sft.validation import sample_cases
 from sft.vocabulary import add_sid_tokens
 from tokenizer.semantic_ids import SemanticIds
 

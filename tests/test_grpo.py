@@ -186,7 +186,7 @@ def test_a_step_makes_the_reward_more_likely(trainer):
 
 def script_recall(monkeypatch, recalls: list[float]) -> None:
     values = iter(recalls)
-    monkeypatch.setattr("rl.trainer.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": 0.0})
+    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": 0.0})
 
 
 def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch, capsys):
@@ -206,7 +206,7 @@ def test_the_best_checkpoint_is_kept(run_dir, monkeypatch, capsys, metric):
     values = iter([0.5, 0.4, 0.6, 0.3])
     other = iter([0.9, 0.1, 0.2, 0.3])
     names = ("eval_recall@10", "eval_ndcg@10") if metric == "eval_recall@10" else ("eval_ndcg@10", "eval_recall@10")
-    monkeypatch.setattr("rl.trainer.valid_metrics", lambda *_: {names[0]: next(values), names[1]: next(other)})
+    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {names[0]: next(values), names[1]: next(other)})
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     class KeepWeights(SidGRPOTrainer):

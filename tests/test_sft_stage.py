@@ -154,7 +154,7 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer):
 
 def test_the_best_checkpoint_is_saved_not_the_last(tmp_path, monkeypatch):
     scripted = iter([0.1, 0.9, 0.5])
-    monkeypatch.setattr("sft.trainer.valid_metrics", lambda *_: {"eval_recall@10": next(scripted), "eval_ndcg@10": 0.0})
+    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(scripted), "eval_ndcg@10": 0.0})
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     class KeepWeights(train.SidSFTTrainer):

@@ -1,0 +1,63 @@
+"""Validation of a trainer by what the model is for: it recommends, and Recall@10 says how well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.dataset import Cases
+from data.stage import InputError
+from decoding.recommender import Recommender
+from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+
+VALID_K = 10
+
+
+class RecommendingValidation:
+    """Mixed into a transformers Trainer, before it: `evaluate` recommends for the valid cases instead of averaging a loss."""
+
+    def __init__(self, *args: Any, renderer: Renderer, trie: SidTrie, valid_cases: Cases, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.renderer = renderer
+        self.trie = trie.to(self.args.device)  # type: ignore[attr-defined]
+        self.valid_cases = valid_cases
+
+    def evaluate(
+        self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Recall@10 and NDCG@10 on the valid cases, seen items excluded, by constrained decoding, shared among the processes."""
+        metrics = valid_metrics(self, self.valid_cases, metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
+    """At most `n` cases, drawn once by the seed. Raises InputError when there are none to choose a checkpoint by."""
+    if not len(cases):
+        raise InputError("the data have no valid interactions, so no checkpoint can be chosen; prepare more data.")
+    if len(cases) <= n:
+        return cases
+    return cases.take(np.sort(np.random.default_rng(seed).choice(len(cases), n, replace=False)))
+
+
+def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
+    """Recall@10 and NDCG@10 of a trainer's present model; each process takes its share of the cases and all get the mean.
+
+    In float32, as the saved model will be: so these are the figures that `evaluation.evaluate` finds on the same cases.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    was_training = model.training
+    model.eval()
+    share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
+    recommender = Recommender(model, trainer.renderer, trainer.trie)
+    lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
+    model.train(was_training)
+    hits = lists == share.targets[:, None]
+    gains = (hits / np.log2(np.arange(2, VALID_K + 2))).sum()
+    sums = torch.tensor([hits.sum(), gains, len(share)], dtype=torch.float32, device=trainer.args.device)
+    hit_sum, gain_sum, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
+    return {f"{prefix}_recall@{VALID_K}": hit_sum / n_cases, f"{prefix}_ndcg@{VALID_K}": gain_sum / n_cases}
