@@ -139,26 +139,37 @@ def item_log_prob(trainer, prompt_ids: list[int], codes: tuple[int, ...]) -> tor
     return total
 
 
-def test_gradient_of_one_group_is_the_written_formula(trainer):
-    """-(1 / (G · L)) Σ_i A_i Σ_l ∇log π(code l of item i), A = reward - mean: dr_grpo's gradient at the sampling policy."""
-    prompt = distinct_prompts(trainer, 3)[1]
+@pytest.mark.parametrize("n_groups", [1, 3])
+def test_the_gradient_is_the_written_formula(trainer, n_groups):
+    """-(1 / (G · L)) Σ_i A_i Σ_l ∇log π(code l of item i), A = reward - its group's mean, averaged over groups: dr_grpo's gradient
+    at the policy that drew the items. Three groups have prompts of different lengths."""
+    prompts = distinct_prompts(trainer, 3)[:n_groups]
+    prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+    assert len({len(ids) for ids in prompt_ids}) == min(2, n_groups)
     trainer.model.train()
-    codes = [tuple(row) for row in rollout([prompt] * G, trainer)["codes"]]
-    target = codes[3]
-    row = {"prompt": prompt, "target": 0, "target_codes": list(target)}
-    inputs = trainer._generate_and_score_completions([dict(row) for _ in range(G)])
+    drawn = [tuple(row) for row in rollout(repeated(prompts), trainer)["codes"]]
+    groups = [drawn[i * G : (i + 1) * G] for i in range(n_groups)]
+    targets = [group[3 + i] for i, group in enumerate(groups)]
+    rows = [
+        {"prompt": prompt, "target": 0, "target_codes": list(target)}
+        for prompt, target in zip(prompts, targets, strict=True)
+        for _ in range(G)
+    ]
+    inputs = trainer._generate_and_score_completions(rows)
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, inputs).backward()
     found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
 
-    agreeing = [next((d for d in range(3) if item[d] != target[d]), 3) for item in codes]
-    rewards = torch.tensor([(depth == 3) + 0.2 * depth / 3 for depth in agreeing])
-    advantages = rewards - rewards.mean()
-    torch.testing.assert_close(inputs["advantages"], advantages)
     trainer.model.zero_grad()
-    prompt_ids = trainer.processing_class(prompt)["input_ids"]
-    log_probs = torch.stack([item_log_prob(trainer, prompt_ids, item) for item in codes])
-    (-(advantages * log_probs).sum() / (G * 3)).backward()
+    all_advantages = []
+    for ids, codes, target in zip(prompt_ids, groups, targets, strict=True):
+        agreeing = [next((d for d in range(3) if item[d] != target[d]), 3) for item in codes]
+        rewards = torch.tensor([(depth == 3) + 0.2 * depth / 3 for depth in agreeing])
+        advantages = rewards - rewards.mean()
+        log_probs = torch.stack([item_log_prob(trainer, ids, item) for item in codes])
+        (-(advantages * log_probs).sum() / (G * 3) / n_groups).backward()
+        all_advantages.append(advantages)
+    torch.testing.assert_close(inputs["advantages"], torch.cat(all_advantages))
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
     assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
@@ -186,7 +197,9 @@ def test_a_step_makes_the_reward_more_likely(trainer):
 
 def script_recall(monkeypatch, recalls: list[float]) -> None:
     values = iter(recalls)
-    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": 0.0})
+    monkeypatch.setattr(
+        "sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": 0.0}
+    )
 
 
 def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch, capsys):
