@@ -73,8 +73,8 @@ class SidGRPOConfig(GRPOConfig):
         default=512, metadata={"help": "Rollouts a process and step: prompts times num_generations."}
     )
     num_generations: int = field(default=16, metadata={"help": "G, the distinct items drawn for each prompt."})
-    max_steps: int = field(default=40, metadata={"help": "Updates."})
-    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
+    max_steps: int = field(default=30, metadata={"help": "Updates."})
+    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
     loss_type: str = field(
@@ -102,10 +102,15 @@ class SidGRPOConfig(GRPOConfig):
     save_steps: float = field(default=10, metadata={"help": "Updates between two checkpoints; must equal eval_steps."})
     save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
     load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the checkpoint of best valid Recall@10."}
+        default=True, metadata={"help": "Keep the checkpoint that is best on valid, by metric_for_best_model."}
     )
-    metric_for_best_model: str = field(default="eval_recall@10", metadata={"help": "eval_recall@10 or eval_ndcg@10."})
-    greater_is_better: bool = field(default=True, metadata={"help": "More Recall is better."})
+    metric_for_best_model: str = field(
+        default="eval_kept_ndcg@10",
+        metadata={
+            "help": "eval_kept_ndcg@10: NDCG@10 where Recall@10 is not below the SFT model's; or eval_recall@10, eval_ndcg@10."
+        },
+    )
+    greater_is_better: bool = field(default=True, metadata={"help": "More is better."})
     logging_steps: float = field(default=5, metadata={"help": "Updates between two log lines."})
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
@@ -205,8 +210,9 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
     remove_checkpoints(folder / "checkpoints")
     Console().print(
-        f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f} at step {best['step']} "
-        f"of {trainer.state.max_steps}; the model is in {folder}",
+        f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "
+        f"{start['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}; "
+        f"the model is in {folder}",
         soft_wrap=True,
     )
 

@@ -56,6 +56,17 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
             )
         return log_probs, entropies.detach() if compute_entropy else None, None
 
+    def measure(self, prefix: str) -> dict[str, float]:
+        """Adds `kept_ndcg@10`: NDCG@10, or 0 when Recall@10 is below that of the model that training began with.
+
+        A reward on hits sharpens the top of the list; chosen by this, it does so only where nothing is lost further down.
+        """
+        metrics = super().measure(prefix)
+        recall = f"{prefix}_recall@10"
+        start = next((row[recall] for row in self.state.log_history if recall in row), metrics[recall])
+        kept = metrics[f"{prefix}_ndcg@10"] if metrics[recall] >= start else 0.0
+        return metrics | {f"{prefix}_kept_ndcg@10": kept}
+
 
 def draw_generator(seed: int, step: int, prompt: str) -> torch.Generator:
     """The randomness of one prompt's group: the same whichever process draws it, and after a resume."""

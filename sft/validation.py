@@ -29,10 +29,14 @@ class RecommendingValidation:
         self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Recall@10 and NDCG@10 on the valid cases, seen items excluded, by constrained decoding, shared among the processes."""
-        metrics = valid_metrics(self, self.valid_cases, metric_key_prefix)
+        metrics = self.measure(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def measure(self, prefix: str) -> dict[str, float]:
+        """What `evaluate` logs and the best checkpoint is chosen by."""
+        return valid_metrics(self, self.valid_cases, prefix)
 
 
 def sample_cases(cases: Cases, n: int, seed: int) -> Cases:

@@ -197,8 +197,9 @@ def test_a_step_makes_the_reward_more_likely(trainer):
 
 def script_recall(monkeypatch, recalls: list[float]) -> None:
     values = iter(recalls)
+    ndcgs = iter([0.2, 0.3, 0.2, 0.4])  # higher where Recall is lower: not enough to be kept
     monkeypatch.setattr(
-        "sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": 0.0}
+        "sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": next(ndcgs)}
     )
 
 
@@ -206,12 +207,22 @@ def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch
     script_recall(monkeypatch, [0.5, 0.4, 0.5, 0.3])
     trained: list[dict[str, torch.Tensor]] = []
     run_stage(grpo, run_dir, at_end=lambda trainer: trained.append(state(trainer.model)))
-    assert "0.5000 (SFT) → 0.5000 at step 0 of 6" in capsys.readouterr().out
+    assert "0.5000 (SFT) → 0.5000, NDCG@10 0.2000 → 0.2000 at step 0 of 6" in capsys.readouterr().out
     sft, rl = (load_file(run_dir / stage / "model.safetensors") for stage in ("sft", "rl"))
     assert all(torch.equal(sft[name], rl[name]) for name in sft)
     assert not all(torch.equal(rl[name], trained[0][name]) for name in rl), (
         "training moved nothing: the test proves nothing"
     )
+
+
+def test_by_default_ndcg_counts_only_where_recall_is_kept(run_dir, monkeypatch, capsys):
+    measured = iter([(0.5, 0.2), (0.4, 0.9), (0.5, 0.3), (0.6, 0.25)])
+    monkeypatch.setattr(
+        "sft.validation.valid_metrics",
+        lambda *_: dict(zip(("eval_recall@10", "eval_ndcg@10"), next(measured), strict=True)),
+    )
+    run_stage(grpo, run_dir)
+    assert "0.5000 (SFT) → 0.5000, NDCG@10 0.2000 → 0.3000 at step 4 of 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("metric", ["eval_recall@10", "ndcg@10"])
