@@ -182,19 +182,16 @@ def assert_one_sentence(text: str) -> None:
     assert "Traceback" not in text, text
 
 
-def user_environment() -> dict[str, str]:
-    """What a subprocess sees: no GPU, the environment's own programs (DeepSpeed looks for ninja) first."""
-    programs = Path(sys.executable).parent
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def start(*command: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Start a command in the repository as a user does, without a GPU and with its output kept.
 
-
-def start(*command: str | Path) -> subprocess.Popen[str]:
-    """Start a command in the repository, as a user does, with its output kept."""
+    The environment's own programs come first: DeepSpeed looks for ninja.
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         [*map(str, command)],
         cwd=ROOT,
-        env=user_environment(),
+        env=os.environ | {"PATH": path, "CUDA_VISIBLE_DEVICES": ""} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -48,7 +48,9 @@ def launch(script: str, launcher: list[str], arguments: list[str]) -> tuple[int,
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    process = start(ACCELERATE, "launch", "--main_process_port", str(port), *launcher, script, *arguments)
+    process = start(
+        ACCELERATE, "launch", "--main_process_port", str(port), *launcher, script, *arguments, OMP_NUM_THREADS="1"
+    )
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
