@@ -46,6 +46,7 @@ DECISIVE_FIELDS = (
     "train_sampling_strategy",
     "eval_strategy",
     "eval_steps",
+    "metric_for_best_model",
     "world_size",
 )
 

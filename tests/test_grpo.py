@@ -256,6 +256,10 @@ def test_the_output_loads_and_a_second_run_is_skipped(rl_run, capsys):
     assert "finished already" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"rl was made with num_generations=8, not 4"):
         run_stage(grpo, run_dir, num_generations=4)
+    with pytest.raises(
+        InputError, match=r"rl was made with metric_for_best_model='eval_kept_ndcg@10', not 'eval_recall@10'"
+    ):
+        run_stage(grpo, run_dir, metric_for_best_model="eval_recall@10")
 
 
 def test_another_sft_model_is_refused(rl_run, tmp_path):

@@ -115,6 +115,10 @@ def test_another_configuration_or_sid_set_is_refused(run_dir, trainer, tmp_path)
     copy = shutil.copytree(run_dir, tmp_path / "run")
     with pytest.raises(InputError, match=r"sft was made with learning_rate=0\.02, not 0\.03; .*--overwrite true"):
         run_stage(train, copy, learning_rate=0.03)
+    with pytest.raises(
+        InputError, match=r"sft was made with metric_for_best_model='eval_recall@10', not 'eval_ndcg@10'"
+    ):
+        run_stage(train, copy, metric_for_best_model="eval_ndcg@10")
     write_sid_stage(copy, seed=1)
     with pytest.raises(InputError, match=r"another .*codes_all\.npy than the one there now"):
         run_stage(train, copy)
@@ -154,7 +158,9 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer):
 
 def test_the_best_checkpoint_is_saved_not_the_last(tmp_path, monkeypatch):
     scripted = iter([0.1, 0.9, 0.5])
-    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(scripted), "eval_ndcg@10": 0.0})
+    monkeypatch.setattr(
+        "sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(scripted), "eval_ndcg@10": 0.0}
+    )
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     class KeepWeights(train.SidSFTTrainer):
