@@ -7,6 +7,7 @@ python -m decoding.recommend --run_dir outputs/ml-100k --history "toy story" "fa
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class RecommendConfig:
     k: int = field(default=10, metadata={"help": "Number of recommendations."})
     stage: str | None = field(
         default=None,
-        metadata={"help": "Model to ask: sft or rl; left out: rl where it exists.", "choices": ["sft", "rl"]},
+        metadata={"help": "Model to ask: sft or rl; left out: rl where it is finished.", "choices": ["sft", "rl"]},
     )
     keep_seen: bool = field(default=False, metadata={"help": "Also recommend items of the history."})
 
@@ -51,11 +52,17 @@ def main() -> None:
     history = find_history(dataset, config)
     if config.k < 1:
         raise InputError(f"k={config.k} recommendations cannot be made; ask for 1 or more.")
-    stage = config.stage or ("rl" if (config.run_dir / "rl" / "manifest.json").exists() else "sft")
+    stage = config.stage or last_trained(config.run_dir)
     recommender = Recommender.load(config.run_dir, stage)
     k = min(config.k, dataset.n_items)
     found = recommender.recommend([history], k, exclude_seen=not config.keep_seen)
     show(Console(), dataset, sids, history, found.items[0], found.log_probs[0], stage)
+
+
+def last_trained(run_dir: Path) -> str:
+    """ "rl" where that stage is finished, else "sft"."""
+    manifest = run_dir / "rl" / "manifest.json"
+    return "rl" if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["finished"] else "sft"
 
 
 def find_history(dataset: Dataset, config: RecommendConfig) -> np.ndarray:

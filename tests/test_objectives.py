@@ -84,7 +84,9 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
     assert (entropies >= -1e-6).all()
     found = recommender.recommend([histories[i] for i in row_history], k=40, exclude_seen=False)
-    served = {(row, item): lp for row in range(8) for item, lp in zip(found.items[row], found.log_probs[row], strict=True)}
+    served = {
+        (row, item): lp for row in range(8) for item, lp in zip(found.items[row], found.log_probs[row], strict=True)
+    }
     for row, item in enumerate(items.tolist()):  # what training sees is what serving ranks by
         assert served[row, item] == pytest.approx(log_probs[row].sum().item(), abs=1e-4)
 

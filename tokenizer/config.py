@@ -54,8 +54,8 @@ class TokenizerConfig:
     level_sizes: list[int] = field(
         default_factory=list,
         metadata={
-            "help": "Codes per level, first level first: as many SID tokens per item as numbers here. Default: 2 levels up to 32,768 "
-            "items, 3 beyond, of a power of two that suits the catalogue."
+            "help": "Codes per level, first level first: as many SID tokens per item as numbers here. Default: 2 levels up to "
+            "32,768 items, 3 beyond, of a power of two that suits the catalogue."
         },
     )
     balanced_iterations: int = field(

@@ -22,7 +22,6 @@ from tokenizer.semantic_ids import SemanticIds
 from tokenizer.unique_sids import make_unique
 from tokenizer.unit_rows import concatenate_sources
 
-
 MOST_ITEMS_OF_TWO_LEVELS = 32_768
 
 

@@ -89,7 +89,9 @@ class SemanticIds:
         """Read the files from any folder (a run's `sid/`, or a saved model's `semantic_ids/`)."""
         for name in ("codes_all.npy", "codes_raw.npy", "codebooks.npz"):
             if not (folder / name).exists():
-                raise InputError(f"{folder / name} is missing; make the semantic IDs again with `bash run_tokenizer.sh`.")
+                raise InputError(
+                    f"{folder / name} is missing; make the semantic IDs again with `bash run_tokenizer.sh`."
+                )
         with np.load(folder / "codebooks.npz") as books:
             codebooks = [books[f"codebook_{level}"] for level in range(len(books.files))]
         return cls(np.load(folder / "codes_all.npy"), np.load(folder / "codes_raw.npy"), codebooks)
