@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def test_every_file_is_read_by_its_stage(path: Path) -> None:
     written = yaml.safe_load(path.read_text(encoding="utf-8"))
     read = {name: value for config in parse(path) for name, value in vars(config).items()}
     for name, value in written.items():
-        assert str(read[name]) == str(value), f"{path}: {name} is {value!r} in the file and {read[name]!r} when read"
+        found = read[name].value if isinstance(read[name], Enum) else read[name]
+        assert str(found) == str(value), f"{path}: {name} is {value!r} in the file and {found!r} when read"
 
 
 @pytest.mark.parametrize("stage", ["data", "tokenizer", "sft", "rl"])
