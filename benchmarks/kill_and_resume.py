@@ -42,7 +42,7 @@ class KillConfig:
     """When the demo is killed."""
 
     first_seconds: int = field(default=2, metadata={"help": "Seconds before the first kill."})
-    step_seconds: int = field(default=7, metadata={"help": "Later kills come this many seconds later, modulo 25."})
+    step_seconds: int = field(default=7, metadata={"help": "Later kills come this many seconds later, modulo 40."})
     most_kills: int = field(default=60, metadata={"help": "Give up after this many kills."})
 
 
@@ -54,7 +54,7 @@ def main() -> None:
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
         run_for(undisturbed, seconds=None)
         hits: Counter[str] = Counter()
-        while (stage := run_for(killed, config.first_seconds + hits.total() * config.step_seconds % 25)) is not None:
+        while (stage := run_for(killed, config.first_seconds + hits.total() * config.step_seconds % 40)) is not None:
             hits[stage] += 1
             console.print(f"kill {hits.total()}: in {stage}")
             if hits.total() >= config.most_kills:
