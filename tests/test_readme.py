@@ -18,6 +18,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
 from data.config import parse_configs
 from data.prepare import PrepareConfig
@@ -39,6 +40,7 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "rl/grpo.py": (RlConfig, SidGRPOConfig),
     "evaluation.evaluate": (EvaluateConfig,),
     "decoding.recommend": (RecommendConfig,),
+    "benchmarks.kill_and_resume": (KillConfig,),
     "benchmarks.main_job": (MainJobConfig,),
 }
 REQUIRED_COMMANDS = (
