@@ -16,13 +16,14 @@ from trl import GRPOConfig
 
 from data.config import parse_configs
 from data.dataset import Dataset
-from data.stage import InputError, Stage, require_finished, run_as_command, write_json
+from data.stage import InputError, Stage, require_finished, run_as_command
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from rl.prompts import training_prompts
 from rl.rewards import exact_hit, prefix_credit
 from rl.trainer import SidGRPOTrainer
-from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
+from sft.artefact import complete_folder
+from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
 from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.validation import sample_cases
@@ -208,14 +209,7 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     trainer.save_model(str(folder))
     if not trainer.accelerator.is_main_process:
         return
-    sids.save(folder / "semantic_ids")
-    trainer.renderer.save(folder)
-    write_json(
-        folder / "valid.json",
-        [{key: row[key] for key in ("step", "eval_recall@10", "eval_ndcg@10")} for row in measured],
-    )
-    stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
-    remove_checkpoints(folder / "checkpoints")
+    complete_folder(stage, trainer.renderer, sids, measured)
     Console().print(
         f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "
         f"{start['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}; "

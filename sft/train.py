@@ -14,11 +14,12 @@ from trl import SFTConfig
 
 from data.config import parse_configs
 from data.dataset import Dataset
-from data.stage import InputError, Stage, run_as_command, write_json
+from data.stage import InputError, Stage, run_as_command
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
+from sft.artefact import complete_folder
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
-from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
+from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
 from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.sequences import SequenceCollator, training_rows
@@ -173,15 +174,8 @@ def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
 def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:
     """Write what makes the model folder complete, close the stage, and say where it is."""
     folder = stage.folder
-    sids.save(folder / "semantic_ids")
-    trainer.renderer.save(folder)
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
-    write_json(
-        folder / "valid.json",
-        [{key: row[key] for key in ("step", "eval_recall@10", "eval_ndcg@10")} for row in history],
-    )
-    stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
-    remove_checkpoints(folder / "checkpoints")
+    complete_folder(stage, trainer.renderer, sids, history)
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     Console().print(
         f"sft: {parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
