@@ -10,6 +10,7 @@ from data.stage import InputError
 from tokenizer.semantic_ids import LEVEL_LETTERS
 
 COMPUTED_SOURCES = ("text", "collaborative")
+UNIQUE_WAYS = ("assign", "dedup_token", "none")
 
 
 @dataclass
@@ -51,6 +52,13 @@ class TokenizerConfig:
     negatives: float = field(
         default=1.0, metadata={"help": "k of the PPMI shift log(k), as word2vec's negative samples; 1 = no shift."}
     )
+    quantizer: str = field(
+        default="rqkmeans",
+        metadata={
+            "help": "How vectors become codes: `rqkmeans` (residual k-means), `rqkmeans_plus`, `rqvae`, `vq`, `lora` (low-rank shared "
+            "codebooks), `fsq`, `rqkmeans_fsq`, `product`, `coarse_to_fine`, or `random` (codes without meaning, to compare with)."
+        },
+    )
     level_sizes: list[int] = field(
         default_factory=list,
         metadata={
@@ -58,14 +66,12 @@ class TokenizerConfig:
             "32,768 items, 3 beyond, of a power of two that suits the catalogue."
         },
     )
-    balanced_iterations: int = field(
-        default=10, metadata={"help": "k-means iterations per level with clusters of equal size; 0 = plain k-means."}
-    )
-    lloyd_iterations: int = field(
-        default=10, metadata={"help": "Plain k-means iterations per level after the balanced ones."}
-    )
-    train_rows_per_code: int = field(
-        default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
+    unique: str = field(
+        default="assign",
+        metadata={
+            "help": "How items with equal codes are told apart: `assign` (the best free codes nearby, no extra token), `dedup_token` (a "
+            "number in an extra token, as in TIGER), or `none` (SIDs to look at, not to train on)."
+        },
     )
     seed: int = field(default=0, metadata={"help": "Seed of all randomness: equal seeds give equal bytes."})
     overwrite: bool = field(default=False, metadata={"help": "Delete what the stage made before, and make it again."})
@@ -90,10 +96,14 @@ class TokenizerConfig:
                 f"weights {self.weights} must be numbers above 0; to leave a source out, take it from --sources."
             )
         self._check_level_sizes()
-        smallest = {"text_dim": 1, "collaborative_dim": 1, "window": 1, "negatives": 1, "encoder_batch_size": 1} | {
-            "balanced_iterations": 0,
-            "lloyd_iterations": 0,
-            "train_rows_per_code": 1,
+        if self.unique not in UNIQUE_WAYS:
+            raise InputError(f"unique is {self.unique!r}; it must be one of {', '.join(UNIQUE_WAYS)}.")
+        smallest = {
+            "text_dim": 1,
+            "collaborative_dim": 1,
+            "window": 1,
+            "negatives": 1,
+            "encoder_batch_size": 1,
             "seed": 0,
         }
         for name, least in smallest.items():
@@ -123,15 +133,6 @@ class TokenizerConfig:
             settings |= {name: getattr(self, name) for name in names}
         return settings
 
-    def quantizer_settings(self) -> dict[str, Any]:
-        """What decides the result of `tokenizer.quantize`, besides the vectors."""
-        names = (
-            "sources",
-            "weights",
-            "level_sizes",
-            "balanced_iterations",
-            "lloyd_iterations",
-            "train_rows_per_code",
-            "seed",
-        )
-        return {name: getattr(self, name) for name in names}
+    def sid_settings(self) -> dict[str, Any]:
+        """What decides the result of `tokenizer.quantize`, besides the vectors and the quantizer's own settings."""
+        return {name: getattr(self, name) for name in ("sources", "weights", "level_sizes", "unique", "seed")}

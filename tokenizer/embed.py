@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.config import parse_config
+from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import Stage, atomic_path, run_as_command
 from tokenizer.collaborative_embeddings import ppmi_svd
 from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_settings import KINDS
 from tokenizer.text_embeddings import encode_texts, tfidf_svd
 
 
@@ -33,7 +34,7 @@ def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarra
 
 
 def main() -> None:
-    config = parse_config(TokenizerConfig)
+    config, *_ = parse_configs((TokenizerConfig, *KINDS))
     console = Console()
     run_dir = Path(config.run_dir)
     dataset = Dataset.load(run_dir)

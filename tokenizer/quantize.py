@@ -1,6 +1,6 @@
 """Item vectors → semantic IDs: `python -m tokenizer.quantize --run_dir outputs/demo`. Reads `embeddings/`, writes `sid/`.
 
-Puts the sources side by side, learns the codebooks by residual k-means, gives every item a semantic ID of its own, and reports.
+Puts the sources side by side, learns the quantizer that `--quantizer` names, gives every item a semantic ID of its own, and reports.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from safetensors.numpy import save
 
-from data.config import parse_config
+from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, write_json
 from tokenizer.config import COMPUTED_SOURCES, TokenizerConfig
+from tokenizer.item_vectors import ItemVectors
+from tokenizer.learn import learn
+from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.report import measure, render
-from tokenizer.residual_kmeans import encode, fit
 from tokenizer.semantic_ids import SemanticIds
 from tokenizer.unique_sids import make_unique
-from tokenizer.unit_rows import concatenate_sources
 
 MOST_ITEMS_OF_TWO_LEVELS = 32_768
 
@@ -55,7 +55,7 @@ def check_level_sizes(level_sizes: list[int], n_items: int) -> None:
 
 
 def read_source(path: Path, n_items: int) -> np.ndarray:
-    """A source's vectors, float32 [N, D], checked: one row per item, all numbers finite."""
+    """A source's vectors, [N, D], left on disk and checked: one row per item, all numbers finite."""
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
@@ -72,7 +72,7 @@ def read_source(path: Path, n_items: int) -> np.ndarray:
         raise InputError(
             f"{path} holds NaN or infinity in row {bad[0]} (and {len(bad) - 1} other rows); make the file again."
         )
-    return np.asarray(vectors, dtype=np.float32)
+    return vectors
 
 
 def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
@@ -89,42 +89,33 @@ def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
 
 
 def main() -> None:
-    config = parse_config(TokenizerConfig)
+    config, *kinds = parse_configs((TokenizerConfig, *KINDS))
+    settings = QuantizerSettings(config.quantizer, *kinds)
     console = Console()
     run_dir = Path(config.run_dir)
     dataset = Dataset.load(run_dir)
     level_sizes = config.level_sizes or default_level_sizes(dataset.n_items)
     check_level_sizes(level_sizes, dataset.n_items)
-    blocks = read_sources(config, dataset.n_items)
+    vectors = ItemVectors(read_sources(config, dataset.n_items), config.weights)  # [N, D]
     inputs = (run_dir / "data" / "items.parquet", *(config.path_of(source) for source in config.sources))
-    stage = Stage(run_dir, "sid", config.quantizer_settings(), inputs)
+    stage = Stage(run_dir, "sid", config.sid_settings() | settings.recorded(), inputs)
     if not config.overwrite and stage.is_finished():
         console.print(f"{stage.folder}: finished before; nothing to do.")
         return
 
-    vectors = concatenate_sources(blocks, config.weights)  # [N, D]
-    codebooks = fit(
-        vectors,
-        level_sizes,
-        config.seed,
-        config.balanced_iterations,
-        config.lloyd_iterations,
-        config.train_rows_per_code,
-    )
-    codes_raw = encode(vectors, codebooks)  # [N, L]
-    sids = SemanticIds(make_unique(vectors, codes_raw, codebooks), codes_raw, codebooks)
-
+    quantizer = learn(settings, vectors, level_sizes, config.seed)
+    codes_raw = quantizer.encode(vectors)  # [N, L]
+    codes = make_unique(quantizer.latents(vectors), codes_raw, quantizer.codebooks)
+    sids = SemanticIds(codes, codes_raw, quantizer.codebooks.per_code(codes_raw), quantizer)
     figures = measure(vectors, sids, config.seed)
 
     stage.begin(config.overwrite)
     outputs = sids.save(stage.folder)
-    quantizer, report, page = (stage.folder / name for name in ("quantizer.safetensors", "report.json", "report.html"))
-    with atomic_path(quantizer) as temporary:
-        temporary.write_bytes(save({f"codebook_{level}": book for level, book in enumerate(codebooks)}))
+    report, page = stage.folder / "report.json", stage.folder / "report.html"
     write_json(report, figures)
     with atomic_path(page) as temporary:
         temporary.write_text(render(figures, sids, dataset.titles, config.seed), encoding="utf-8")
-    stage.finish(*outputs, quantizer, report, page)
+    stage.finish(*outputs, report, page)
     perplexities = ", ".join(f"{level['perplexity']:.0f}/{level['codes']}" for level in figures["levels"])
     console.print(
         f"{stage.folder}: {sids.n_items:,} items, {sids.n_levels} codes each; codes in use (perplexity) {perplexities}; variance "

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from rich import get_console
 from rich.progress import track
 
-from tokenizer.residual_kmeans import mean_squared_error, reconstruct, variance_explained
+from tokenizer.item_vectors import Rows
 from tokenizer.semantic_ids import SemanticIds, sid_token
 
 NEIGHBOURS = 10
@@ -25,17 +25,19 @@ COLOURS = ("#2a6f97", "#e07a5f", "#588157", "#8d5a97", "#b08900", "#4d4d4d", "#c
 DIGITS = 6
 
 
-def measure(vectors: np.ndarray, sids: SemanticIds, seed: int) -> dict[str, Any]:
+def measure(vectors: Rows, sids: SemanticIds, seed: int) -> dict[str, Any]:
     """Every figure of report.json. vectors: float32 [N, D], what the codes were made from; `seed` draws the sampled items."""
-    raw, codes, books = sids.codes_raw, sids.codes, sids.codebooks
-    assert vectors.shape == (sids.n_items, books[0].shape[1])
-    errors_raw, errors = mean_squared_error(vectors, raw, books), mean_squared_error(vectors, codes, books)
+    raw, codes, quantizer = sids.codes_raw, sids.codes, sids.quantizer
+    assert quantizer is not None
+    assert len(vectors) == sids.n_items
+    vectors = vectors[:]
+    errors_raw, errors = quantizer.mean_squared_errors(vectors, raw), quantizer.mean_squared_errors(vectors, codes)
+    variance = float(vectors.var(axis=0, dtype=np.float64).sum())
+    explained_raw = [1.0 - error / variance if variance > 1e-12 else 0.0 for error in errors_raw]
     levels = [
         usage(raw[:, level], size)
         | {"variance_explained": round(explained, DIGITS), "mean_squared_error": round(error, DIGITS)}
-        for level, (size, explained, error) in enumerate(
-            zip(sids.level_sizes, variance_explained(vectors, raw, books), errors_raw, strict=True)
-        )
+        for level, (size, explained, error) in enumerate(zip(sids.level_sizes, explained_raw, errors_raw, strict=True))
     ]
     cost = errors[-1] / errors_raw[-1] - 1 if errors_raw[-1] > 1e-12 else 0.0
     return {
@@ -48,7 +50,7 @@ def measure(vectors: np.ndarray, sids: SemanticIds, seed: int) -> dict[str, Any]
         "mean_squared_error_unique": round(errors[-1], DIGITS),
         "cost_of_uniqueness": round(cost, DIGITS),
         "distinct_prefixes": [len(np.unique(codes[:, : depth + 1], axis=0)) for depth in range(sids.n_levels)],
-        f"neighbour_preservation@{NEIGHBOURS}": neighbour_preservation(vectors, reconstruct(codes, books), seed),
+        f"neighbour_preservation@{NEIGHBOURS}": neighbour_preservation(vectors, quantizer.reconstruct(codes), seed),
         "exact_duplicate_vectors": sids.n_items - len(np.unique(vectors, axis=0)),
     }
 

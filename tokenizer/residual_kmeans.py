@@ -19,31 +19,35 @@ import torch
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-CHUNK = 16_384  # rows scored at once: [CHUNK, K] float32 stays near the cache
+from tokenizer.codebooks import Codebooks
+from tokenizer.item_vectors import CHUNK, Rows
+from tokenizer.nearest import distances
+from tokenizer.quantizer_settings import KmeansSettings
+
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
 PRICE_ROUNDS = 25  # steps of dual ascent per Lloyd iteration; prices go on from the iteration before
 LOAD_TOLERANCE = 0.02  # stop when the fullest cluster is at most 2 % over its share
 
 
 def fit(
-    vectors: np.ndarray,
+    vectors: Rows,
     level_sizes: list[int],
     seed: int,
-    balanced_iterations: int = 10,
-    lloyd_iterations: int = 10,
-    train_rows_per_code: int = 256,
-) -> list[np.ndarray]:
+    settings: KmeansSettings | None = None,
+) -> Codebooks:
     """Learn the codebooks, level by level: clusters of equal size first, then plain k-means.
 
-    Every level: a short plain k-means from random rows (WARM_UP iterations), `balanced_iterations` with clusters of
-    equal size, `lloyd_iterations` of plain k-means. vectors: float32 [N, D], N >= every K_l. With more than
-    `train_rows_per_code` · max K_l rows, a random sample of that many is used. `balanced_iterations=0` is plain residual
-    k-means. Returns L codebooks, float32 [K_l, D]; the same bytes for the same seed.
+    Every level: a short plain k-means from random rows (WARM_UP iterations), then as the settings say. vectors: float32 [N, D], N >=
+    every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of that many is used. The same bytes for the same
+    seed.
     """
-    assert vectors.ndim == 2, f"vectors must be [N, D], got {vectors.shape}"
+    settings = settings or KmeansSettings()
+    balanced_iterations = 0 if settings.clusters == "plain" else settings.balanced_iterations
+    lloyd_iterations = settings.lloyd_iterations
+    assert len(vectors.shape) == 2, f"vectors must be [N, D], got {vectors.shape}"
     assert len(vectors) >= max(level_sizes), f"{len(vectors)} rows cannot fill {max(level_sizes)} codes"
     generator = torch.Generator().manual_seed(seed)
-    n_train = min(len(vectors), train_rows_per_code * max(level_sizes))
+    n_train = min(len(vectors), settings.train_rows_per_code * max(level_sizes))
     sample = torch.randperm(len(vectors), generator=generator)[:n_train].sort().values
     residual = torch.from_numpy(np.ascontiguousarray(vectors[sample.numpy()], dtype=np.float32))  # [n_train, D]
     codebooks = []
@@ -64,55 +68,7 @@ def fit(
             )
             residual = residual - codebook[_nearest(residual, codebook)]
             codebooks.append(codebook.numpy())
-    return codebooks
-
-
-def encode(vectors: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """The nearest code on every level, each given the codes before it. vectors: [N, D]. Returns int32 [N, L].
-
-    The argmin is over ||c||^2 - 2 r·c: ||r||^2 is the same for all codes.
-    """
-    assert vectors.ndim == 2, f"vectors must be [N, D], got {vectors.shape}"
-    assert all(book.shape[1] == vectors.shape[1] for book in codebooks), "codebooks and vectors differ in D"
-    books = [torch.from_numpy(book) for book in codebooks]
-    codes = np.empty((len(vectors), len(books)), dtype=np.int32)
-    for start in range(0, len(vectors), CHUNK):
-        residual = torch.from_numpy(np.array(vectors[start : start + CHUNK], dtype=np.float32))
-        for level, book in enumerate(books):
-            nearest = _nearest(residual, book)
-            codes[start : start + CHUNK, level] = nearest.numpy()
-            residual -= book[nearest]
-    return codes
-
-
-def reconstruct(codes: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
-    """The vectors that the codes stand for: the sum over levels. codes: [N, L]. Returns float32 [N, D]."""
-    assert codes.shape[1] == len(codebooks)
-    total = np.zeros((len(codes), codebooks[0].shape[1]), dtype=np.float32)
-    for level, book in enumerate(codebooks):
-        total += book[codes[:, level]]
-    return total
-
-
-def mean_squared_error(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> list[float]:
-    """Per level: the mean over items of the squared length of what is left.
-
-    A sum over D, so that 1.0 means unit rows of which nothing is explained.
-    """
-    assert codes.shape == (len(vectors), len(codebooks))
-    residual = np.array(vectors, dtype=np.float32)
-    errors = []
-    for level, book in enumerate(codebooks):
-        residual -= book[codes[:, level]]
-        errors.append(float(np.einsum("nd,nd->n", residual, residual).mean(dtype=np.float64)))
-    return errors
-
-
-def variance_explained(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> list[float]:
-    """Per level: 1 - (mean squared error) / (mean squared distance to the mean); 0 if all vectors are equal."""
-    variance = float(vectors.var(axis=0, dtype=np.float64).sum())
-    errors = mean_squared_error(vectors, codes, codebooks)
-    return [1.0 - error / variance if variance > 1e-12 else 0.0 for error in errors]
+    return Codebooks(codebooks)
 
 
 def balancing_prices(distances: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
@@ -160,9 +116,9 @@ def _cluster(
         centroids = _means(rows, _nearest(rows, centroids), centroids)
         advance()
     for _ in range(balanced_iterations):
-        distances = _distances(rows, centroids)
-        prices = balancing_prices(distances, prices)
-        centroids = _means(rows, distances.add_(prices).argmin(1), centroids)
+        squared = distances(rows, centroids)
+        prices = balancing_prices(squared, prices)
+        centroids = _means(rows, squared.add_(prices).argmin(1), centroids)
         advance()
     for _ in range(lloyd_iterations):
         centroids = _means(rows, _nearest(rows, centroids), centroids)
@@ -170,14 +126,9 @@ def _cluster(
     return centroids
 
 
-def _distances(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """||c||^2 - 2 r·c for rows [n, D] and centroids [K, D]: [n, K], the squared distance less ||r||^2."""
-    return torch.addmm(centroids.square().sum(1), rows, centroids.T, alpha=-2)
-
-
 def _nearest(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     """Index of the nearest centroid, [n]; the lowest index among equals."""
-    return torch.cat([_distances(chunk, centroids).argmin(1) for chunk in rows.split(CHUNK)])
+    return torch.cat([distances(chunk, centroids).argmin(1) for chunk in rows.split(CHUNK)])
 
 
 def _means(rows: torch.Tensor, assignment: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

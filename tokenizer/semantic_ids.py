@@ -4,6 +4,7 @@ Files, in the run directory's `sid/`:
     codes_all.npy            int32 [N, L], unique per row, 0-based
     codes_raw.npy            int32 [N, L], the quantizer's own nearest codes, before rows were made unique
     codebooks.npz            codebook_0 … codebook_{L-1}, float32 [K_l, D]
+    quantizer.safetensors    what gives codes to new items, where the SIDs have one
     sid.json                 {"0": ["<a_12>", "<b_7>", "<c_200>"], …}
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data.stage import InputError, atomic_path, require_finished, write_json
+from tokenizer.quantizer import Quantizer
 
 LEVEL_LETTERS = "abcdefgh"
 
@@ -29,17 +31,20 @@ def sid_token(level: int, code: int) -> str:
 
 @dataclass(frozen=True)
 class SemanticIds:
-    """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, D]."""
+    """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, e], one vector a code.
+
+    quantizer: what made the codes; None for SIDs from elsewhere.
+    """
 
     codes: np.ndarray
     codes_raw: np.ndarray
     codebooks: list[np.ndarray]
+    quantizer: Quantizer | None = None
 
     def __post_init__(self) -> None:
         assert self.codes.ndim == 2, f"codes must be [N, L], got {self.codes.shape}"
         assert self.codes.shape == self.codes_raw.shape
         assert len(self.codebooks) == self.codes.shape[1]
-        assert len(np.unique(self.codes, axis=0)) == len(self.codes), "two items share a semantic ID"
         assert (self.codes >= 0).all()
         assert (self.codes < np.array(self.level_sizes)).all()
 
@@ -57,6 +62,11 @@ class SemanticIds:
         return [len(codebook) for codebook in self.codebooks]
 
     @property
+    def n_distinct(self) -> int:
+        """How many different semantic IDs the items have; `n_items` when no two share one."""
+        return len(np.unique(self.codes, axis=0))
+
+    @property
     def digest(self) -> str:
         """Hex sha256 of `codes` and the level sizes; a model stores it, so that it is never run with another SID set."""
         content = json.dumps([list(self.codes.shape), self.level_sizes]).encode() + self.codes.astype("<i4").tobytes()
@@ -71,7 +81,7 @@ class SemanticIds:
         return "".join(sid_token(level, int(code)) for level, code in enumerate(self.codes[item]))
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the four files, each atomically; return their paths."""
+        """Write the files, each atomically; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / name for name in ("codes_all.npy", "codes_raw.npy", "codebooks.npz", "sid.json")]
         for path, codes in zip(paths, (self.codes, self.codes_raw), strict=False):
@@ -82,6 +92,9 @@ class SemanticIds:
             np.savez(handle, **books)
         rows = {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(self.codes)}
         write_json(paths[3], rows)
+        if self.quantizer is not None:
+            paths.append(folder / "quantizer.safetensors")
+            self.quantizer.save(paths[-1])
         return paths
 
     @classmethod
@@ -94,9 +107,17 @@ class SemanticIds:
                 )
         with np.load(folder / "codebooks.npz") as books:
             codebooks = [books[f"codebook_{level}"] for level in range(len(books.files))]
-        return cls(np.load(folder / "codes_all.npy"), np.load(folder / "codes_raw.npy"), codebooks)
+        saved = folder / "quantizer.safetensors"
+        quantizer = Quantizer.load(saved) if saved.exists() else None
+        return cls(np.load(folder / "codes_all.npy"), np.load(folder / "codes_raw.npy"), codebooks, quantizer)
 
     @classmethod
     def load(cls, run_dir: Path) -> SemanticIds:
-        """Read a run's finished `sid` stage. Raises InputError when there is none or the data have changed since."""
-        return cls.read(require_finished(run_dir, "sid", f"bash run_tokenizer.sh --run_dir {run_dir}"))
+        """A run's finished `sid` stage. Raises InputError when there is none, the data have changed since, or two items share a SID."""
+        sids = cls.read(require_finished(run_dir, "sid", f"bash run_tokenizer.sh --run_dir {run_dir}"))
+        if sids.n_distinct < sids.n_items:
+            raise InputError(
+                f"{run_dir / 'sid'} holds {sids.n_items} items but {sids.n_distinct} different semantic IDs; make them again with "
+                "`--unique assign --overwrite true`."
+            )
+        return sids

@@ -15,36 +15,38 @@ from rich import get_console
 from rich.progress import track
 from scipy.optimize import linear_sum_assignment
 
-from tokenizer.residual_kmeans import reconstruct
+from tokenizer.codebooks import Codebooks
+from tokenizer.item_vectors import Rows
 
 BEAM_WIDTH = 32  # prefixes kept per level while an item looks for a free path
 
 
-def make_unique(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> np.ndarray:
+def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks) -> np.ndarray:
     """Change as little as needed so that no two rows of codes are equal.
 
-    vectors: float [N, D]; codes: int [N, L], the quantizer's own; codebooks: L arrays [K_l, D]; N <= prod K_l.
+    latents: [N, e], what the codebooks code; codes: int [N, L], the quantizer's own; N <= prod K_l.
     Returns int32 [N, L], unique per row. Per group of equal first L-1 codes with a repeated row: the assignment of
     items to last codes with the least total squared error. A group larger than K_L keeps the K_L items that fit
     cheapest; the others, in item order, take the cheapest free path of a beam over prefixes that have room, of which
     there always is one. Deterministic; of items with exactly equal vectors the first gets the nearest code.
     """
     N, L = codes.shape
-    sizes = [len(book) for book in codebooks]
-    assert vectors.shape == (N, codebooks[0].shape[1]), f"vectors {vectors.shape} do not fit codes {codes.shape}"
+    sizes = codebooks.sizes
+    assert latents.shape == (N, codebooks.width), f"latents {latents.shape} do not fit codes {codes.shape}"
     assert len(sizes) == L
     assert math.prod(sizes) >= N, f"{N} items cannot get unique codes from {sizes}"
     unique = codes.astype(np.int32)
     displaced: list[int] = []
     quiet = not get_console().is_terminal
     for items in track(_groups_with_repeats(codes, sizes), description="unique IDs", transient=True, disable=quiet):
-        prefix = reconstruct(codes[items, :-1], codebooks[:-1]) if L > 1 else 0.0
-        costs = _squared_distances(vectors[items] - prefix, codebooks[-1])  # [group, K_L]
-        last = _assign(costs, vectors[items])
+        own = latents[items]
+        residuals = own - codebooks.reconstruct(codes[items, :-1])
+        last_book = codebooks.vectors_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
+        last = _assign(_squared_distances(residuals, last_book), own)  # costs: [group, K_L]
         unique[items, -1] = last
         displaced.extend(items[last < 0].tolist())
     if displaced:
-        _reroute(sorted(displaced), vectors, unique, codebooks)
+        _reroute(sorted(displaced), latents, unique, codebooks)
     return unique
 
 
@@ -103,32 +105,34 @@ class _Occupied:
                 return
 
 
-def _reroute(displaced: list[int], vectors: np.ndarray, unique: np.ndarray, codebooks: list[np.ndarray]) -> None:
+def _reroute(displaced: list[int], latents: Rows, unique: np.ndarray, codebooks: Codebooks) -> None:
     """Give every displaced item, in order, the cheapest free path of its beam; writes into `unique` [N, L]."""
-    occupied = _Occupied([len(book) for book in codebooks])
+    occupied = _Occupied(codebooks.sizes)
     settled = np.ones(len(unique), dtype=bool)
     settled[displaced] = False
     for path in unique[settled].tolist():
         occupied.take(tuple(path))
     quiet = not get_console().is_terminal
     for item in track(displaced, description="items of overfull prefixes", transient=True, disable=quiet):
-        path = _cheapest_free_path(vectors[item], codebooks, occupied)
+        path = _cheapest_free_path(latents[np.array([item])][0], codebooks, occupied)
         unique[item] = path
         occupied.take(path)
 
 
-def _cheapest_free_path(vector: np.ndarray, codebooks: list[np.ndarray], occupied: _Occupied) -> tuple[int, ...]:
-    """Beam search over prefixes that still have room, so that it cannot end without a free path. vector: [D]."""
+def _cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: _Occupied) -> tuple[int, ...]:
+    """Beam search over prefixes that still have room, so that it cannot end without a free path. latent: [e]."""
     prefixes: list[tuple[int, ...]] = [()]
-    residuals = vector[None, :].astype(np.float64)  # [beam, D]
-    for level, book in enumerate(codebooks):
-        errors = _squared_distances(residuals, book)  # [beam, K]
-        for row, prefix in enumerate(prefixes):
+    residuals = latent[None, :].astype(np.float64)  # [beam, e]
+    for level, size in enumerate(codebooks.sizes):
+        books = [codebooks.vectors_after(level, prefix[-1] if prefix else None) for prefix in prefixes]
+        errors = np.empty((len(prefixes), size))
+        for row, (prefix, book) in enumerate(zip(prefixes, books, strict=True)):
+            errors[row] = _squared_distances(residuals[row : row + 1], book)[0]
             errors[row, occupied.children.get(prefix, [])] = np.inf
-        width = BEAM_WIDTH if level < len(codebooks) - 1 else 1
+        width = BEAM_WIDTH if level < len(codebooks.sizes) - 1 else 1
         best = np.argsort(errors, axis=None, kind="stable")[:width]
         best = best[np.isfinite(errors.ravel()[best])]
         rows, codes = np.unravel_index(best, errors.shape)
         prefixes = [(*prefixes[row], int(code)) for row, code in zip(rows, codes, strict=True)]
-        residuals = residuals[rows] - book[codes]
+        residuals = np.stack([residuals[row] - books[row][code] for row, code in zip(rows, codes, strict=True)])
     return prefixes[0]

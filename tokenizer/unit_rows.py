@@ -6,7 +6,6 @@ import numpy as np
 
 EMPTY_NORM = 1e-4  # length of a row without evidence, where every other row has length 1
 NOISE = 1e-6  # a row shorter than this share of the longest one is rounding noise, not evidence
-SHORTEST = 1e-2  # in a weighted row, lengths under this share of the longest stay proportionally short
 
 
 def unit_rows(vectors: np.ndarray, seed: int) -> np.ndarray:
@@ -23,20 +22,3 @@ def unit_rows(vectors: np.ndarray, seed: int) -> np.ndarray:
     directions = np.random.default_rng(seed).standard_normal((int(empty.sum()), vectors.shape[1]))
     rows[empty] = EMPTY_NORM * directions / np.linalg.norm(directions, axis=1, keepdims=True)
     return rows.astype(np.float32)
-
-
-def concatenate_sources(blocks: list[np.ndarray], weights: list[float]) -> np.ndarray:
-    """Put the sources side by side: every row of a source has length 1, times the source's weight.
-
-    blocks: one [N, D_s] per source. Returns float32 [N, sum of D_s]. Rows shorter than 1 % of their source's longest
-    row are divided by that 1 % only, so that an item about which a source knows nothing stays near that source's
-    origin.
-    """
-    assert len(blocks) == len(weights)
-    assert len({len(block) for block in blocks}) == 1, f"sources differ in rows: {[block.shape for block in blocks]}"
-    scaled = []
-    for block, weight in zip(blocks, weights, strict=True):
-        norms = np.linalg.norm(block, axis=1, keepdims=True).astype(np.float64)
-        longest = float(norms.max(initial=0.0)) or 1.0
-        scaled.append((weight * block / np.maximum(norms, SHORTEST * longest)).astype(np.float32))
-    return np.concatenate(scaled, axis=1)

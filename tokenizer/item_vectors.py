@@ -1,0 +1,62 @@
+"""The vectors that items are coded from: the sources side by side, scaled as they are read, the files left on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+CHUNK = 16_384  # rows worked on at once
+SHORTEST = 1e-2  # in a weighted row, lengths under this share of the longest stay proportionally short
+
+
+class ItemVectors:
+    """[N, D] float32 rows, made when they are asked for: every row of a source has length 1, times the source's weight.
+
+    sources: arrays [N, D_s] of any number type, memory-mapped or not; weights: one number per source. Rows shorter than 1 % of
+    their source's longest row are divided by that 1 % only, so that an item about which a source knows nothing stays near that
+    source's origin. Indexed by a slice or by an array of item indices, as an array is.
+    """
+
+    def __init__(self, sources: list[np.ndarray], weights: list[float]) -> None:
+        assert len(sources) == len(weights)
+        assert len({len(source) for source in sources}) == 1, f"sources differ in rows: {[s.shape for s in sources]}"
+        self.sources, self.weights = sources, weights
+        self.blocks = [source.shape[1] for source in sources]  # D_s
+        self.shape = (len(sources[0]), sum(self.blocks))
+        self._floors = [SHORTEST * (longest_row(source) or 1.0) for source in sources]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        scaled = []
+        for source, weight, floor in zip(self.sources, self.weights, self._floors, strict=True):
+            block = np.asarray(source[rows])
+            norms = np.linalg.norm(block, axis=1, keepdims=True).astype(np.float64)
+            scaled.append((weight * block / np.maximum(norms, floor)).astype(np.float32))
+        return np.concatenate(scaled, axis=1)
+
+
+class Rows(Protocol):
+    """What is read row by row: an array [n, d], memory-mapped or not, or rows that are made when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any) -> np.ndarray: ...
+
+
+def chunks(rows: Rows) -> Iterator[tuple[slice, np.ndarray]]:
+    """Consecutive pieces of at most CHUNK rows: where they lie, and the rows, float32 [n, D]."""
+    for start in range(0, len(rows), CHUNK):
+        where = slice(start, min(start + CHUNK, len(rows)))
+        yield where, np.asarray(rows[where], dtype=np.float32)
+
+
+def longest_row(source: np.ndarray) -> float:
+    """The largest row norm of [N, D], read chunk by chunk."""
+    return max((float(np.linalg.norm(chunk, axis=1).max()) for _, chunk in chunks(source)), default=0.0)

@@ -1,0 +1,47 @@
+"""The multi-layer perceptron of the trained quantizers, one per block of dimensions: their encoder and their decoder."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Linear, ReLU, …, Linear, separately for each block of input dimensions (one block: an ordinary perceptron).
+
+    blocks: (in, out) dimensions of each block; hidden: sizes of the hidden layers, the same in every block; skip: add the input to
+    the output (in must equal out) and start the last layer at zero, so that the module starts as the identity: X + MLP(X).
+    """
+
+    def __init__(self, blocks: list[tuple[int, int]], hidden: list[int], skip: bool = False) -> None:
+        super().__init__()
+        assert not skip or all(width == out for width, out in blocks), f"a skip needs in = out, got {blocks}"
+        self.blocks = [(int(width), int(out)) for width, out in blocks]
+        self.hidden, self.skip = list(hidden), skip
+        self.stacks = nn.ModuleList(self._stack([width, *hidden, out]) for width, out in self.blocks)
+        if skip:
+            for stack in self.stacks:
+                nn.init.zeros_(stack[-1].weight)  # type: ignore[index]
+
+    @staticmethod
+    def _stack(sizes: list[int]) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width, out in itertools.pairwise(sizes):
+            linear = nn.Linear(width, out)
+            nn.init.xavier_normal_(linear.weight)
+            nn.init.zeros_(linear.bias)
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    def settings(self) -> dict[str, list[list[int]] | list[int] | bool]:
+        """The constructor's arguments, as JSON can hold them."""
+        return {"blocks": [list(block) for block in self.blocks], "hidden": self.hidden, "skip": self.skip}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, sum of in] to [n, sum of out]."""
+        assert x.shape[1] == sum(width for width, _ in self.blocks), f"x is {tuple(x.shape)}, blocks are {self.blocks}"
+        parts = x.split([width for width, _ in self.blocks], dim=1)
+        out = torch.cat([stack(part) for stack, part in zip(self.stacks, parts, strict=True)], dim=1)
+        return x + out if self.skip else out

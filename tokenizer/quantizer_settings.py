@@ -1,0 +1,232 @@
+"""The settings of each quantizer, beside those of the stage: `--quantizer` says which of them count."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from data.stage import InputError
+
+
+@dataclass
+class KmeansSettings:
+    """Residual k-means: the quantizer `rqkmeans`, the start of the trained ones, and the first levels of `rqkmeans_fsq`."""
+
+    clusters: str = field(
+        default="relaxed",
+        metadata={
+            "help": "`relaxed`: clusters of equal size first, then plain k-means from there; `plain`: plain k-means only; `balanced`: "
+            "clusters of at most --slack times the equal size, by a price per code; `exact`: every cluster exactly the equal size."
+        },
+    )
+    slack: float = field(
+        default=1.0,
+        metadata={"help": "balanced: the largest cluster may hold this many times N/K items; 1 = all about equal."},
+    )
+    balanced_iterations: int = field(
+        default=10, metadata={"help": "k-means iterations per level with balanced clusters."}
+    )
+    lloyd_iterations: int = field(
+        default=10, metadata={"help": "Plain k-means iterations per level after the balanced ones."}
+    )
+    train_rows_per_code: int = field(
+        default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
+    )
+
+
+@dataclass
+class TrainingSettings:
+    """The trained quantizers: rqkmeans_plus, rqvae, vq, lora, fsq."""
+
+    e_dim: int | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers per latent vector; rqkmeans_plus: as many as the item vector has; default for the others: 32."
+        },
+    )
+    hidden_sizes: list[int] = field(
+        default_factory=lambda: [512, 256],
+        metadata={"help": "Hidden layers of the encoder; the decoder's are the reverse."},
+    )
+    decoder: str = field(
+        default="residual",
+        metadata={
+            "help": "rqkmeans_plus: `residual` (zq + MLP(zq), starts as the identity) or `mlp` (as published, starts at random)."
+        },
+    )
+    codebook_start: str = field(
+        default="kmeans",
+        metadata={
+            "help": "`kmeans` (residual k-means of the latents), `random`, or an .npz file with codebook_0, codebook_1, …"
+        },
+    )
+    training_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+    batch_size: int = field(default=512, metadata={"help": "Items per step."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Highest learning rate of AdamW; falls to 0 along a cosine."}
+    )
+    warmup_steps: int = field(default=50, metadata={"help": "Steps in which the learning rate rises to its highest."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
+    gradient_clip: float = field(
+        default=1.0, metadata={"help": "Largest norm of the gradient; longer ones are shortened."}
+    )
+    reconstruction: str = field(default="mse", metadata={"help": "Reconstruction loss: `mse` or `l1`."})
+    quantization_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
+    commitment: float = field(
+        default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
+    )
+    commitment_levels: str = field(
+        default="all",
+        metadata={"help": "Levels whose commitment reaches the encoder: `all`, or `first` (as MiniOneRec trains)."},
+    )
+    codebook_update: str = field(
+        default="gradient",
+        metadata={"help": "`gradient`, or `ema`: codes follow a moving average of their items (arXiv 2107.03312)."},
+    )
+    ema_decay: float = field(default=0.95, metadata={"help": "ema: share of the old average kept at each step."})
+    reset_every: int = field(
+        default=0,
+        metadata={"help": "Every so many steps, codes in hardly any use move to residuals of the batch; 0 = never."},
+    )
+    dead_code_share: float = field(
+        default=0.05, metadata={"help": "A code is dead when it has fewer items than this share of an equal share."}
+    )
+    shared_codebook: bool = field(
+        default=False, metadata={"help": "rqvae: one codebook for all levels (arXiv 2203.01941)."}
+    )
+    sinkhorn_epsilon: float = field(
+        default=0.0,
+        metadata={
+            "help": "Balance the codes of each training batch by Sinkhorn at this temperature; 0 = off, 0.01 is usual."
+        },
+    )
+    sinkhorn_iterations: int = field(default=50, metadata={"help": "Iterations of Sinkhorn per batch and level."})
+    rotation_trick: bool = field(
+        default=False,
+        metadata={
+            "help": "Pass gradients through the quantization by rotation (arXiv 2410.06424), not straight through."
+        },
+    )
+    diversity_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that rewards even use of the codes (soft assignment); 0 = off; above 0.1 hurts."
+        },
+    )
+    evaluate_every: int = field(
+        default=200, metadata={"help": "Steps between measurements of loss, collisions and perplexity."}
+    )
+    keep: str = field(
+        default="best_loss",
+        metadata={"help": "Which measured state makes the SIDs: `best_loss`, `best_collision` or `last`."},
+    )
+
+
+@dataclass
+class LoraSettings:
+    """Codebooks base + A B with a low-rank part that all sources share: the quantizer `lora`."""
+
+    rank: int = field(default=8, metadata={"help": "r: columns of A and rows of B."})
+    share_a: str = field(
+        default="sources",
+        metadata={"help": "A is shared by `sources` (one A a level) or by `all` (one A; needs equal level sizes)."},
+    )
+    base: str = field(default="trainable", metadata={"help": "The base codebooks: `trainable` or `frozen`."})
+    penalty_reduction: str = field(
+        default="mean",
+        metadata={
+            "help": "L2 and orthogonality penalties as `mean`, or as `sum` (which switches the low-rank part off)."
+        },
+    )
+    l2_weight: float = field(default=1e-4, metadata={"help": "Weight of the L2 penalty on A and B."})
+    orthogonality_weight: float = field(default=0.0, metadata={"help": "Weight of the penalty on A^T A - I."})
+    relative_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the penalty max(0, |AB| / |base| - --relative_limit)."}
+    )
+    relative_limit: float = field(
+        default=0.1, metadata={"help": "Share of the base's norm that A B may reach without penalty."}
+    )
+    layer0_multiplier: float = field(default=1.0, metadata={"help": "Factor on the penalties of the first level."})
+    alignment_weight: float = field(
+        default=0.0, metadata={"help": "Weight of InfoNCE between the sources' latents of an item; 0 = off."}
+    )
+    assignment: str = field(
+        default="hard",
+        metadata={"help": "Codes in training: `hard`, `soft` (weights over all codes) or `topk`; both end hard."},
+    )
+    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level."})
+    temperature_start: float = field(
+        default=1.0,
+        metadata={
+            "help": "soft, topk: temperature at the first step, in units of the gap between nearest and second code."
+        },
+    )
+    temperature_end: float = field(default=0.01, metadata={"help": "soft, topk: temperature at the last step."})
+    condition_on_previous: bool = field(
+        default=False, metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."}
+    )
+    inherit_levels: bool = field(
+        default=False,
+        metadata={"help": "A and B of a level are those of the level before plus a difference that is learnt."},
+    )
+
+
+@dataclass
+class FsqSettings:
+    """Finite scalar quantization: the quantizer `fsq`, and the last level of `rqkmeans_fsq`."""
+
+    fsq_levels: list[int] = field(
+        default_factory=lambda: [8, 6, 5],
+        metadata={
+            "help": "Levels of each dimension of one token; the product is the number of its codes: 8 6 5 gives 240."
+        },
+    )
+    fsq_tokens: int = field(default=3, metadata={"help": "fsq: tokens per item."})
+    fsq_form: str = field(
+        default="groups",
+        metadata={"help": "fsq: tokens are `groups` of dimensions, or `residual` refinements of the same ones."},
+    )
+
+
+KINDS = (KmeansSettings, TrainingSettings, LoraSettings, FsqSettings)
+USED_BY: dict[str, tuple[type, ...]] = {
+    "rqkmeans": (KmeansSettings,),
+    "rqkmeans_plus": (KmeansSettings, TrainingSettings),
+    "rqvae": (KmeansSettings, TrainingSettings),
+    "vq": (KmeansSettings, TrainingSettings),
+    "lora": (KmeansSettings, TrainingSettings, LoraSettings),
+    "fsq": (TrainingSettings, FsqSettings),
+    "rqkmeans_fsq": (KmeansSettings, FsqSettings),
+    "product": (KmeansSettings,),
+    "coarse_to_fine": (KmeansSettings,),
+    "random": (),
+}
+
+
+@dataclass(frozen=True)
+class QuantizerSettings:
+    """The name of a quantizer and the settings of every kind; those it does not use are at their defaults."""
+
+    quantizer: str
+    kmeans: KmeansSettings
+    training: TrainingSettings
+    lora: LoraSettings
+    fsq: FsqSettings
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in USED_BY:
+            raise InputError(f"quantizer is {self.quantizer!r}; it must be one of {', '.join(USED_BY)}.")
+        for settings in (self.kmeans, self.training, self.lora, self.fsq):
+            if type(settings) in USED_BY[self.quantizer]:
+                continue
+            default = type(settings)()
+            for item in fields(settings):
+                if getattr(settings, item.name) != getattr(default, item.name):
+                    raise InputError(
+                        f"{item.name} is set, but the quantizer {self.quantizer!r} does not use it; leave it out."
+                    )
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the result, for the manifest: the name, and the settings it uses."""
+        used = [s for s in (self.kmeans, self.training, self.lora, self.fsq) if type(s) in USED_BY[self.quantizer]]
+        return {"quantizer": self.quantizer} | {name: value for s in used for name, value in asdict(s).items()}
