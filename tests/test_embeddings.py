@@ -12,7 +12,7 @@ from scipy import sparse
 from data.stage import InputError
 from tokenizer.collaborative_embeddings import cooccurrence, ppmi_svd, shifted_ppmi
 from tokenizer.text_embeddings import encode_texts, tfidf_svd
-from tokenizer.unit_rows import EMPTY_NORM, concatenate_sources, unit_rows
+from tokenizer.unit_rows import EMPTY_NORM, unit_rows
 
 TEXTS = ["red wool scarf", "red wool hat", "blue steel pan", "blue steel pot", "", "zzz", "red hat", "steel pot"]
 
@@ -169,13 +169,3 @@ def test_unit_rows_are_finite_and_keep_directions(n_rows: int, dim: int, n_zero:
     np.testing.assert_allclose(np.linalg.norm(rows[:n_zero], axis=1), EMPTY_NORM, rtol=1e-4)
     cosine = (rows[n_zero:] * vectors[n_zero:]).sum(1) / np.linalg.norm(vectors[n_zero:], axis=1)
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
-
-
-def test_concatenated_sources_have_their_weights_as_length() -> None:
-    rng = np.random.default_rng(0)
-    blocks = [rng.standard_normal((5, 3)) * 100, rng.standard_normal((5, 2)) * 0.01]
-    blocks[1][2] = 0
-    together = concatenate_sources(blocks, [2.0, 0.5])
-    assert together.shape == (5, 5)
-    np.testing.assert_allclose(np.linalg.norm(together[:, :3], axis=1), 2.0, rtol=1e-5)
-    np.testing.assert_allclose(np.linalg.norm(together[:, 3:], axis=1), [0.5, 0.5, 0, 0.5, 0.5], rtol=1e-5)

@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from tokenizer.codebooks import Codebooks
 from tokenizer.collaborative_embeddings import ppmi_svd
+from tokenizer.quantizer import Quantizer
+from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.report import usage
-from tokenizer.residual_kmeans import balancing_prices, encode, fit, mean_squared_error, reconstruct, variance_explained
+from tokenizer.residual_kmeans import balancing_prices, fit
 
 
 def clustered(n_rows: int, dim: int = 12, seed: int = 0) -> np.ndarray:
@@ -24,14 +27,22 @@ def clustered(n_rows: int, dim: int = 12, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
+PLAIN = KmeansSettings(clusters="plain", lloyd_iterations=30)
+
+
+def error_of(vectors: np.ndarray, books: Codebooks) -> float:
+    """Mean squared error of the codebooks' own codes."""
+    return Quantizer(books).mean_squared_errors(vectors, books.encode(vectors))[-1]
+
+
 def test_encode_equals_brute_force_over_full_distances() -> None:
     vectors = clustered(200)
     codebooks = fit(vectors, [8, 5, 6], seed=0)
-    codes = encode(vectors, codebooks)
+    codes = codebooks.encode(vectors)
     assert codes.dtype == np.int32
     assert codes.shape == (200, 3)
     residual = vectors.astype(np.float64)
-    for level, book in enumerate(codebooks):
+    for level, book in enumerate(codebooks.books):
         distances = ((residual[:, None, :] - book[None]) ** 2).sum(-1)  # [N, K]
         chosen = distances[np.arange(200), codes[:, level]]
         np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-5)
@@ -41,44 +52,43 @@ def test_encode_equals_brute_force_over_full_distances() -> None:
 def test_encode_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors = clustered(300)
     codebooks = fit(vectors, [16, 16], seed=0)
-    whole = encode(vectors, codebooks)
-    monkeypatch.setattr("tokenizer.residual_kmeans.CHUNK", 7)
-    np.testing.assert_array_equal(encode(vectors, codebooks), whole)
+    whole = codebooks.encode(vectors)
+    monkeypatch.setattr("tokenizer.item_vectors.CHUNK", 7)
+    np.testing.assert_array_equal(codebooks.encode(vectors), whole)
 
 
 def test_encode_leaves_its_input_alone() -> None:
     vectors = clustered(50)
     before = vectors.copy()
-    encode(vectors, fit(vectors, [4, 4], seed=0))
+    fit(vectors, [4, 4], seed=0).encode(vectors)
     np.testing.assert_array_equal(vectors, before)
 
 
 def test_errors_equal_the_distance_to_the_reconstruction() -> None:
     vectors = clustered(150)
     codebooks = fit(vectors, [8, 8], seed=1)
-    codes = encode(vectors, codebooks)
-    errors = mean_squared_error(vectors, codes, codebooks)
-    direct = ((vectors - reconstruct(codes, codebooks)) ** 2).sum(1).mean()
-    assert errors[-1] == pytest.approx(direct, rel=1e-5)
+    codes = codebooks.encode(vectors)
+    errors = Quantizer(codebooks).mean_squared_errors(vectors, codes)
+    first, second = codebooks.books
+    for error, reconstruction in zip(
+        errors, (first[codes[:, 0]], first[codes[:, 0]] + second[codes[:, 1]]), strict=True
+    ):
+        assert error == pytest.approx(((vectors - reconstruction) ** 2).sum(1).mean(), rel=1e-5)
     assert errors[1] < errors[0]
-    variance = ((vectors - vectors.mean(0)) ** 2).sum(1).mean()
-    assert variance_explained(vectors, codes, codebooks) == pytest.approx(
-        [1 - error / variance for error in errors], rel=1e-4
-    )
 
 
 def test_plain_lloyd_ends_at_a_fixed_point() -> None:
     """Every centroid is the mean of the rows nearest to it."""
     vectors = clustered(400)
-    (book,) = fit(vectors, [10], seed=0, balanced_iterations=0, lloyd_iterations=100)
-    codes = encode(vectors, [book])[:, 0]
+    codebooks = fit(vectors, [10], 0, KmeansSettings(clusters="plain", lloyd_iterations=100))
+    codes = codebooks.encode(vectors)[:, 0]
     means = np.stack([vectors[codes == code].mean(0) for code in range(10)])
-    np.testing.assert_allclose(book, means, atol=1e-5)
+    np.testing.assert_allclose(codebooks.books[0], means, atol=1e-5)
 
 
 def test_one_seed_gives_the_same_bytes_and_another_does_not() -> None:
     vectors = clustered(500)
-    first, second, other = (fit(vectors, [16, 16], seed=seed) for seed in (5, 5, 6))
+    first, second, other = (fit(vectors, [16, 16], seed=seed).books for seed in (5, 5, 6))
     assert [book.tobytes() for book in first] == [book.tobytes() for book in second]
     assert first[0].tobytes() != other[0].tobytes()
     assert all(book.dtype == np.float32 for book in first)
@@ -117,59 +127,56 @@ def test_balanced_start_does_not_collapse_where_plain_kmeans_does() -> None:
     rows = centres[rng.choice(300, 2000, p=shares / shares.sum())] + noise
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     errors, perplexities = {}, {}
-    for name, balanced, plain in (("default", 10, 10), ("plain", 0, 30)):
-        books = fit(vectors, [32, 32, 32], 0, balanced_iterations=balanced, lloyd_iterations=plain)
-        codes = encode(vectors, books)
-        errors[name] = mean_squared_error(vectors, codes, books)[-1]
+    for name, wanted in (("default", KmeansSettings()), ("plain", PLAIN)):
+        books = fit(vectors, [32, 32, 32], 0, wanted)
+        codes = books.encode(vectors)
+        errors[name] = error_of(vectors, books)
         perplexities[name] = min(usage(codes[:, level], 32)["perplexity"] for level in range(3))
     assert errors["default"] < 0.95 * errors["plain"]
     assert perplexities["default"] > 20 > 12 > perplexities["plain"]
 
 
-@pytest.mark.parametrize("balanced", [0, 10])
-def test_fewer_distinct_vectors_than_codes(balanced: int) -> None:
+@pytest.mark.parametrize("clusters", ["plain", "relaxed"])
+def test_fewer_distinct_vectors_than_codes(clusters: str) -> None:
     """Empty clusters neither stay NaN nor keep distinct vectors from an exact code."""
     vectors = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)  # 4 distinct among 20
-    books = fit(vectors, [8, 8], seed=0, balanced_iterations=balanced)
-    assert all(np.isfinite(book).all() for book in books)
-    codes = encode(vectors, books)
-    assert mean_squared_error(vectors, codes, books)[-1] < 1e-10
+    books = fit(vectors, [8, 8], 0, KmeansSettings(clusters=clusters))
+    assert all(np.isfinite(book).all() for book in books.books)
+    codes = books.encode(vectors)
+    assert error_of(vectors, books) < 1e-10
     assert len(np.unique(codes, axis=0)) == 4
 
 
 def test_all_vectors_equal() -> None:
     vectors = np.ones((20, 3), dtype=np.float32)
     books = fit(vectors, [4, 4], seed=0)
-    codes = encode(vectors, books)
-    assert len(np.unique(codes, axis=0)) == 1
-    assert variance_explained(vectors, codes, books) == [0.0, 0.0]
+    assert len(np.unique(books.encode(vectors), axis=0)) == 1
+    assert error_of(vectors, books) == 0
 
 
 def test_as_many_codes_as_rows_leaves_no_error() -> None:
     vectors = clustered(16)
     books = fit(vectors, [16], seed=0)
-    assert mean_squared_error(vectors, encode(vectors, books), books)[0] < 1e-10
+    assert error_of(vectors, books) < 1e-10
 
 
 def test_training_uses_a_sample_when_rows_abound() -> None:
     vectors = clustered(2000)
-    books = fit(vectors, [8, 8], seed=0, train_rows_per_code=16)
+    books = fit(vectors, [8, 8], seed=0, settings=KmeansSettings(train_rows_per_code=16))
     full = fit(vectors, [8, 8], seed=0)
-    assert not np.array_equal(books[0], full[0])
-    errors = [mean_squared_error(vectors, encode(vectors, found), found)[-1] for found in (books, full)]
-    assert errors[0] < errors[1] * 1.3
+    assert not np.array_equal(books.books[0], full.books[0])
+    assert error_of(vectors, books) < error_of(vectors, full) * 1.3
 
 
 @given(st.integers(4, 40), st.integers(1, 3), st.integers(1, 6), st.integers(0, 10))
 @settings(max_examples=20, deadline=None)
 def test_any_small_input_gives_codes_in_range(n_rows: int, n_levels: int, dim: int, seed: int) -> None:
     vectors = np.random.default_rng(seed).standard_normal((n_rows, dim)).astype(np.float32)
-    books = fit(vectors, [4] * n_levels, seed, balanced_iterations=3, lloyd_iterations=3)
-    codes = encode(vectors, books)
+    books = fit(vectors, [4] * n_levels, seed, KmeansSettings(balanced_iterations=3, lloyd_iterations=3))
+    codes = books.encode(vectors)
     assert codes.min() >= 0
     assert codes.max() < 4
-    errors = mean_squared_error(vectors, codes, books)
-    assert all(np.isfinite(errors))
+    assert np.isfinite(error_of(vectors, books))
 
 
 def test_on_movielens_the_balanced_start_wins() -> None:
@@ -180,9 +187,8 @@ def test_on_movielens_the_balanced_start_wins() -> None:
     log = log[np.lexsort((log[:, 3], log[:, 0]))]
     sequences = [log[log[:, 0] == user, 1][:-2] - 1 for user in np.unique(log[:, 0])]
     vectors = ppmi_svd(sequences, 1682, 64, seed=0)
-    default, plain = fit(vectors, [64] * 3, 0), fit(vectors, [64] * 3, 0, balanced_iterations=0, lloyd_iterations=30)
-    codes, plain_codes = encode(vectors, default), encode(vectors, plain)
-    error = mean_squared_error(vectors, codes, default)[-1]
-    assert error < 0.97 * mean_squared_error(vectors, plain_codes, plain)[-1]
+    default, plain = fit(vectors, [64] * 3, 0), fit(vectors, [64] * 3, 0, PLAIN)
+    codes, plain_codes = default.encode(vectors), plain.encode(vectors)
+    assert error_of(vectors, default) < 0.97 * error_of(vectors, plain)
     assert min(usage(codes[:, level], 64)["perplexity"] for level in range(3)) > 52
     assert usage(plain_codes[:, 2], 64)["perplexity"] < 45

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenizer.residual_kmeans import encode, fit, reconstruct
+from tokenizer.codebooks import Codebooks
+from tokenizer.residual_kmeans import fit
 from tokenizer.unique_sids import make_unique
 
 
-def squared_error(vectors: np.ndarray, codes: np.ndarray, codebooks: list[np.ndarray]) -> float:
-    return float(((vectors - reconstruct(codes, codebooks)).astype(np.float64) ** 2).sum())
+def squared_error(vectors: np.ndarray, codes: np.ndarray, codebooks: Codebooks) -> float:
+    return float(((vectors - codebooks.reconstruct(codes)).astype(np.float64) ** 2).sum())
 
 
 def is_unique(codes: np.ndarray) -> bool:
@@ -21,7 +22,7 @@ def is_unique(codes: np.ndarray) -> bool:
 
 
 @st.composite
-def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, Codebooks, np.ndarray]:
     """Vectors, codebooks and their nearest codes; N up to prod K_l exactly, many equal vectors, L = 1 to 4."""
     sizes = draw(st.lists(st.integers(2, 4), min_size=1, max_size=4))
     room = math.prod(sizes)
@@ -29,20 +30,21 @@ def catalogues(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray], np.ndarra
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     distinct = draw(st.integers(1, n_items))
     vectors = rng.standard_normal((distinct, 3)).astype(np.float32)[rng.integers(0, distinct, n_items)]
-    codebooks = [(rng.standard_normal((size, 3)) / 2**level).astype(np.float32) for level, size in enumerate(sizes)]
-    return vectors, codebooks, encode(vectors, codebooks)
+    books = [(rng.standard_normal((size, 3)) / 2**level).astype(np.float32) for level, size in enumerate(sizes)]
+    codebooks = Codebooks(books)
+    return vectors, codebooks, codebooks.encode(vectors)
 
 
 @given(catalogues())
 @settings(max_examples=80, deadline=None)
-def test_rows_are_always_unique_and_in_range(catalogue: tuple[np.ndarray, list[np.ndarray], np.ndarray]) -> None:
+def test_rows_are_always_unique_and_in_range(catalogue: tuple[np.ndarray, Codebooks, np.ndarray]) -> None:
     vectors, codebooks, codes = catalogue
     before = codes.copy()
     unique = make_unique(vectors, codes, codebooks)
     assert is_unique(unique)
     assert unique.dtype == np.int32
     assert (unique >= 0).all()
-    assert (unique < [len(book) for book in codebooks]).all()
+    assert (unique < codebooks.sizes).all()
     np.testing.assert_array_equal(codes, before)
     assert make_unique(vectors, codes, codebooks).tobytes() == unique.tobytes()
 
@@ -50,12 +52,12 @@ def test_rows_are_always_unique_and_in_range(catalogue: tuple[np.ndarray, list[n
 @given(catalogues())
 @settings(max_examples=60, deadline=None)
 def test_prefixes_with_room_keep_their_items_and_are_solved_best(
-    catalogue: tuple[np.ndarray, list[np.ndarray], np.ndarray],
+    catalogue: tuple[np.ndarray, Codebooks, np.ndarray],
 ) -> None:
     """In a prefix that is not overfull nobody leaves, and no exchange of last codes within it is cheaper (brute force)."""
     vectors, codebooks, codes = catalogue
     unique = make_unique(vectors, codes, codebooks)
-    last_size = len(codebooks[-1])
+    last_size = codebooks.sizes[-1]
     for prefix in {tuple(row) for row in codes[:, :-1].tolist()}:
         items = np.flatnonzero((codes[:, :-1] == prefix).all(axis=1))
         if len(items) > last_size:
@@ -77,24 +79,28 @@ def test_all_vectors_equal_fill_every_path(sizes: list[int]) -> None:
     rng = np.random.default_rng(0)
     n_items = math.prod(sizes)
     vectors = np.ones((n_items, 2), dtype=np.float32)
-    codebooks = [rng.standard_normal((size, 2)).astype(np.float32) for size in sizes]
-    unique = make_unique(vectors, encode(vectors, codebooks), codebooks)
+    codebooks = Codebooks([rng.standard_normal((size, 2)).astype(np.float32) for size in sizes])
+    unique = make_unique(vectors, codebooks.encode(vectors), codebooks)
     assert {tuple(row) for row in unique.tolist()} == set(itertools.product(*(range(size) for size in sizes)))
 
 
 def test_exact_duplicates_are_ordered_by_item() -> None:
     """The first of equal items gets the nearest code, the next the second nearest."""
-    codebooks = [np.zeros((2, 1), dtype=np.float32), np.array([[0.0], [1.0], [2.0], [3.0]], dtype=np.float32)]
+    codebooks = Codebooks(
+        [np.zeros((2, 1), dtype=np.float32), np.array([[0.0], [1.0], [2.0], [3.0]], dtype=np.float32)]
+    )
     vectors = np.full((4, 1), 3.1, dtype=np.float32)
-    unique = make_unique(vectors, encode(vectors, codebooks), codebooks)
+    unique = make_unique(vectors, codebooks.encode(vectors), codebooks)
     np.testing.assert_array_equal(unique, [[0, 3], [0, 2], [0, 1], [0, 0]])
 
 
 def test_overfull_prefix_keeps_the_items_that_fit_and_moves_the_others_near() -> None:
     """Four items near prefix 0 with two last codes: the two that fit best stay, the others go to the nearer of prefixes 1 and 2."""
-    codebooks = [np.array([[0.0], [10.0], [-30.0]], dtype=np.float32), np.array([[0.0], [1.0]], dtype=np.float32)]
+    codebooks = Codebooks(
+        [np.array([[0.0], [10.0], [-30.0]], dtype=np.float32), np.array([[0.0], [1.0]], dtype=np.float32)]
+    )
     vectors = np.array([[0.0], [4.0], [1.0], [3.5]], dtype=np.float32)
-    codes = encode(vectors, codebooks)
+    codes = codebooks.encode(vectors)
     np.testing.assert_array_equal(codes[:, 0], 0)
     unique = make_unique(vectors, codes, codebooks)
     np.testing.assert_array_equal(unique, [[0, 0], [1, 0], [0, 1], [1, 1]])
@@ -103,10 +109,12 @@ def test_overfull_prefix_keeps_the_items_that_fit_and_moves_the_others_near() ->
 def test_rerouting_takes_the_cheapest_free_path_when_the_beam_holds_all() -> None:
     """One displaced item against a search over every path."""
     rng = np.random.default_rng(3)
-    codebooks = [rng.standard_normal((4, 2)).astype(np.float32), (rng.standard_normal((3, 2)) / 3).astype(np.float32)]
-    vectors = np.repeat(codebooks[0][:1] + codebooks[1][:1], 4, axis=0) + 0.001 * rng.standard_normal((4, 2)).astype(
-        np.float32
+    codebooks = Codebooks(
+        [rng.standard_normal((4, 2)).astype(np.float32), (rng.standard_normal((3, 2)) / 3).astype(np.float32)]
     )
+    vectors = np.repeat(codebooks.books[0][:1] + codebooks.books[1][:1], 4, axis=0) + 0.001 * rng.standard_normal(
+        (4, 2)
+    ).astype(np.float32)
     unique = make_unique(vectors, np.zeros((4, 2), dtype=np.int32), codebooks)
     moved = int(np.flatnonzero(unique[:, 0] != 0)[0])
     others = {tuple(row) for item, row in enumerate(unique.tolist()) if item != moved}
@@ -118,18 +126,20 @@ def test_rerouting_takes_the_cheapest_free_path_when_the_beam_holds_all() -> Non
 def test_unique_codes_are_left_alone() -> None:
     rng = np.random.default_rng(0)
     codes = np.stack([np.arange(12) // 4, np.arange(12) % 4], axis=1).astype(np.int32)
-    codebooks = [rng.standard_normal((3, 2)).astype(np.float32), rng.standard_normal((4, 2)).astype(np.float32)]
+    codebooks = Codebooks(
+        [rng.standard_normal((3, 2)).astype(np.float32), rng.standard_normal((4, 2)).astype(np.float32)]
+    )
     np.testing.assert_array_equal(make_unique(rng.standard_normal((12, 2)), codes, codebooks), codes)
 
 
 def test_more_items_than_paths_is_refused() -> None:
     with pytest.raises(AssertionError, match="5 items cannot get unique codes"):
-        make_unique(np.zeros((5, 1)), np.zeros((5, 2), dtype=np.int32), [np.zeros((2, 1)), np.zeros((2, 1))])
+        make_unique(np.zeros((5, 1)), np.zeros((5, 2), dtype=np.int32), Codebooks([np.zeros((2, 1)), np.zeros((2, 1))]))
 
 
 def test_eight_levels_of_256_do_not_overflow() -> None:
     rng = np.random.default_rng(0)
-    codebooks = [rng.standard_normal((256, 2)).astype(np.float32) for _ in range(8)]
+    codebooks = Codebooks([rng.standard_normal((256, 2)).astype(np.float32) for _ in range(8)])
     codes = np.repeat(rng.integers(0, 256, (20, 8)), 2, axis=0).astype(np.int32)
     codes[:, 0] = 255  # the largest numbers a mixed-radix key could have
     unique = make_unique(rng.standard_normal((40, 2)).astype(np.float32), codes, codebooks)
@@ -143,11 +153,11 @@ def test_the_added_error_is_below_that_of_taking_turns() -> None:
     centres = rng.standard_normal((30, 8))
     vectors = (centres[rng.integers(0, 30, 600)] + 0.3 * rng.standard_normal((600, 8))).astype(np.float32)
     codebooks = fit(vectors, [16, 16, 32], seed=0)
-    codes = encode(vectors, codebooks)
+    codes = codebooks.encode(vectors)
     greedy, taken = codes.copy(), set()
     for item in range(600):
-        left = vectors[item] - reconstruct(codes[[item], :2], codebooks[:2])[0]
-        for code in ((left - codebooks[2]) ** 2).sum(1).argsort():
+        left = vectors[item] - codebooks.reconstruct(codes[[item], :2])[0]
+        for code in ((left - codebooks.books[2]) ** 2).sum(1).argsort():
             if (*codes[item, :2], code) not in taken:
                 greedy[item, 2] = code
                 taken.add((*codes[item, :2], code))
