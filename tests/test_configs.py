@@ -18,11 +18,12 @@ from rl.grpo import RlConfig, SidGRPOConfig
 from sft.backbone import BackboneConfig
 from sft.train import SftConfig, SidTrainingConfig
 from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_settings import KINDS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STAGE_CONFIGS: dict[str, tuple[type, ...]] = {
     "data": (PrepareConfig,),
-    "tokenizer": (TokenizerConfig,),
+    "tokenizer": (TokenizerConfig, *KINDS),
     "sft": (SftConfig, BackboneConfig, SidTrainingConfig),
     "rl": (RlConfig, SidGRPOConfig),
     "evaluation": (EvaluateConfig,),

@@ -30,12 +30,13 @@ from rl.grpo import RlConfig, SidGRPOConfig
 from sft.backbone import BackboneConfig
 from sft.train import SftConfig, SidTrainingConfig
 from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_settings import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md")
 DATACLASSES: dict[str, tuple[type, ...]] = {
     "data.prepare": (PrepareConfig,),
-    "run_tokenizer.sh": (TokenizerConfig,),
+    "run_tokenizer.sh": (TokenizerConfig, *KINDS),
     "sft/train.py": (SftConfig, BackboneConfig, SidTrainingConfig),
     "rl/grpo.py": (RlConfig, SidGRPOConfig),
     "evaluation.evaluate": (EvaluateConfig,),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.stage import InputError
+from data.stage import InputError, Stage
 from tokenizer.semantic_ids import SemanticIds, sid_token
 
 
@@ -61,7 +61,6 @@ def test_digest_depends_on_codes_and_level_sizes_alone() -> None:
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ([[0, 1], [0, 1]], "share a semantic ID"),
         ([[0, 1], [0, 3]], None),
         ([[0, 1], [-1, 0]], None),
         ([0, 1], r"must be \[N, L\]"),
@@ -71,6 +70,17 @@ def test_codes_that_cannot_be_are_refused(codes: list, message: str | None) -> N
     array = np.array(codes, dtype=np.int32)
     with pytest.raises(AssertionError, match=message):
         SemanticIds(array, array, make().codebooks)
+
+
+def test_a_run_whose_items_share_a_semantic_id_is_refused(tmp_path: Path) -> None:
+    """`--unique none` makes SIDs to look at; they can be read from their folder, but no later stage takes them."""
+    stage = Stage(tmp_path, "sid", {"unique": "none"})
+    stage.begin()
+    sids = make()
+    stage.finish(*SemanticIds(sids.codes_raw, sids.codes_raw, sids.codebooks).save(stage.folder))
+    assert SemanticIds.read(stage.folder).n_distinct == 2
+    with pytest.raises(InputError, match=r"sid holds 3 items but 2 different semantic IDs; .*--unique assign"):
+        SemanticIds.load(tmp_path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

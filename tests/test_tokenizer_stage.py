@@ -12,12 +12,13 @@ import polars as pl
 import pytest
 import yaml
 
-from data.config import parse_config
+from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, sha256
 from tokenizer import embed, quantize
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantize import check_level_sizes, fitting_level_sizes
+from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -144,7 +145,7 @@ def test_a_finished_stage_is_skipped_and_an_interrupted_one_made_again(
     command(quantize, *SMALL)
     assert SemanticIds.load(run_dir).n_items == N_ITEMS
     with monkeypatch.context() as patched:
-        patched.setattr(quantize, "fit", None)  # would fail if it were called
+        patched.setattr(quantize, "learn", None)  # would fail if it were called
         patched.setattr(embed, "compute", None)
         command(embed, *SMALL)
         command(quantize, *SMALL)
@@ -285,10 +286,12 @@ def test_suggested_level_sizes_for_known_catalogues() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tokenizer").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_is_read_by_the_code(path: Path) -> None:
-    config = parse_config(TokenizerConfig, ["--config", str(path)])
+    config, *kinds = parse_configs((TokenizerConfig, *KINDS), ["--config", str(path)])
+    read = {name: value for part in (config, *kinds) for name, value in vars(part).items()}
     for name, value in yaml.safe_load(path.read_text()).items():
-        assert getattr(config, name) == value
+        assert read[name] == value
     assert config.sources == ["text", "collaborative"]
+    QuantizerSettings(config.quantizer, *kinds)  # refuses settings that the quantizer does not use
 
 
 def test_yaml_with_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
@@ -296,7 +299,7 @@ def test_yaml_with_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     for text, message in (("level_sizes: 64", "level_sizes is 64"), ("sources: text", "sources is 'text'")):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
-            parse_config(TokenizerConfig, ["--config", str(file)])
+            parse_configs((TokenizerConfig, *KINDS), ["--config", str(file)])
 
 
 def shell(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
