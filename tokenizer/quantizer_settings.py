@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -48,16 +49,18 @@ class TrainingSettings:
         default_factory=lambda: [512, 256],
         metadata={"help": "Hidden layers of the encoder; the decoder's are the reverse."},
     )
-    decoder: str = field(
-        default="residual",
+    decoder: str | None = field(
+        default=None,
         metadata={
-            "help": "rqkmeans_plus: `residual` (zq + MLP(zq), starts as the identity) or `mlp` (as published, starts at random)."
+            "help": "rqkmeans_plus: `residual` (zq + MLP(zq), starts as the identity; its default) or `mlp` (as published, starts at "
+            "random); the others have `mlp`."
         },
     )
     codebook_start: str = field(
         default="kmeans",
         metadata={
-            "help": "`kmeans` (residual k-means of the latents), `random`, or an .npz file with codebook_0, codebook_1, …"
+            "help": "`kmeans` (residual k-means of the latents; items go to the nearest code, without prices), `random`, or an .npz file "
+            "with codebook_0, codebook_1, …"
         },
     )
     training_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
@@ -120,6 +123,77 @@ class TrainingSettings:
         default="best_loss",
         metadata={"help": "Which measured state makes the SIDs: `best_loss`, `best_collision` or `last`."},
     )
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(f"`{choice}`" for choice in allowed if choice)
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be one of {choices}.")
+        if self.codebook_start not in ("kmeans", "random") and not str(self.codebook_start).endswith(".npz"):
+            raise InputError(
+                f"codebook_start is {self.codebook_start!r}; it must be `kmeans`, `random` or the path of an .npz file."
+            )
+        sizes = self.hidden_sizes
+        if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise InputError(f"hidden_sizes is {sizes!r}; give a list of whole numbers of at least 1, such as 512 256.")
+        if self.e_dim is not None:
+            _check_range(self, "e_dim", 1)
+        for name, least in LEAST.items():
+            _check_range(self, name, least)
+        for name in ("learning_rate", "gradient_clip", "quantization_weight"):
+            if getattr(self, name) == 0:
+                raise InputError(f"{name} is 0, so nothing would be learnt; it must be above 0.")
+        for name in ("ema_decay", "dead_code_share"):
+            if getattr(self, name) >= 1:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a share below 1.")
+        if self.warmup_steps > self.training_steps:
+            raise InputError(
+                f"warmup_steps is {self.warmup_steps}, more than training_steps, {self.training_steps}; lower it."
+            )
+        self._refuse_idle("ema_decay", self.codebook_update == "ema", "codebook_update is `gradient`")
+        self._refuse_idle("dead_code_share", self.reset_every > 0, "reset_every is 0")
+        self._refuse_idle("sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
+
+    def _refuse_idle(self, name: str, has_effect: bool, because: str) -> None:
+        """Raise InputError for a setting that was changed and would do nothing."""
+        default = next(item.default for item in fields(self) if item.name == name)
+        if not has_effect and getattr(self, name) != default:
+            raise InputError(f"{name} is set, but has no effect while {because}; leave it out.")
+
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "decoder": (None, "residual", "mlp"),
+    "reconstruction": ("mse", "l1"),
+    "commitment_levels": ("all", "first"),
+    "codebook_update": ("gradient", "ema"),
+    "keep": ("best_loss", "best_collision", "last"),
+}
+LEAST: dict[str, int | float] = {  # whole numbers where the least is one
+    "training_steps": 1,
+    "batch_size": 2,
+    "learning_rate": 0.0,
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "gradient_clip": 0.0,
+    "quantization_weight": 0.0,
+    "commitment": 0.0,
+    "ema_decay": 0.0,
+    "reset_every": 0,
+    "dead_code_share": 0.0,
+    "sinkhorn_epsilon": 0.0,
+    "sinkhorn_iterations": 1,
+    "diversity_weight": 0.0,
+    "evaluate_every": 1,
+}
+
+
+def _check_range(settings: object, name: str, least: int | float) -> None:
+    """Raise InputError when a field is no finite number of at least `least`, or no whole one where `least` is whole."""
+    value = getattr(settings, name)
+    whole = isinstance(least, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value < math.inf:
+        kind = "whole number" if whole else "number"
+        raise InputError(f"{name} is {value!r}; it must be a {kind} of at least {least:g}.")
 
 
 @dataclass
