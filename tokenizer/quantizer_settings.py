@@ -244,6 +244,30 @@ class LoraSettings:
         metadata={"help": "A and B of a level are those of the level before plus a difference that is learnt."},
     )
 
+    def __post_init__(self) -> None:
+        choices = {
+            "share_a": ("sources", "all"),
+            "base": ("trainable", "frozen"),
+            "penalty_reduction": ("mean", "sum"),
+            "assignment": ("hard", "soft", "topk"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
+        for name, least in (("rank", 1), ("top_k", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+        at_least_0 = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "layer0_multiplier")
+        for name in (*at_least_0, "alignment_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a number of at least 0.")
+        if not 0 < self.temperature_end <= self.temperature_start < float("inf"):
+            raise InputError(
+                f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
+                "fall, and end above 0."
+            )
+
 
 @dataclass
 class FsqSettings:
