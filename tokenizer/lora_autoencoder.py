@@ -1,0 +1,122 @@
+"""The autoencoder of the quantizer `lora`: low-rank codebooks for several sources, and what can be switched on beside them.
+
+As `ResidualAutoencoder`, with the encoder and decoder in one block per source, and where the settings say so:
+    assignment soft, topk       in training, a level's vector is a mixture of codes, annealed to hard; the same mixture is summed and taken
+                                from the residual. Outside training the code is always the nearest.
+    condition_on_previous       level l codes r + W_l C_{l-1}[p]; p is the code before (in training perhaps a mixture), W_l is 0 at first.
+                                Exported as codebooks [K_{l-1}, K_l, e]: C_l[k] - W_l C_{l-1}[p].
+    alignment_weight            InfoNCE between the sources' latents of an item.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.stage import InputError
+from tokenizer.alignment import alignment_loss
+from tokenizer.assignment import SoftAssignment
+from tokenizer.autoencoder import Quantized, ResidualAutoencoder
+from tokenizer.codebooks import Codebooks
+from tokenizer.lora_codebook import LoraCodebook
+from tokenizer.mlp import Mlp
+from tokenizer.quantizer import Quantizer
+from tokenizer.quantizer_settings import LoraSettings, TrainingSettings
+
+
+@dataclass
+class LoraQuantized(Quantized):
+    """coded: per level, what was compared with its codes, [n, e]: the residual, plus what the code before adds."""
+
+    coded: list[Tensor]
+
+
+class LoraAutoencoder(ResidualAutoencoder):
+    """encoder: [n, D] → [n, e] and decoder: [n, e] → [n, D], a block a source; codebooks: one module a level."""
+
+    def __init__(
+        self, encoder: Mlp, codebooks: list[LoraCodebook], decoder: Mlp, training: TrainingSettings, lora: LoraSettings
+    ) -> None:
+        super().__init__(encoder, codebooks, decoder, training)  # type: ignore[arg-type]
+        self.lora = lora
+        self.soft: SoftAssignment | None = None
+        if lora.assignment != "hard":
+            top_k = lora.top_k if lora.assignment == "topk" else None
+            self.soft = SoftAssignment(top_k, lora.temperature_start, lora.temperature_end)
+
+    def quantize(self, z: Tensor, progress: float = 1.0) -> LoraQuantized:
+        """Code latents [n, e] level by level; in training and where assignment is soft, at the temperature of `progress`."""
+        temperature = self.soft.temperature(progress) if self.soft and self.training else None
+        return self.quantize_at(z, temperature)
+
+    def quantize_at(self, z: Tensor, temperature: float | None) -> LoraQuantized:
+        """As `quantize`, at a given temperature; None: hard."""
+        residual, previous = z, None
+        residuals, chosen, codes, coded = [], [], [], []
+        for book in self.codebooks:
+            vectors = book.vectors()
+            conditioned = self.lora.condition_on_previous and previous is not None
+            offset = book.offset(previous) if conditioned else torch.zeros_like(z)
+            residuals.append(residual)
+            coded.append(residual + offset)
+            codes.append(self.assign(coded[-1].detach(), vectors.detach()))
+            if self.soft is None or temperature is None:
+                previous = self.look_up(codes[-1], vectors)
+            else:
+                previous = self.soft.mixture(coded[-1].detach(), vectors, temperature)
+            chosen.append(previous - offset)
+            residual = self.pass_on(residual, chosen[-1])
+        return LoraQuantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen, coded)
+
+    def losses(self, x: Tensor, z: Tensor, quantized: Quantized, reconstructed: Tensor) -> dict[str, Tensor]:
+        """Those of every autoencoder, the alignment of sources, and (outside training) ||A B|| / ||base|| of each level."""
+        losses = super().losses(x, z, quantized, reconstructed)
+        if self.lora.alignment_weight > 0:
+            losses["alignment"] = alignment_loss(z, self.codebooks[0].blocks)
+            losses["loss"] = losses["loss"] + self.lora.alignment_weight * losses["alignment"]
+        if not self.training:
+            losses |= {f"lora_share_{level}": book.shares().mean() for level, book in enumerate(self.codebooks)}
+        return losses
+
+    def diversity(self, quantized: Quantized) -> Tensor:
+        """As in every autoencoder, of what the codes are compared with."""
+        assert isinstance(quantized, LoraQuantized)
+        return super().diversity(replace(quantized, residuals=quantized.coded))
+
+    @torch.no_grad()
+    def after_step(self, quantized: Quantized, step: int, rng: np.random.Generator) -> int:
+        """As in every autoencoder; dead codes move to what the codes are compared with."""
+        assert isinstance(quantized, LoraQuantized)
+        return super().after_step(replace(quantized, residuals=quantized.coded), step, rng)
+
+    @torch.no_grad()
+    def quantizer(self) -> Quantizer:
+        """What has been learnt so far, A B and the code before written into the codebooks."""
+        own = [book.vectors() for book in self.codebooks]
+        books = [own[0]]
+        for book, before, vectors in zip(self.codebooks[1:], own, own[1:], strict=False):
+            if self.lora.condition_on_previous:
+                vectors = vectors - book.offset(before)[:, None]  # [K_before, K, e]
+            books.append(vectors)
+        return Quantizer(Codebooks([vectors.numpy().copy() for vectors in books]), self.encoder, self.decoder)
+
+
+def check_settings(training: TrainingSettings, lora: LoraSettings, level_sizes: list[int]) -> None:
+    """Raises InputError for settings of the training that low-rank codebooks cannot follow."""
+    refused = {
+        "codebook_update ema": (training.codebook_update == "ema", "learns A and B by gradient"),
+        "shared_codebook": (training.shared_codebook, "has a base for every level (share A by --share_a all)"),
+        "reset_every": (training.reset_every > 0 and lora.base == "frozen", "has a frozen base, which cannot be moved"),
+        "sinkhorn_epsilon": (
+            training.sinkhorn_epsilon > 0 and lora.assignment != "hard",
+            f"mixes codes in training (assignment {lora.assignment})",
+        ),
+    }
+    for name, (wrong, reason) in refused.items():
+        if wrong:
+            raise InputError(f"{name} is set, but this quantizer {reason}; leave {name.split()[0]} out.")
+    if lora.assignment == "topk" and lora.top_k > min(level_sizes):
+        raise InputError(f"top_k {lora.top_k} is more than the {min(level_sizes)} codes of a level; lower it.")
