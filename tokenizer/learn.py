@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data.stage import InputError
+from tokenizer import coarse_to_fine, product
 from tokenizer.item_vectors import Rows
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import QuantizerSettings
@@ -13,4 +14,8 @@ def learn(settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], se
     """The quantizer that `settings` name, learnt on `vectors` [N, D]; the same bytes for the same seed."""
     if settings.quantizer == "rqkmeans":
         return Quantizer(fit(vectors, level_sizes, seed, settings.kmeans))
+    if settings.quantizer == "product":
+        return Quantizer(product.fit(vectors, level_sizes, seed, settings.kmeans))
+    if settings.quantizer == "coarse_to_fine":
+        return Quantizer(coarse_to_fine.fit(vectors, level_sizes, seed, settings.kmeans))
     raise InputError(f"the quantizer {settings.quantizer!r} is not there yet.")
