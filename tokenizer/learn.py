@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from data.stage import InputError
-from tokenizer import coarse_to_fine, product
+from tokenizer import coarse_to_fine, product, trained_quantizer
 from tokenizer.item_vectors import Rows
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import QuantizerSettings
 from tokenizer.residual_kmeans import fit
 
 
-def learn(settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], seed: int) -> Quantizer:
-    """The quantizer that `settings` name, learnt on `vectors` [N, D]; the same bytes for the same seed."""
+AUTOENCODERS = ("rqkmeans_plus", "rqvae", "vq")
+
+
+def check(settings: QuantizerSettings, dimensions: int, level_sizes: list[int]) -> None:
+    """Raise InputError for settings that do not suit vectors [N, dimensions] or the levels, before any work."""
+    if settings.quantizer in AUTOENCODERS:
+        trained_quantizer.check(settings, dimensions, level_sizes)
+
+
+def learn(
+    settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None
+) -> Quantizer:
+    """The quantizer that `settings` name, learnt on `vectors` [N, D]; the same bytes for the same seed.
+
+    folder: where a trained quantizer keeps checkpoints, to resume from, and writes its training.json; None: nowhere.
+    """
+    check(settings, vectors.shape[1], level_sizes)
     if settings.quantizer == "rqkmeans":
         return Quantizer(fit(vectors, level_sizes, seed, settings.kmeans))
     if settings.quantizer == "product":
         return Quantizer(product.fit(vectors, level_sizes, seed, settings.kmeans))
     if settings.quantizer == "coarse_to_fine":
         return Quantizer(coarse_to_fine.fit(vectors, level_sizes, seed, settings.kmeans))
+    if settings.quantizer in AUTOENCODERS:
+        model = trained_quantizer.build(settings, len(vectors), vectors.shape[1], level_sizes, seed)
+        return trained_quantizer.learn_by_training(model, settings, vectors, level_sizes, seed, folder)
     raise InputError(f"the quantizer {settings.quantizer!r} is not there yet.")
