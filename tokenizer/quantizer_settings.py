@@ -150,15 +150,9 @@ class TrainingSettings:
             raise InputError(
                 f"warmup_steps is {self.warmup_steps}, more than training_steps, {self.training_steps}; lower it."
             )
-        self._refuse_idle("ema_decay", self.codebook_update == "ema", "codebook_update is `gradient`")
-        self._refuse_idle("dead_code_share", self.reset_every > 0, "reset_every is 0")
-        self._refuse_idle("sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
-
-    def _refuse_idle(self, name: str, has_effect: bool, because: str) -> None:
-        """Raise InputError for a setting that was changed and would do nothing."""
-        default = next(item.default for item in fields(self) if item.name == name)
-        if not has_effect and getattr(self, name) != default:
-            raise InputError(f"{name} is set, but has no effect while {because}; leave it out.")
+        _refuse_idle(self, "ema_decay", self.codebook_update == "ema", "codebook_update is `gradient`")
+        _refuse_idle(self, "dead_code_share", self.reset_every > 0, "reset_every is 0")
+        _refuse_idle(self, "sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
 
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
@@ -194,6 +188,13 @@ def _check_range(settings: object, name: str, least: int | float) -> None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not least <= value < math.inf:
         kind = "whole number" if whole else "number"
         raise InputError(f"{name} is {value!r}; it must be a {kind} of at least {least:g}.")
+
+
+def _refuse_idle(settings: Any, name: str, has_effect: bool, because: str) -> None:
+    """Raise InputError for a setting that was changed and would do nothing."""
+    default = next(item.default for item in fields(settings) if item.name == name)
+    if not has_effect and getattr(settings, name) != default:
+        raise InputError(f"{name} is set, but has no effect while {because}; leave it out.")
 
 
 @dataclass
@@ -254,19 +255,20 @@ class LoraSettings:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
-        for name, least in (("rank", 1), ("top_k", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
-        at_least_0 = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "layer0_multiplier")
-        for name in (*at_least_0, "alignment_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be a number of at least 0.")
-        if not 0 < self.temperature_end <= self.temperature_start < float("inf"):
+        for name in ("rank", "top_k"):
+            _check_range(self, name, 1)
+        weights = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "alignment_weight")
+        for name in (*weights, "layer0_multiplier", "temperature_start", "temperature_end"):
+            _check_range(self, name, 0.0)
+        if not 0 < self.temperature_end <= self.temperature_start:
             raise InputError(
                 f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
                 "fall, and end above 0."
             )
+        _refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
+        for name in ("temperature_start", "temperature_end"):
+            _refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
+        _refuse_idle(self, "relative_limit", self.relative_weight > 0, "relative_weight is 0")
 
 
 @dataclass
