@@ -170,5 +170,5 @@ def _count_eligible_leaves(eligible: Tensor | None, trie: SidTrie) -> Tensor | N
     if eligible is None:
         return None
     assert eligible.shape[1] == trie.n_items, f"eligible {tuple(eligible.shape)} for {trie.n_items} items"
-    counts = eligible[:, trie.item_of_leaf].to(torch.int32).cumsum(1, dtype=torch.int32)
+    counts = eligible[:, trie.item_of_leaf[:]].to(torch.int32).cumsum(1, dtype=torch.int32)
     return torch.nn.functional.pad(counts, (1, 0))

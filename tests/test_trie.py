@@ -45,8 +45,10 @@ def test_children_items_and_ranges_agree_with_brute_force(sids):
 def test_masks_built_on_request_equal_the_dense_ones(monkeypatch):
     sids = make_sids(40, [4, 5, 6])
     dense = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
-    monkeypatch.setattr(decoding.trie, "DENSE_MASK_LIMIT", 0)
+    monkeypatch.setattr(decoding.trie, "SMALL_TABLE", 0)
+    monkeypatch.setattr(decoding.trie, "WIDE_LEVEL", 1)
     ragged = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
+    assert not any(ragged.has_mask_table(depth) for depth in range(3))
     for depth in range(3):
         nodes = torch.randint(dense.n_nodes[depth], (50,))
         assert torch.equal(dense.children_mask(depth, nodes), ragged.children_mask(depth, nodes))
