@@ -176,6 +176,7 @@ class SidTrie:
         self._mask_tables: list[Tensor | None] = [None] * self.n_levels
         self._leaf_of_item: Tensor | None = None
         self._node_tables: dict[int, Tensor] = {}
+        self._widest: dict[int, int] = {}
 
     @property
     def n_items(self) -> int:
@@ -216,6 +217,12 @@ class SidTrie:
 
     def is_wide(self, depth: int) -> bool:
         return self.n_nodes[depth + 1] > WIDE_LEVEL * self.n_nodes[depth] * self.level_sizes[depth]
+
+    def widest(self, depth: int) -> int:
+        """The most children that a node at `depth` has."""
+        if depth not in self._widest:
+            self._widest[depth] = int(self.first_child[depth][:].diff().max())
+        return self._widest[depth]
 
     def children_mask(self, depth: int, nodes: Tensor) -> Tensor:
         """bool [R, K_depth]: the codes that exist under each of `nodes` (int64 [R], numbered within `depth`)."""
