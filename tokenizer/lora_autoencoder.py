@@ -21,10 +21,12 @@ from tokenizer.alignment import alignment_loss
 from tokenizer.assignment import SoftAssignment
 from tokenizer.autoencoder import Quantized, ResidualAutoencoder
 from tokenizer.codebooks import Codebooks
+from tokenizer.item_vectors import ItemVectors, Rows
 from tokenizer.lora_codebook import LoraCodebook
 from tokenizer.mlp import Mlp
 from tokenizer.quantizer import Quantizer
-from tokenizer.quantizer_settings import LoraSettings, TrainingSettings
+from tokenizer.quantizer_settings import LoraSettings, QuantizerSettings, TrainingSettings
+from tokenizer.trained_quantizer import latent_width
 
 
 @dataclass
@@ -104,19 +106,62 @@ class LoraAutoencoder(ResidualAutoencoder):
         return Quantizer(Codebooks([vectors.numpy().copy() for vectors in books]), self.encoder, self.decoder)
 
 
-def check_settings(training: TrainingSettings, lora: LoraSettings, level_sizes: list[int]) -> None:
-    """Raises InputError for settings of the training that low-rank codebooks cannot follow."""
+def source_blocks(vectors: Rows) -> list[int]:
+    """D_s: how many numbers of an item vector each source gives; a plain array is one source."""
+    return vectors.blocks if isinstance(vectors, ItemVectors) else [vectors.shape[1]]
+
+
+def check_lora(settings: QuantizerSettings, n_sources: int, level_sizes: list[int]) -> None:
+    """Raise InputError for settings that low-rank codebooks of these levels and sources cannot follow, before any work."""
+    training, lora = settings.training, settings.lora
     refused = {
-        "codebook_update ema": (training.codebook_update == "ema", "learns A and B by gradient"),
-        "shared_codebook": (training.shared_codebook, "has a base for every level (share A by --share_a all)"),
+        "codebook_update `ema`": (training.codebook_update == "ema", "learns A and B by gradient"),
         "reset_every": (training.reset_every > 0 and lora.base == "frozen", "has a frozen base, which cannot be moved"),
         "sinkhorn_epsilon": (
             training.sinkhorn_epsilon > 0 and lora.assignment != "hard",
-            f"mixes codes in training (assignment {lora.assignment})",
+            f"mixes codes in training (assignment `{lora.assignment}`)",
         ),
     }
     for name, (wrong, reason) in refused.items():
         if wrong:
-            raise InputError(f"{name} is set, but this quantizer {reason}; leave {name.split()[0]} out.")
+            raise InputError(f"{name} is set, but this lora quantizer {reason}; leave {name.split()[0]} out.")
     if lora.assignment == "topk" and lora.top_k > min(level_sizes):
         raise InputError(f"top_k {lora.top_k} is more than the {min(level_sizes)} codes of a level; lower it.")
+    if len(set(level_sizes)) > 1 and (lora.share_a == "all" or lora.inherit_levels):
+        cause = "share_a `all`" if lora.share_a == "all" else "inherit_levels"
+        raise InputError(f"{cause} needs level_sizes that are all equal, not {' '.join(map(str, level_sizes))}.")
+    e_dim = latent_width(settings, 0)
+    if lora.rank > min(*level_sizes, e_dim):
+        raise InputError(
+            f"rank {lora.rank} is above the smallest of level_sizes and e_dim, {min(*level_sizes, e_dim)}; lower it."
+        )
+    if e_dim < n_sources:
+        raise InputError(f"e_dim {e_dim} is less than one number for each of {n_sources} sources; raise it.")
+    if lora.alignment_weight > 0 and n_sources < 2:
+        raise InputError(
+            "alignment_weight is set, but there is one source only; name two in --sources or leave it out."
+        )
+    if lora.alignment_weight > 0 and e_dim % n_sources:
+        raise InputError(
+            f"alignment_weight compares the sources' latents, but e_dim {e_dim} is no multiple of {n_sources} sources; "
+            f"--e_dim {e_dim + n_sources - e_dim % n_sources} is."
+        )
+
+
+def build_lora(settings: QuantizerSettings, sources: list[int], level_sizes: list[int], seed: int) -> LoraAutoencoder:
+    """The model before it has seen a vector. sources: D_s of each source.
+
+    e_dim is divided among the sources evenly (the first ones have one more where there is a remainder). The base codebooks are uniform in
+    [-1/K, 1/K], the start that is called `random`. The same weights for the same seed.
+    """
+    training, e_dim = settings.training, latent_width(settings, sum(sources))
+    own = [e_dim // len(sources) + (source < e_dim % len(sources)) for source in range(len(sources))]  # e_m
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Mlp(list(zip(sources, own, strict=True)), training.hidden_sizes)
+        decoder = Mlp(list(zip(own, sources, strict=True)), training.hidden_sizes[::-1])
+        books: list[LoraCodebook] = []
+        for K in level_sizes:
+            start = torch.empty(K, e_dim).uniform_(-1 / K, 1 / K)
+            books.append(LoraCodebook(start, own, settings.lora, books[-1] if books else None))
+    return LoraAutoencoder(encoder, books, decoder, training, settings.lora)

@@ -22,13 +22,10 @@ sums, beside a reconstruction loss that is a mean, L2 pulls A and B to 0 before 
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.stage import InputError
 from tokenizer.quantizer_settings import LoraSettings
 
 START = 0.02  # standard deviation of A at the start
@@ -47,7 +44,6 @@ class LoraCodebook(nn.Module):
         start: Tensor,
         blocks: list[int],
         settings: LoraSettings,
-        generator: torch.Generator,
         before: LoraCodebook | None = None,
     ) -> None:
         super().__init__()
@@ -60,7 +56,7 @@ class LoraCodebook(nn.Module):
         self.before = [before]  # in a list: its parameters are its own, not this module's
         self.owns_a = settings.share_a == "sources" or before is None
         if self.owns_a:
-            random = START * torch.randn(K, settings.rank, generator=generator)
+            random = START * torch.randn(K, settings.rank)
             self.a_learnt = nn.Parameter(torch.zeros_like(random) if self.inherits_a else random)
         self.b_learnt = nn.Parameter(torch.zeros(settings.rank, e))
         if settings.condition_on_previous and before is not None:
@@ -139,45 +135,3 @@ class LoraCodebook(nn.Module):
         base = self.base.detach().split(self.blocks, dim=1)
         tiny = torch.finfo(self.base.dtype).tiny
         return torch.stack([part.norm() / of.norm().clamp_min(tiny) for part, of in zip(low_rank, base, strict=True)])
-
-
-def lora_codebooks(
-    starts: list[Tensor], blocks: list[int], settings: LoraSettings, generator: torch.Generator
-) -> list[LoraCodebook]:
-    """One module a level. starts: L tensors [K_l, e]; blocks: e_m of each source.
-
-    Raises InputError when levels share A but differ in size, or the rank is above a level's size or e.
-    """
-    sizes, e = [len(start) for start in starts], starts[0].shape[1]
-    if len(set(sizes)) > 1 and (settings.share_a == "all" or settings.inherit_levels):
-        cause = "share_a all" if settings.share_a == "all" else "inherit_levels"
-        raise InputError(f"{cause} needs level_sizes that are all equal, not {' '.join(map(str, sizes))}.")
-    if settings.rank > min(*sizes, e):
-        raise InputError(
-            f"rank {settings.rank} is above the smallest of level_sizes and e_dim, {min(*sizes, e)}; choose a lower rank."
-        )
-    levels: list[LoraCodebook] = []
-    for start in starts:
-        levels.append(LoraCodebook(start, blocks, settings, generator, levels[-1] if levels else None))
-    return levels
-
-
-def latent_blocks(e_dim: int, n_sources: int, aligned: bool) -> list[int]:
-    """e_m: how e_dim numbers are divided among the sources, evenly, the first ones taking one more where there is a remainder.
-
-    aligned: whether InfoNCE compares the sources. Raises InputError when a source would get nothing, or when latents that are compared
-    would differ in length or have no partner.
-    """
-    if e_dim < n_sources:
-        raise InputError(f"e_dim {e_dim} is less than one number for each of {n_sources} sources; raise it.")
-    if aligned and n_sources < 2:
-        raise InputError(
-            "alignment_weight is set, but there is one source only; name two in --sources or leave it out."
-        )
-    if aligned and e_dim % n_sources:
-        higher = math.ceil(e_dim / n_sources) * n_sources
-        raise InputError(
-            f"alignment_weight needs latents of equal length, but e_dim {e_dim} is no multiple of {n_sources} sources; "
-            f"--e_dim {higher} is."
-        )
-    return [e_dim // n_sources + (source < e_dim % n_sources) for source in range(n_sources)]
