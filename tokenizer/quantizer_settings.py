@@ -121,7 +121,9 @@ class TrainingSettings:
     )
     keep: str = field(
         default="best_loss",
-        metadata={"help": "Which measured state makes the SIDs: `best_loss`, `best_collision` or `last`."},
+        metadata={
+            "help": "Which measured state makes the SIDs: `best_loss` (lowest reconstruction loss), `best_collision` or `last`."
+        },
     )
 
     def __post_init__(self) -> None:

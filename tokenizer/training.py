@@ -178,10 +178,11 @@ class Training:
         self.optimizer.zero_grad()
         scalars["loss"].backward()
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip))
-        self._refuse_infinite({"loss": float(scalars["loss"]), "gradient's norm": norm}, step)
+        loss = float(scalars["loss"].detach())
+        self._refuse_infinite({"loss": loss, "gradient's norm": norm}, step)
         self.optimizer.step()
         revived = self.model.after_step(coded, step, np.random.default_rng([self.seed, REVIVAL, step]))
-        return float(scalars["loss"]), norm, revived
+        return loss, norm, revived
 
     def _measure(self, of_steps: dict[str, Any]) -> None:
         """Add a row to the curve, keep the state if it is the best, write a checkpoint."""
@@ -215,10 +216,13 @@ class Training:
 
 
 def _order(keep: str) -> Callable[[dict[str, Any]], tuple[float, ...]]:
-    """What a row of the curve is sorted by, the best first."""
+    """What a row of the curve is sorted by, the best first.
+
+    Not the whole loss: latents grow while they learn, and the codebook and commitment losses with them, whose unit they are.
+    """
     if keep == "last":
         return lambda row: (-row["step"],)
-    return lambda row: (row["loss"],) if keep == "best_loss" else (row["collision"], row["loss"])
+    return lambda row: (row["reconstruction"],) if keep == "best_loss" else (row["collision"], row["reconstruction"])
 
 
 def _progress_bar() -> Progress:
