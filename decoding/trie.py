@@ -59,6 +59,16 @@ class Pointers:
         both = self[torch.stack([index, index + 1])]
         return both[0], both[1]
 
+    def holder(self, values: Tensor) -> Tensor:
+        """int64 [R]: the entry i with entry i ≤ value < entry i + 1, of each of `values` [R]. No two entries may be equal."""
+        low = (torch.searchsorted(self.base, values.to(torch.int32), right=True) - 1) * BLOCK
+        high = (low + BLOCK).clamp(max=len(self.low))  # the answer is in low … high - 1
+        for _ in range(BLOCK.bit_length()):
+            middle = (low + high) >> 1
+            is_after = self[middle.clamp(max=len(self.low) - 1)] > values
+            low, high = torch.where(is_after | (high - low <= 1), low, middle), torch.where(is_after, middle, high)
+        return low
+
     def values(self) -> Tensor:
         """All of them, int64 [n]."""
         return self._add(self.base.repeat_interleave(BLOCK)[: len(self.low)], self.low)
@@ -298,7 +308,10 @@ class SidTrie:
         """int64, of the shape of `items` (integers, or a slice): each item's node at `depth`; -1 where it has no leaf."""
         if self.n_slots > SMALL_CATALOGUE:
             leaves = self.leaf_of_item(items)
-            return torch.where(leaves >= 0, self.node_of_leaf(depth, leaves.clamp(min=0)), -1)
+            nodes = leaves.clamp(min=0).flatten()
+            for below in reversed(range(depth, self.n_levels)):
+                nodes = self.parent(below, nodes)
+            return torch.where(leaves >= 0, nodes.view(leaves.shape), -1)
         if depth not in self._node_tables:
             leaves = self.first_leaf[depth][:]
             nodes = torch.arange(self.n_nodes[depth], dtype=torch.int32, device=self.device)
@@ -307,15 +320,9 @@ class SidTrie:
             self._node_tables[depth] = table
         return self._node_tables[depth][items].long()
 
-    def node_of_leaf(self, depth: int, leaves: Tensor) -> Tensor:
-        """int64, of the shape of `leaves`: the ancestor of each leaf at `depth`, found by halving."""
-        low = torch.zeros_like(leaves)
-        high = torch.full_like(leaves, self.n_nodes[depth])  # the answer is in low … high - 1
-        for _ in range(self.n_nodes[depth].bit_length()):
-            middle = (low + high) >> 1
-            is_before = self.first_leaf[depth][middle] <= leaves
-            low, high = torch.where(is_before, middle, low), torch.where(is_before, high, middle)
-        return low
+    def parent(self, depth: int, children: Tensor) -> Tensor:
+        """int64 [R]: the node at `depth` above each of `children` (int64 [R], nodes at depth + 1)."""
+        return self.first_child[depth].holder(children)
 
     def sorted_codes(self) -> Tensor:
         """int16 or int32 [N, L]: the SID of every leaf, in order."""

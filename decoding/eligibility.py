@@ -1,0 +1,186 @@
+"""Which items may be recommended to whom: lists of allowed items, shared by requests, and each request's own exclusions.
+
+Both act inside the search, level by level: a code is open where some item below it is eligible, so that k results are k eligible
+items and no beam ends in a place without one. What a request costs depends on its exclusions, not on the size of the catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decoding.trie import Pointers, SidTrie
+
+
+class AllowList:
+    """Items of one trie that may be recommended (in stock, of a category, of a tenant): at every depth, one bit a node.
+
+    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte an item, and one
+    byte a node and code at the trie's wide levels.
+    """
+
+    def __init__(self, trie: SidTrie, allowed: Tensor) -> None:
+        assert allowed.shape == (trie.n_slots,), f"allowed {tuple(allowed.shape)} for item indices below {trie.n_slots}"
+        self.trie = trie
+        has_allowed = allowed.to(trie.device)[trie.item_of_leaf[:]]
+        self.n_allowed = int(has_allowed.sum())
+        self._bits: list[Tensor] = []  # of the nodes at depth 1, 2, …, L
+        self._tables: list[Tensor | None] = []
+        for depth in reversed(range(trie.n_levels)):
+            bits = _pack_bits(has_allowed)
+            if depth + 1 == trie.n_levels:
+                counts = _BITS_OF_BYTE.to(trie.device)[bits.long()].cumsum(0)
+                self._before = Pointers.pack(torch.nn.functional.pad(counts, (1, 0)))
+            self._bits.insert(0, bits)
+            self._tables.insert(0, self._mask_table(depth, has_allowed) if trie.is_wide(depth) else None)
+            counts = torch.nn.functional.pad(has_allowed.cumsum(0, dtype=torch.int32), (1, 0))
+            has_allowed = counts[trie.first_child[depth].values()].diff() > 0
+
+    def __and__(self, other: AllowList) -> AllowList:
+        """The items on both lists."""
+        assert other.trie is self.trie, "the two lists are of different tries"
+        both = self._bits[-1] & other._bits[-1]
+        leaves = torch.arange(self.trie.n_items, device=both.device)
+        allowed = torch.zeros(self.trie.n_slots, dtype=torch.bool, device=both.device)
+        allowed[self.trie.item_of_leaf[:]] = _test_bits(both, leaves)
+        return AllowList(self.trie, allowed)
+
+    def children_mask(self, depth: int, nodes: Tensor) -> Tensor:
+        """bool [R, K_depth]: the codes under each of `nodes` (int64 [R]) that lead to an allowed item."""
+        table = self._tables[depth]
+        if table is not None:
+            return table.index_select(0, nodes)
+        rows, children = self.trie.children(depth, nodes)
+        has_allowed = _test_bits(self._bits[depth], children)
+        return self.trie.mask_of(depth, rows[has_allowed], children[has_allowed], len(nodes))
+
+    def contains(self, leaves: Tensor) -> Tensor:
+        """bool [R]: whether the item of each leaf is allowed."""
+        return _test_bits(self._bits[-1], leaves)
+
+    def count_before(self, leaves: Tensor) -> Tensor:
+        """int64 [R]: the number of allowed items among the leaves before each of `leaves` (0 … n_items)."""
+        byte = self._bits[-1][(leaves >> 3).clamp(max=len(self._bits[-1]) - 1)].long()
+        return self._before[leaves >> 3] + _BITS_OF_BYTE.to(leaves.device)[byte & ((1 << (leaves & 7)) - 1)]
+
+    def _mask_table(self, depth: int, has_allowed: Tensor) -> Tensor:
+        nodes = torch.arange(self.trie.n_nodes[depth], device=has_allowed.device)
+        rows, children = self.trie.children(depth, nodes)
+        return self.trie.mask_of(depth, rows[has_allowed], children[has_allowed], len(nodes))
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """Nodes in which a request excludes all that was allowed: request [T], parent node [T] and code below it [T], int64."""
+
+    request: Tensor
+    parent: Tensor
+    code: Tensor
+
+
+class Eligibility:
+    """What each of a batch of requests may be recommended.
+
+    excluded: of each request, item indices (integers, in any order, repeated or not; those without a leaf change nothing); None:
+    nothing is excluded. allowed: one list for all requests, or one (or None) a request; None: every item.
+    """
+
+    def __init__(
+        self,
+        trie: SidTrie,
+        n_requests: int,
+        excluded: Sequence[np.ndarray] | None = None,
+        allowed: AllowList | Sequence[AllowList | None] | None = None,
+    ) -> None:
+        lists = list(allowed) if isinstance(allowed, Sequence) else [allowed] * n_requests
+        assert len(lists) == n_requests, f"{len(lists)} allow-lists for {n_requests} requests"
+        assert excluded is None or len(excluded) == n_requests, "one array of exclusions a request"
+        assert all(one is None or one.trie is trie for one in lists), "an allow-list of another trie"
+        self.trie = trie
+        self.n_requests = n_requests
+        self._lists = [
+            (one, torch.tensor([row for row in range(n_requests) if lists[row] is one], device=trie.device))
+            for one in dict.fromkeys(lists)
+            if one is not None
+        ]
+        counts = [trie.n_items if one is None else one.n_allowed for one in lists]
+        self.n_eligible = torch.tensor(
+            counts, device=trie.device
+        )  # int64 [B]: the items that each request can be given
+        self._closed = None if excluded is None else self._close(excluded)
+
+    @classmethod
+    def of_mask(cls, trie: SidTrie, eligible: Tensor) -> Eligibility:
+        """From bool [B, n_slots]: builds a list a row, so it is for few requests or small catalogues."""
+        return cls(trie, len(eligible), allowed=[AllowList(trie, row) for row in eligible])
+
+    def open_children(self, depth: int, nodes: Tensor, mask: Tensor) -> Tensor:
+        """bool [B, W, K_depth]: the codes of `mask` that lead to an item which the request may be given.
+
+        nodes: int64 [B, W], numbered within `depth`. mask: bool [B, W, K_depth], trie.children_mask of them; it is left as it is.
+        """
+        assert mask.shape == (*nodes.shape, self.trie.level_sizes[depth])
+        assert len(nodes) == self.n_requests
+        is_open = mask.clone()
+        for allowed, requests in self._lists:
+            theirs = allowed.children_mask(depth, nodes[requests].flatten()).view(len(requests), *mask.shape[1:])
+            is_open[requests] &= theirs
+        if self._closed is not None:
+            closed = self._closed[depth]
+            # the same node may stand in several columns, of which at most one is alive
+            entry, column = (nodes[closed.request] == closed.parent[:, None]).nonzero(as_tuple=True)
+            is_open[closed.request[entry], column, closed.code[entry]] = False
+        return is_open
+
+    def _close(self, excluded: Sequence[np.ndarray]) -> list[_Closed]:
+        """For every depth, the children to close; also takes the exclusions off `n_eligible`."""
+        trie, device = self.trie, self.trie.device
+        items = torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in excluded])).to(device)
+        lengths = torch.tensor([len(row) for row in excluded], device=device)
+        request = torch.arange(self.n_requests, device=device).repeat_interleave(lengths)
+        known = (items >= 0) & (items < trie.n_slots)
+        leaf, request = trie.leaf_of_item(items[known]), request[known]
+        key = torch.unique((request * trie.n_items + leaf)[leaf >= 0])  # in order of request, then leaf
+        request, node = key // trie.n_items, key % trie.n_items
+        is_allowed = torch.ones_like(node, dtype=torch.bool)
+        for allowed, requests in self._lists:
+            is_allowed &= allowed.contains(node) | ~torch.isin(request, requests)
+        request, node = request[is_allowed], node[is_allowed]
+        self.n_eligible -= torch.bincount(request, minlength=self.n_requests)
+
+        count = torch.ones_like(node)  # excluded leaves below each node
+        closed: list[_Closed] = []
+        for depth in reversed(range(trie.n_levels)):
+            is_closed = count == self._allowed_below(depth + 1, node, request)
+            parent = trie.parent(depth, node)
+            closed.insert(0, _Closed(request[is_closed], parent[is_closed], trie.code[depth][node[is_closed]]))
+            key, position = torch.unique_consecutive(request * trie.n_nodes[depth] + parent, return_inverse=True)
+            count = torch.zeros_like(key).index_add_(0, position, count)
+            request, node = key // trie.n_nodes[depth], key % trie.n_nodes[depth]
+        return closed
+
+    def _allowed_below(self, depth: int, node: Tensor, request: Tensor) -> Tensor:
+        """int64 [T]: the number of allowed leaves below each node."""
+        first, end = self.trie.first_leaf[depth][node], self.trie.first_leaf[depth][node + 1]
+        below = end - first
+        for allowed, requests in self._lists:
+            theirs = torch.isin(request, requests)
+            below = torch.where(theirs, allowed.count_before(end) - allowed.count_before(first), below)
+        return below
+
+
+_BITS_OF_BYTE = torch.tensor([byte.bit_count() for byte in range(256)])
+
+
+def _pack_bits(flags: Tensor) -> Tensor:
+    """uint8 [ceil(n / 8)] of bool [n], the first flag in the lowest bit."""
+    return torch.from_numpy(np.packbits(flags.cpu().numpy(), bitorder="little")).to(flags.device)
+
+
+def _test_bits(bits: Tensor, index: Tensor) -> Tensor:
+    """bool [R]: the bits numbered `index` (int64 [R])."""
+    return ((bits.index_select(0, index >> 3) >> (index & 7)) & 1).bool()
