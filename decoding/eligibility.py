@@ -19,8 +19,7 @@ from decoding.trie import Pointers, SidTrie
 class AllowList:
     """Items of one trie that may be recommended (in stock, of a category, of a tenant): at every depth, one bit a node.
 
-    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte an item, and one
-    byte a node and code at the trie's wide levels.
+    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte an item.
     """
 
     def __init__(self, trie: SidTrie, allowed: Tensor) -> None:
@@ -29,14 +28,12 @@ class AllowList:
         has_allowed = allowed.to(trie.device)[trie.item_of_leaf[:]]
         self.n_allowed = int(has_allowed.sum())
         self._bits: list[Tensor] = []  # of the nodes at depth 1, 2, …, L
-        self._tables: list[Tensor | None] = []
         for depth in reversed(range(trie.n_levels)):
             bits = _pack_bits(has_allowed)
             if depth + 1 == trie.n_levels:
                 counts = _BITS_OF_BYTE.to(trie.device)[bits.long()].cumsum(0)
                 self._before = Pointers.pack(torch.nn.functional.pad(counts, (1, 0)))
             self._bits.insert(0, bits)
-            self._tables.insert(0, self._mask_table(depth, has_allowed) if trie.is_wide(depth) else None)
             counts = torch.nn.functional.pad(has_allowed.cumsum(0, dtype=torch.int32), (1, 0))
             has_allowed = counts[trie.first_child[depth].values()].diff() > 0
 
@@ -44,42 +41,36 @@ class AllowList:
         """The items on both lists."""
         assert other.trie is self.trie, "the two lists are of different tries"
         both = self._bits[-1] & other._bits[-1]
-        leaves = torch.arange(self.trie.n_items, device=both.device)
         allowed = torch.zeros(self.trie.n_slots, dtype=torch.bool, device=both.device)
-        allowed[self.trie.item_of_leaf[:]] = _test_bits(both, leaves)
+        allowed[self.trie.item_of_leaf[:]] = _unpack_bits(both, self.trie.n_items)
         return AllowList(self.trie, allowed)
 
     def children_mask(self, depth: int, nodes: Tensor) -> Tensor:
         """bool [R, K_depth]: the codes under each of `nodes` (int64 [R]) that lead to an allowed item."""
-        table = self._tables[depth]
-        if table is not None:
-            return table.index_select(0, nodes)
         rows, children = self.trie.children(depth, nodes)
-        has_allowed = _test_bits(self._bits[depth], children)
+        has_allowed = self.contains(depth + 1, children)
         return self.trie.mask_of(depth, rows[has_allowed], children[has_allowed], len(nodes))
 
-    def contains(self, leaves: Tensor) -> Tensor:
-        """bool [R]: whether the item of each leaf is allowed."""
-        return _test_bits(self._bits[-1], leaves)
+    def contains(self, depth: int, nodes: Tensor) -> Tensor:
+        """bool, of the shape of `nodes` (int64, numbered within `depth` ≥ 1): whether an allowed item is below each."""
+        bits = self._bits[depth - 1].index_select(0, (nodes >> 3).flatten()).view(nodes.shape)
+        return ((bits >> (nodes & 7)) & 1).bool()
 
     def count_before(self, leaves: Tensor) -> Tensor:
         """int64 [R]: the number of allowed items among the leaves before each of `leaves` (0 … n_items)."""
         byte = self._bits[-1][(leaves >> 3).clamp(max=len(self._bits[-1]) - 1)].long()
         return self._before[leaves >> 3] + _BITS_OF_BYTE.to(leaves.device)[byte & ((1 << (leaves & 7)) - 1)]
 
-    def _mask_table(self, depth: int, has_allowed: Tensor) -> Tensor:
-        nodes = torch.arange(self.trie.n_nodes[depth], device=has_allowed.device)
-        rows, children = self.trie.children(depth, nodes)
-        return self.trie.mask_of(depth, rows[has_allowed], children[has_allowed], len(nodes))
-
 
 @dataclass(frozen=True)
 class _Closed:
-    """Nodes in which a request excludes all that was allowed: request [T], parent node [T] and code below it [T], int64."""
+    """Children in which a request excludes all that was allowed, int64 [T] each: whose request, below which node, by which code,
+    and as which of the node's children (0, 1, …)."""
 
     request: Tensor
     parent: Tensor
     code: Tensor
+    place: Tensor
 
 
 class Eligibility:
@@ -118,23 +109,46 @@ class Eligibility:
         """From bool [B, n_slots]: builds a list a row, so it is for few requests or small catalogues."""
         return cls(trie, len(eligible), allowed=[AllowList(trie, row) for row in eligible])
 
-    def open_children(self, depth: int, nodes: Tensor, mask: Tensor) -> Tensor:
+    def open_codes(self, depth: int, nodes: Tensor, mask: Tensor) -> Tensor:
         """bool [B, W, K_depth]: the codes of `mask` that lead to an item which the request may be given.
 
         nodes: int64 [B, W], numbered within `depth`. mask: bool [B, W, K_depth], trie.children_mask of them; it is left as it is.
         """
         assert mask.shape == (*nodes.shape, self.trie.level_sizes[depth])
-        assert len(nodes) == self.n_requests
         is_open = mask.clone()
         for allowed, requests in self._lists:
-            theirs = allowed.children_mask(depth, nodes[requests].flatten()).view(len(requests), *mask.shape[1:])
-            is_open[requests] &= theirs
+            theirs = allowed.children_mask(depth, nodes[requests].flatten())
+            is_open[requests] &= theirs.view(len(requests), *mask.shape[1:])
         if self._closed is not None:
-            closed = self._closed[depth]
-            # the same node may stand in several columns, of which at most one is alive
-            entry, column = (nodes[closed.request] == closed.parent[:, None]).nonzero(as_tuple=True)
+            closed, entry, column = self._closed[depth], *self._find_closed(depth, nodes)
             is_open[closed.request[entry], column, closed.code[entry]] = False
         return is_open
+
+    def open_children(self, depth: int, nodes: Tensor, children: Tensor) -> Tensor:
+        """bool [B, W, M]: whether the request may be given an item below each child of its nodes.
+
+        nodes: int64 [B, W], numbered within `depth`. children: int64 [B, W, M], the children of each in order, padded at will; what
+        comes back for padding means nothing. M may not be below the children of any node of `nodes`.
+        """
+        assert children.shape[:2] == nodes.shape
+        is_open = torch.ones(children.shape, dtype=torch.bool, device=nodes.device)
+        for allowed, requests in self._lists:
+            is_open[requests] = allowed.contains(depth + 1, children[requests])
+        if self._closed is not None:
+            closed, entry, column = self._closed[depth], *self._find_closed(depth, nodes)
+            is_open[closed.request[entry], column, closed.place[entry]] = False
+        return is_open
+
+    def _find_closed(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries of `_closed` whose node is among its request's `nodes` [B, W], and the column it stands in.
+
+        A node may stand in several columns (a search pads with nodes of beams that do not exist): each of them is found.
+        """
+        assert self._closed is not None
+        assert len(nodes) == self.n_requests
+        closed = self._closed[depth]
+        entry, column = (nodes[closed.request] == closed.parent[:, None]).nonzero(as_tuple=True)
+        return entry, column
 
     def _close(self, excluded: Sequence[np.ndarray]) -> list[_Closed]:
         """For every depth, the children to close; also takes the exclusions off `n_eligible`."""
@@ -148,7 +162,7 @@ class Eligibility:
         request, node = key // trie.n_items, key % trie.n_items
         is_allowed = torch.ones_like(node, dtype=torch.bool)
         for allowed, requests in self._lists:
-            is_allowed &= allowed.contains(node) | ~torch.isin(request, requests)
+            is_allowed &= allowed.contains(trie.n_levels, node) | ~torch.isin(request, requests)
         request, node = request[is_allowed], node[is_allowed]
         self.n_eligible -= torch.bincount(request, minlength=self.n_requests)
 
@@ -157,7 +171,9 @@ class Eligibility:
         for depth in reversed(range(trie.n_levels)):
             is_closed = count == self._allowed_below(depth + 1, node, request)
             parent = trie.parent(depth, node)
-            closed.insert(0, _Closed(request[is_closed], parent[is_closed], trie.code[depth][node[is_closed]]))
+            shut, above = node[is_closed], parent[is_closed]
+            place = shut - trie.first_child[depth][above]
+            closed.insert(0, _Closed(request[is_closed], above, trie.code[depth][shut], place))
             key, position = torch.unique_consecutive(request * trie.n_nodes[depth] + parent, return_inverse=True)
             count = torch.zeros_like(key).index_add_(0, position, count)
             request, node = key // trie.n_nodes[depth], key % trie.n_nodes[depth]
@@ -181,6 +197,7 @@ def _pack_bits(flags: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(flags.cpu().numpy(), bitorder="little")).to(flags.device)
 
 
-def _test_bits(bits: Tensor, index: Tensor) -> Tensor:
-    """bool [R]: the bits numbered `index` (int64 [R])."""
-    return ((bits.index_select(0, index >> 3) >> (index & 7)) & 1).bool()
+def _unpack_bits(bits: Tensor, n: int) -> Tensor:
+    """bool [n]: what `_pack_bits` packed."""
+    flags = np.unpackbits(bits.cpu().numpy(), count=n, bitorder="little")
+    return torch.from_numpy(flags).bool().to(bits.device)

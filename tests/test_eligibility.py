@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trie_cases import sid_sets
 
-import decoding.trie
 from decoding.eligibility import AllowList, Eligibility
 from decoding.trie import SidTrie
 
@@ -29,8 +28,13 @@ def assert_open_as_by_brute_force(trie: SidTrie, codes: np.ndarray, eligibility:
         nodes = torch.tensor([*range(len(prefixes)), 0]).repeat(len(sets), 1)
         mask = trie.children_mask(depth, nodes.flatten()).view(*nodes.shape, -1)
         before = mask.clone()
-        found = eligibility.open_children(depth, nodes, mask)
+        found = eligibility.open_codes(depth, nodes, mask)
         assert torch.equal(mask, before)
+        most = int(mask.sum(2).max())
+        children = trie.first_child[depth][nodes][..., None] + torch.arange(most)
+        inside = torch.arange(most) < mask.sum(2, keepdim=True)
+        by_child = eligibility.open_children(depth, nodes, children.clamp(max=trie.n_nodes[depth + 1] - 1))
+        assert torch.equal(by_child[inside], found[mask])  # both go through a node's children in order of code
         for row, eligible in enumerate(sets):
             for column, node in enumerate(nodes[row].tolist()):
                 wanted = brute_force_open(codes, depth, prefixes[node], trie.level_sizes[depth], eligible)
@@ -49,19 +53,17 @@ def requests(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(requests(), st.booleans())
-def test_open_children_and_counts_agree_with_brute_force(case, wide):
+@given(requests())
+def test_open_codes_children_and_counts_agree_with_brute_force(case):
     sids, excluded, lists, chosen = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding.trie, "WIDE_LEVEL", 0 if wide else 1)
-        trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
-        built = [None if one is None else allow_list(trie, one) for one in lists]
-        eligibility = Eligibility(trie, 3, [np.array(row) for row in excluded], [built[i] for i in chosen])
-        sets = [
-            (set(range(sids.n_items)) if lists[i] is None else set(lists[i])) - set(row)
-            for i, row in zip(chosen, excluded, strict=True)
-        ]
-        assert_open_as_by_brute_force(trie, sids.codes, eligibility, sets)
+    trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
+    built = [None if one is None else allow_list(trie, one) for one in lists]
+    eligibility = Eligibility(trie, 3, [np.array(row) for row in excluded], [built[i] for i in chosen])
+    sets = [
+        (set(range(sids.n_items)) if lists[i] is None else set(lists[i])) - set(row)
+        for i, row in zip(chosen, excluded, strict=True)
+    ]
+    assert_open_as_by_brute_force(trie, sids.codes, eligibility, sets)
 
 
 def allow_list(trie: SidTrie, items: set[int]) -> AllowList:
