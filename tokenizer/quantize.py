@@ -5,8 +5,11 @@ Puts the sources side by side, learns the quantizer that `--quantizer` names, gi
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -14,15 +17,19 @@ from rich.console import Console
 from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, write_json
+from tokenizer.categories import categories_of
 from tokenizer.config import COMPUTED_SOURCES, TokenizerConfig
 from tokenizer.item_vectors import ItemVectors
-from tokenizer.learn import learn
+from tokenizer.learn import check, learn
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
-from tokenizer.report import measure, render
+from tokenizer.report import measure
+from tokenizer.report_page import render
 from tokenizer.semantic_ids import SemanticIds
+from tokenizer.training import CHECKPOINT
 from tokenizer.unique_sids import make_unique
 
 MOST_ITEMS_OF_TWO_LEVELS = 32_768
+LEARNING_CURVES = ("training.json", "lora.json")  # what trained quantizers leave in the stage's folder
 
 
 def default_level_sizes(n_items: int) -> list[int]:
@@ -88,6 +95,11 @@ def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
     return [read_source(config.path_of(source), n_items) for source in config.sources]
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None when there is none: not every quantizer writes one."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def main() -> None:
     config, *kinds = parse_configs((TokenizerConfig, *KINDS))
     settings = QuantizerSettings(config.quantizer, *kinds)
@@ -97,25 +109,35 @@ def main() -> None:
     level_sizes = config.level_sizes or default_level_sizes(dataset.n_items)
     check_level_sizes(level_sizes, dataset.n_items)
     vectors = ItemVectors(read_sources(config, dataset.n_items), config.weights)  # [N, D]
+    check(settings, vectors, level_sizes)
     inputs = (run_dir / "data" / "items.parquet", *(config.path_of(source) for source in config.sources))
+    inputs += settings.files()
     stage = Stage(run_dir, "sid", config.sid_settings() | settings.recorded(), inputs)
     if not config.overwrite and stage.is_finished():
         console.print(f"{stage.folder}: finished before; nothing to do.")
         return
 
-    quantizer = learn(settings, vectors, level_sizes, config.seed)
+    if settings.is_trained:
+        stage.begin(config.overwrite)  # the folder keeps checkpoints to resume from
+    quantizer = learn(settings, vectors, level_sizes, config.seed, stage.folder if settings.is_trained else None)
     codes_raw = quantizer.encode(vectors)  # [N, L]
     codes = make_unique(quantizer.latents(vectors), codes_raw, quantizer.codebooks)
     sids = SemanticIds(codes, codes_raw, quantizer.codebooks.per_code(codes_raw), quantizer)
-    figures = measure(vectors, sids, config.seed)
+    categories = categories_of(dataset.items)
+    figures = measure(vectors, sids, config.seed, categories)
 
-    stage.begin(config.overwrite)
+    if not settings.is_trained:
+        stage.begin(config.overwrite)
     outputs = sids.save(stage.folder)
+    outputs += [path for name in LEARNING_CURVES if (path := stage.folder / name).exists()]
     report, page = stage.folder / "report.json", stage.folder / "report.html"
     write_json(report, figures)
     with atomic_path(page) as temporary:
-        temporary.write_text(render(figures, sids, dataset.titles, config.seed), encoding="utf-8")
+        training, lora = (read_json(stage.folder / name) for name in ("training.json", "lora.json"))
+        html = render(figures, sids, dataset.titles, config.seed, vectors, categories, training, lora)
+        temporary.write_text(html, encoding="utf-8")
     stage.finish(*outputs, report, page)
+    shutil.rmtree(stage.folder / CHECKPOINT.parent, ignore_errors=True)
     perplexities = ", ".join(f"{level['perplexity']:.0f}/{level['codes']}" for level in figures["levels"])
     console.print(
         f"{stage.folder}: {sids.n_items:,} items, {sids.n_levels} codes each; codes in use (perplexity) {perplexities}; variance "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from data.stage import InputError
@@ -273,6 +274,9 @@ class LoraSettings:
         _refuse_idle(self, "relative_limit", self.relative_weight > 0, "relative_weight is 0")
 
 
+MOST_FSQ_CODES = 65_536  # every code is a token of the language model
+
+
 @dataclass
 class FsqSettings:
     """Finite scalar quantization: the quantizer `fsq`, and the last level of `rqkmeans_fsq`."""
@@ -288,6 +292,28 @@ class FsqSettings:
         default="groups",
         metadata={"help": "fsq: tokens are `groups` of dimensions, or `residual` refinements of the same ones."},
     )
+
+    def __post_init__(self) -> None:
+        levels = self.fsq_levels
+        if not isinstance(levels, list) or not levels or not all(type(n) is int and n >= 2 for n in levels):
+            raise InputError(f"fsq_levels is {levels!r}; give a list of whole numbers of at least 2, such as 8 6 5.")
+        if self.n_codes > MOST_FSQ_CODES:
+            raise InputError(
+                f"fsq_levels {' '.join(map(str, levels))} give {self.n_codes:,} codes, more than {MOST_FSQ_CODES:,}; lower them, or spread "
+                "them over more --fsq_tokens."
+            )
+        if self.fsq_form not in ("groups", "residual"):
+            raise InputError(f"fsq_form is {self.fsq_form!r}; it must be `groups` or `residual`.")
+        if self.fsq_form == "residual" and 2 in levels:
+            raise InputError(
+                "fsq_levels holds 2, whose grid gets no finer from token to token; residual needs 3 or more."
+            )
+        _check_range(self, "fsq_tokens", 1)
+
+    @property
+    def n_codes(self) -> int:
+        """K: the number of codes of one token, the product of its levels."""
+        return math.prod(self.fsq_levels)
 
 
 KINDS = (KmeansSettings, TrainingSettings, LoraSettings, FsqSettings)
@@ -327,6 +353,16 @@ class QuantizerSettings:
                     raise InputError(
                         f"{item.name} is set, but the quantizer {self.quantizer!r} does not use it; leave it out."
                     )
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is learnt in steps, with checkpoints."""
+        return TrainingSettings in USED_BY[self.quantizer]
+
+    def files(self) -> tuple[Path, ...]:
+        """The files that the settings name: where the codebooks start, if that is a file."""
+        start = self.training.codebook_start
+        return (Path(start),) if start.endswith(".npz") else ()
 
     def recorded(self) -> dict[str, Any]:
         """What decides the result, for the manifest: the name, and the settings it uses."""
