@@ -1,46 +1,97 @@
-"""Constrained search for exactly L codes: one prefill a request, then L - 1 steps in which a request's beams are query positions
-of one sequence, told apart by a 4-D attention mask. The KV cache is only appended to, never copied or reordered, and only the
-current level's rows of the head are computed.
+"""Constrained search for exactly L codes: one prefill a request, then at most L - 1 steps in which a request's beams are query
+positions of one sequence (`SharedPrefix`). Only the current level's rows of the head are computed, and a beam whose remaining codes
+are forced is not run again.
 
 Deterministic: the `beams` items of largest π that beam search finds. Stochastic: Gumbel top-k (arXiv 1903.06059), `beams` distinct
-items drawn from π without replacement.
+items drawn from π without replacement, with what importance weights need.
+
+Why min(beams, eligible items) items come back, always: call a node live when an eligible item is below it. Every kept node is live,
+so it has a live child. Either all live nodes of a level are kept, and then all live nodes of the next are candidates; or `beams` are
+kept, and then at least `beams` are candidates. So min(beams, live nodes) are kept at every level, and the last level's are items.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
 
-from decoding.policy import SidVocabulary, child_log_probs
+from data.stage import InputError
+from decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from decoding.shared_prefix import SharedPrefix
 from decoding.trie import SidTrie
+
+LARGEST_NODE = 0x7FFFFFFF
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How the items of a stochastic search were drawn (arXiv 1903.06059, section 4.2).
+
+    log_probs: float32 [B, W], log φ, the probabilities drawn by: π, renormalised at every prefix where codes without an eligible
+    item are left out. threshold: float32 [B], κ, the largest key that was not drawn, -inf when all were. log_inclusion: float32
+    [B, W], log q = log(1 - exp(-exp(log φ - κ))), the probability that an item's key is above κ.
+    """
+
+    log_probs: Tensor
+    threshold: Tensor
+    log_inclusion: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """float32 [B, W]: φ / q. Σ weights · f(item) is an unbiased estimate of Σ φ · f over all items; 0 where no item is."""
+        return (self.log_probs - self.log_inclusion).exp()
 
 
 @dataclass(frozen=True)
 class Beams:
-    """items: int64 [B, W], best first (in sampling order when stochastic), -1 where there are fewer; log_probs: float32 [B, W]."""
+    """items: int64 [B, W], best first (in sampling order when stochastic), -1 where there are fewer; log_probs: float32 [B, W], -inf
+    there. reachable: int64 [B], how many items could have come back: the eligible ones. draws: only when stochastic."""
 
     items: Tensor
     log_probs: Tensor
+    reachable: Tensor
+    draws: Draws | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Frontier:
-    """The beams of every request after some codes. node, log_prob, key: [B, W]; token: [B, W]; sees: bool [B, W, appended]."""
+    """The beams of every request after some codes, best first; all [B, W] but the last.
+
+    node: in the trie. log_prob: of the codes so far, -inf where there is no beam. key, log_draw: the Gumbel key and log φ when
+    stochastic (else log_prob). token: of the last code. sees: bool [B, W, appended], its ancestors among the appended positions.
+    """
 
     node: Tensor
     log_prob: Tensor
     key: Tensor
+    log_draw: Tensor
     token: Tensor
     sees: Tensor
+
+    @classmethod
+    def root(cls, n_requests: int, key: Tensor) -> _Frontier:
+        zero = torch.zeros(n_requests, 1, device=key.device)
+        return cls(
+            zero.long(), zero, key, zero, zero.long(), torch.zeros(n_requests, 1, 0, dtype=torch.bool).to(key.device)
+        )
+
+    def take(self, order: Tensor) -> _Frontier:
+        """The beams at `order`, int64 [B, W']."""
+        return _Frontier(
+            node=self.node.gather(1, order),
+            log_prob=self.log_prob.gather(1, order),
+            key=self.key.gather(1, order),
+            log_draw=self.log_draw.gather(1, order),
+            token=self.token.gather(1, order),
+            sees=_rows(self.sees, order),
+        )
 
 
 @torch.inference_mode()
 def beam_search(
-    model: PreTrainedModel,
+    model: nn.Module,
     input_ids: Tensor,
     attention_mask: Tensor,
     vocabulary: SidVocabulary,
@@ -48,127 +99,175 @@ def beam_search(
     beams: int,
     eligible: Tensor | None = None,
     generators: list[torch.Generator] | None = None,
+    normaliser: Normaliser = "children",
 ) -> Beams:
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
     input_ids, attention_mask: int64 [B, T], left-padded. eligible: bool [B, N] over items, None for all. generators: one a
-    request; they make the search stochastic, each request with its own randomness.
+    request, on the CPU; they make the search stochastic, each request with its own randomness. normaliser: what scores are
+    normalised over; a stochastic search draws by the children's softmax whatever it is.
     Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole catalogue: what is
-    not eligible is passed over, not renormalised away.
+    not eligible is passed over, not renormalised away. Of equal scores the lower leaf (the SID first in order) comes first.
+    Raises InputError when the model's scores are not numbers.
     """
-    assert input_ids.shape == attention_mask.shape
-    n_requests = len(input_ids)
-    head = model.get_output_embeddings().weight
-    decoder = model.get_decoder()
+    assert beams > 0, f"{beams} beams"
+    prefix = SharedPrefix(model, input_ids, attention_mask)
+    n_requests, device = len(input_ids), input_ids.device
     open_leaves = _count_eligible_leaves(eligible, trie)
-
-    positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
-    cache = DynamicCache(config=model.config)
-    prefill = decoder(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, past_key_values=cache)
-    hidden = prefill.last_hidden_state[:, -1:]  # [B, 1, H]
-    root = torch.zeros(n_requests, 1, device=input_ids.device)
-    frontier = _Frontier(
-        root.long(), root, root.clone(), root.long(), root.new_zeros(n_requests, 1, 0, dtype=torch.bool)
-    )
+    step = _Step(prefix, vocabulary, trie, beams + (generators is not None), open_leaves, generators, normaliser)
+    frontier = _Frontier.root(n_requests, step.noise(1, 1, n_requests)[..., 0].to(device))
     for level in range(trie.n_levels):
-        frontier, parent = _expand(frontier, hidden, head, vocabulary, trie, level, beams, open_leaves, generators)
-        if level + 1 == trie.n_levels:
-            break
-        width, appended = frontier.node.shape[1], frontier.sees.shape[2]
-        inherited = frontier.sees.gather(1, parent[..., None].expand(-1, -1, appended))
-        itself = torch.eye(width, dtype=torch.bool, device=input_ids.device).expand(n_requests, -1, -1)
-        frontier.sees = torch.cat([inherited, itself], dim=2)
-        hidden = _step(decoder, frontier, attention_mask, positions[:, -1] + level + 1, cache, head.dtype)
+        if level == 0:
+            hidden = prefix.hidden
+        else:
+            frontier, hidden = step.run(frontier, level)
+        frontier = step.expand(frontier, hidden, level)
 
-    exists = frontier.log_prob > -torch.inf
-    items = trie.item_of_leaf[frontier.node.clamp(max=trie.n_items - 1)].masked_fill(~exists, -1)
-    return Beams(items, frontier.log_prob)
-
-
-def _step(
-    decoder: Any, frontier: _Frontier, attention_mask: Tensor, position: Tensor, cache: DynamicCache, dtype: torch.dtype
-) -> Tensor:
-    """Hidden states [B, W, H] of the beams' newest tokens, each seeing the prompt, its own ancestors and itself."""
-    n_requests, width = frontier.token.shape
-    prompt = attention_mask.bool()[:, None, :].expand(-1, width, -1)
-    visible = torch.cat([prompt, frontier.sees], dim=2)[:, None]  # [B, 1, W, T + appended]
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
-    return decoder(
-        input_ids=frontier.token,
-        attention_mask=mask,
-        position_ids=position[:, None].expand(n_requests, width),
-        past_key_values=cache,
-    ).last_hidden_state
-
-
-def _expand(
-    frontier: _Frontier,
-    hidden: Tensor,
-    head: Tensor,
-    vocabulary: SidVocabulary,
-    trie: SidTrie,
-    level: int,
-    beams: int,
-    open_leaves: Tensor | None,
-    generators: list[torch.Generator] | None,
-) -> tuple[_Frontier, Tensor]:
-    """Give every beam its children and keep the best `beams` of each request; also returns each new beam's parent [B, W']."""
-    n_requests, width = frontier.node.shape
-    size = trie.level_sizes[level]
-    nodes = frontier.node.flatten()
-    mask = trie.children_mask(level, nodes)
-    logits = vocabulary.level_logits(hidden.reshape(n_requests * width, -1), head, level)
-    step_log_probs = child_log_probs(logits, mask).view(n_requests, width, size)
-    log_probs = frontier.log_prob[..., None] + step_log_probs
-
-    # the child reached by a code is the first child plus the number of existing codes before it
-    child = trie.first_child[level][nodes][:, None] + mask.long().cumsum(1) - 1
-    child = child.clamp(0, trie.n_nodes[level + 1] - 1).view(n_requests, width, size)
-    if open_leaves is not None:
-        leaves = trie.first_leaf[level + 1]
-        rows = torch.arange(n_requests, device=nodes.device)[:, None, None]
-        has_eligible = open_leaves[rows, leaves[child + 1]] > open_leaves[rows, leaves[child]]
-        log_probs = log_probs.masked_fill(~has_eligible, -torch.inf)
-
-    keys = log_probs if generators is None else _gumbel_keys(frontier.key, log_probs, generators)
-    keys = keys.masked_fill(log_probs == -torch.inf, -torch.inf)
-    kept = min(beams, width * size)
-    best_keys, best = keys.flatten(1).topk(kept, dim=1)
-    # drop columns in which no request has a beam
-    used = max(1, int((best_keys > -torch.inf).sum(1).max()))
-    best_keys, best = best_keys[:, :used], best[:, :used]
-    chosen = _Frontier(
-        node=child.flatten(1).gather(1, best),
-        log_prob=log_probs.flatten(1).gather(1, best),
-        key=best_keys,
-        token=best % size + vocabulary.first_tokens[level],
-        sees=frontier.sees,
+    if bool(frontier.log_prob.isnan().any()):
+        raise InputError("the model's scores are not numbers (NaN); its weights, or its precision, are broken.")
+    items = trie.item_of_leaf[frontier.node].masked_fill(frontier.log_prob == -torch.inf, -1)
+    reachable = (
+        torch.full((n_requests,), trie.n_items, device=device) if open_leaves is None else open_leaves[:, -1].long()
     )
-    return chosen, best // size
+    if generators is None:
+        return Beams(items, frontier.log_prob, reachable)
+    draws = _draws(frontier.log_draw[:, :beams], frontier.key, beams)
+    return Beams(items[:, :beams], frontier.log_prob[:, :beams], reachable, draws)
 
 
-def _gumbel_keys(parent_keys: Tensor, log_probs: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Gumbel-perturbed log-probabilities of the children, conditioned on their maximum being the parent's key.
+@dataclass(frozen=True)
+class _Step:
+    """What stays the same from level to level of one search."""
 
-    arXiv 1903.06059, appendix B.3. parent_keys [B, W]; log_probs [B, W, K], -inf for what does not exist or is not eligible.
-    The root's key is 0: a constant shift of all keys, which changes no order.
+    prefix: SharedPrefix
+    vocabulary: SidVocabulary
+    trie: SidTrie
+    beams: int
+    open_leaves: Tensor | None
+    generators: list[torch.Generator] | None
+    normaliser: Normaliser
+
+    def run(self, frontier: _Frontier, level: int) -> tuple[_Frontier, Tensor]:
+        """Run the model on the beams' last tokens. Returns the frontier, the run beams first, and their states [B, n, H].
+
+        A beam with a single item below has only forced codes left, of probability 1: on the CPU it is not run. Elsewhere a few
+        positions more cost nothing, and shapes that depend on the trie alone are worth more.
+        """
+        n_run = frontier.node.shape[1]
+        if self.normaliser == "children" and self.trie.n_nodes[level] == self.trie.n_items:
+            n_run = 0
+        elif self.normaliser == "children" and frontier.node.device.type == "cpu":
+            leaves = self.trie.first_leaf[level]
+            is_open = (leaves[frontier.node + 1] - leaves[frontier.node] > 1) & (frontier.log_prob != -torch.inf)
+            n_run = int(is_open.sum(1).max())
+            if n_run < frontier.node.shape[1]:
+                frontier = frontier.take(torch.argsort(~is_open, dim=1, stable=True))
+        if n_run == 0:
+            return frontier, self.prefix.hidden[:, :0]
+        n_requests, width = frontier.node.shape
+        itself = torch.eye(width, n_run, dtype=torch.bool, device=frontier.node.device).expand(n_requests, -1, -1)
+        sees = torch.cat([frontier.sees, itself], dim=2)
+        hidden = self.prefix.extend(frontier.token[:, :n_run], sees[:, :n_run], depth=level)
+        return _Frontier(
+            frontier.node, frontier.log_prob, frontier.key, frontier.log_draw, frontier.token, sees
+        ), hidden
+
+    def expand(self, frontier: _Frontier, hidden: Tensor, level: int) -> _Frontier:
+        """Give every beam its children and keep the best of each request. hidden: [B, n, H], states of the first n beams."""
+        trie, (n_requests, width) = self.trie, frontier.node.shape
+        n_run, n_children = hidden.shape[1], trie.widest(level)
+        first, end = trie.first_child[level].ranges(frontier.node.flatten())
+        child = first[:, None] + torch.arange(n_children, device=first.device)
+        exists = (child < end[:, None]).view(n_requests, width, n_children)
+        child = child.clamp_(max=trie.n_nodes[level + 1] - 1).view(n_requests, width, n_children)
+        codes = trie.code[level][child]
+
+        step = torch.zeros(child.shape, device=child.device).masked_fill_(~exists, -torch.inf)  # forced codes: log 1
+        if n_run:
+            step[:, :n_run] = code_log_probs(
+                hidden.reshape(n_requests * n_run, -1),
+                self.prefix.head,
+                self.vocabulary,
+                level,
+                codes[:, :n_run].reshape(-1, n_children),
+                exists[:, :n_run].reshape(-1, n_children),
+                self.normaliser,
+            ).view(n_requests, n_run, n_children)
+        if self.open_leaves is not None:
+            step = step.masked_fill(~self._is_live(child, level), -torch.inf)
+        log_probs = frontier.log_prob[..., None] + step
+        log_draws = keys = log_probs
+        if self.generators is not None:
+            log_draws = frontier.log_draw[..., None] + step.log_softmax(2).masked_fill(step == -torch.inf, -torch.inf)
+            noise = self.noise(width, n_children, n_requests).to(child.device)
+            keys = _conditioned_keys(frontier.key, log_draws + noise)
+        kept = min(self.beams, width * n_children, trie.n_nodes[level + 1])
+        best = best_first(keys.flatten(1), child.flatten(1), kept)
+        return _Frontier(
+            node=child.flatten(1).gather(1, best),
+            log_prob=log_probs.flatten(1).gather(1, best),
+            key=keys.flatten(1).gather(1, best),
+            log_draw=log_draws.flatten(1).gather(1, best),
+            token=codes.flatten(1).gather(1, best) + self.vocabulary.first_tokens[level],
+            sees=_rows(frontier.sees, best // n_children),
+        )
+
+    def noise(self, width: int, n_children: int, n_requests: int) -> Tensor:
+        """float32 [B, width, n_children] of Gumbel noise, each request's from its own generator; zeros when deterministic."""
+        if self.generators is None:
+            return torch.zeros(n_requests, width, n_children)
+        draws = [torch.empty(width, n_children).exponential_(generator=generator) for generator in self.generators]
+        return -torch.stack(draws).clamp_(min=1e-30).log()
+
+    def _is_live(self, child: Tensor, level: int) -> Tensor:
+        """bool, of the shape of `child` [B, W, M]: whether an eligible item is below the node."""
+        assert self.open_leaves is not None
+        leaves = self.trie.first_leaf[level + 1]
+        rows = torch.arange(len(child), device=child.device)[:, None, None]
+        return self.open_leaves[rows, leaves[child + 1]] > self.open_leaves[rows, leaves[child]]
+
+
+def best_first(keys: Tensor, nodes: Tensor, n: int) -> Tensor:
+    """int64 [B, n]: columns of the n largest keys, best first; of equal keys the lower node is first, on every device.
+
+    keys: float32 [B, C]. nodes: int64 [B, C], below 2^31. NaN counts as the largest, so that it is not lost.
     """
-    noise = [torch.rand(log_probs.shape[1:], generator=generator) for generator in generators]
-    uniform = torch.stack(noise).to(log_probs.device)
-    uniform = uniform.clamp_(1e-20, 1 - 1e-7)
-    perturbed = log_probs - torch.log(-torch.log(uniform))
+    assert keys.shape == nodes.shape
+    bits = (keys.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(torch.int32)  # + 0.0: no -0
+    rising = bits ^ ((bits >> 31) & LARGEST_NODE)  # as integers, in the order of the floats
+    return ((rising.long() << 32) | (LARGEST_NODE - nodes)).topk(n, dim=1).indices
+
+
+def _rows(sees: Tensor, order: Tensor) -> Tensor:
+    """bool [B, W', appended]: the rows of `sees` [B, W, appended] at `order`, int64 [B, W']."""
+    return sees.gather(1, order[..., None].expand(-1, -1, sees.shape[2]))
+
+
+def _conditioned_keys(parent_keys: Tensor, perturbed: Tensor) -> Tensor:
+    """The children's Gumbel keys, conditioned on their maximum being the parent's key (arXiv 1903.06059, appendix B.3).
+
+    parent_keys: [B, W]. perturbed: [B, W, M], log φ plus Gumbel noise, -inf for what may not be drawn.
+    """
     largest = perturbed.amax(dim=2, keepdim=True)
     parent = parent_keys[..., None]
     # the largest child takes the parent's key exactly; log1p(-exp(0)) is -inf there, which the formula handles
     v = parent - perturbed + torch.log1p(-torch.exp(perturbed - largest))
     keys = parent - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
-    return torch.where(torch.isfinite(largest), keys, -torch.inf).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+    return keys.masked_fill((perturbed == -torch.inf) | (largest == -torch.inf), -torch.inf)
+
+
+def _draws(log_probs: Tensor, keys: Tensor, beams: int) -> Draws:
+    """log_probs: [B, W ≤ beams]. keys: [B, W'], one more than `beams` where as many exist, best first."""
+    nothing_left = torch.full_like(keys[:, 0], -torch.inf)
+    threshold = keys[:, beams] if keys.shape[1] > beams else nothing_left
+    log_inclusion = torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))
+    return Draws(log_probs, threshold, log_inclusion.masked_fill(log_probs == -torch.inf, 0.0))
 
 
 def _count_eligible_leaves(eligible: Tensor | None, trie: SidTrie) -> Tensor | None:
     """int32 [B, N + 1]: eligible leaves before each leaf, so that a node's count is a difference; None when all are eligible."""
     if eligible is None:
         return None
-    assert eligible.shape[1] == trie.n_items, f"eligible {tuple(eligible.shape)} for {trie.n_items} items"
+    assert eligible.shape[1] == trie.n_slots, f"eligible {tuple(eligible.shape)} for {trie.n_slots} items"
     counts = eligible[:, trie.item_of_leaf[:]].to(torch.int32).cumsum(1, dtype=torch.int32)
     return torch.nn.functional.pad(counts, (1, 0))

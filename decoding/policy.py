@@ -1,17 +1,24 @@
 """The one policy: π(item | history) = Π over levels of softmax over the codes that exist under the prefix so far.
 
 SFT maximises it, RL improves it, beam search ranks by it, evaluation scores it; all of them call the functions below. A prefix with
-a single child has probability 1 there: no loss and no gradient.
+a single child has probability 1 there: no loss and no gradient. For models trained on another softmax, search and scoring can also
+normalise over a level's codes, or over the whole vocabulary as `generate()` does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from decoding.output_head import OutputHead
 from decoding.trie import SidTrie
+
+# what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
+Normaliser = Literal["children", "level", "full"]
+NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,15 @@ class SidVocabulary:
     first_tokens: tuple[int, ...]
     level_sizes: tuple[int, ...]
 
-    def level_logits(self, hidden: Tensor, head: Tensor, level: int) -> Tensor:
-        """float32 [R, K_level]: logits of the level's codes only. hidden [R, H]; head: the model's output rows [V, H]."""
+    def level_logits(self, hidden: Tensor, head: Tensor | OutputHead, level: int) -> Tensor:
+        """float32 [R, K_level]: logits of the level's codes only. hidden [R, H]; head: the model's head, or its rows [V, H]."""
         first = self.first_tokens[level]
-        return (hidden @ head[first : first + self.level_sizes[level]].T).float()
+        return as_head(head).logits(hidden, first, first + self.level_sizes[level])
+
+
+def as_head(head: Tensor | OutputHead) -> OutputHead:
+    """Output rows [V, H] alone are a head without bias."""
+    return OutputHead(head) if isinstance(head, Tensor) else head
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
@@ -38,24 +50,49 @@ def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
     return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
 
 
+def code_log_probs(
+    hidden: Tensor,
+    head: Tensor | OutputHead,
+    vocabulary: SidVocabulary,
+    level: int,
+    codes: Tensor,
+    exists: Tensor,
+    normaliser: Normaliser,
+) -> Tensor:
+    """float32 [R, M]: log-probabilities of the codes that may come next, -inf where `exists` is False.
+
+    hidden: [R, H]. codes: int64 [R, M], all the children of each row's prefix; exists: bool [R, M], False for the filling of rows
+    with fewer children.
+    """
+    assert codes.shape == exists.shape, f"codes {tuple(codes.shape)}, exists {tuple(exists.shape)}"
+    level_logits = vocabulary.level_logits(hidden, head, level)
+    logits = level_logits.gather(1, codes)
+    if normaliser == "children":
+        return child_log_probs(logits, exists)
+    total = level_logits.logsumexp(-1) if normaliser == "level" else as_head(head).log_sum(hidden)
+    return (logits - total[:, None]).masked_fill(~exists, -torch.inf)
+
+
 def next_code_log_probs(
-    hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidVocabulary, trie: SidTrie, level: int
+    hidden: Tensor, items: Tensor, head: Tensor | OutputHead, vocabulary: SidVocabulary, trie: SidTrie, level: int
 ) -> tuple[Tensor, Tensor]:
     """The policy's distribution at one level under each item's own prefix.
 
-    hidden: [R, H], the states that predict the level's code. items: int64 [R]. head: [V, H].
+    hidden: [R, H], the states that predict the level's code. items: int64 [R]. head: the model's head, or its rows [V, H].
     Returns float32 [R, K_level] of log-probabilities, -inf for codes that do not exist, and int64 [R], the items' codes.
     """
     logits = vocabulary.level_logits(hidden, head, level)
     log_probs = child_log_probs(logits, trie.children_mask(level, trie.node_of_item[level][items]))
-    return log_probs, trie.code[level][trie.node_of_item[level + 1][items]]
+    return log_probs, trie.code[level][trie.node_of_item[level + 1][items]].long()
 
 
-def item_log_probs(hidden: Tensor, items: Tensor, head: Tensor, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
+def item_log_probs(
+    hidden: Tensor, items: Tensor, head: Tensor | OutputHead, vocabulary: SidVocabulary, trie: SidTrie
+) -> Tensor:
     """float32 [R, L]: log π of each code of `items`, given the codes before it.
 
-    hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. head: [V, H].
-    The sum over levels is the item's log-probability.
+    hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. head: the model's head, or
+    its rows [V, H]. The sum over levels is the item's log-probability.
     """
     assert hidden.ndim == 3
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"

@@ -11,22 +11,27 @@ from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data.stage import InputError, require_finished
-from decoding.beam_search import beam_search
+from decoding.beam_search import Beams, beam_search
+from decoding.exhaustive import exact_top, leaf_log_probs
 from decoding.renderer import Renderer
+from decoding.shared_prefix import check_decoder
 from decoding.trie import SidTrie
 from tokenizer.semantic_ids import SemanticIds
 
 TOKENS_PER_BATCH = 16_384
+SCORES_PER_BATCH = 1 << 26  # of exhaustive scoring: 256 MB
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """items: int64 [B, k], best first, distinct, -1 where fewer are reachable; log_probs: float32 [B, k], -inf there."""
+    """items: int64 [B, k], best first, distinct, -1 where fewer are reachable; log_probs: float32 [B, k], -inf there. reachable:
+    int64 [B], how many items could have been recommended; a row holds min(k, reachable) of them."""
 
     items: np.ndarray
     log_probs: np.ndarray
+    reachable: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -46,57 +51,88 @@ class Recommender:
 
     @classmethod
     def build(cls, model: PreTrainedModel, renderer: Renderer, sids: SemanticIds) -> Recommender:
+        """Raises InputError when the model is of a kind that decoding cannot continue from a shared prompt."""
+        check_decoder(model, renderer.vocabulary)
         trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
         return cls(model, renderer, trie.to(model.device))
 
     def recommend(
-        self, histories: list[np.ndarray], k: int, exclude_seen: bool, progress: str | None = None
+        self,
+        histories: list[np.ndarray],
+        k: int,
+        exclude_seen: bool,
+        progress: str | None = None,
+        beams: int = FEWEST_BEAMS,
+        exact: bool = False,
     ) -> Recommendations:
-        """The k most probable next items of every history.
+        """The k most probable next items of every history: min(k, reachable) of them, distinct, best first.
 
         histories: item indices, oldest first. exclude_seen: leave out the items of the history, inside the search, so that k
-        results are k unseen items. progress: a label for a progress bar. Fewer than k come back only when fewer exist.
-        Raises InputError for an empty history or an item outside the catalogue.
+        results are k unseen items. progress: a label for a progress bar. beams: width of the search, raised to k where it is less:
+        a search of k beams finds k items where there are k (see `decoding.beam_search`). exact: score the whole catalogue instead
+        of searching. Of equal scores, the item whose SID is first in order comes first.
+        Raises InputError for a k or beams below 1, an empty history or an item outside the catalogue.
         """
-        for row, history in enumerate(histories):
-            if len(history) == 0:
-                raise InputError(f"history {row} is empty; a recommendation needs at least one item.")
-            if min(history) < 0 or max(history) >= self.trie.n_items:
-                raise InputError(f"history {row} holds an item outside the catalogue of {self.trie.n_items} items.")
+        if k < 1 or beams < 1:
+            raise InputError(f"k={k} recommendations by {beams} beams cannot be made; ask for 1 or more of both.")
+        self._check(histories)
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
-        batches = self._batches(histories)
+        reachable = np.zeros(len(histories), dtype=np.int64)
+        longest = max(1, SCORES_PER_BATCH // self.trie.n_items) if exact else len(histories)
+        batches = self._batches(histories, longest)
         for rows in track(batches, description=progress or "", disable=progress is None, transient=True):
             batch = [histories[row] for row in rows]
-            input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(batch))
             eligible = self._unseen(batch) if exclude_seen else None
-            found = beam_search(
-                self.model,
-                input_ids,
-                attention_mask,
-                self.renderer.vocabulary,
-                self.trie,
-                max(k, FEWEST_BEAMS),
-                eligible=eligible,
-            )
+            found = self._score(batch, eligible, k) if exact else self._search(batch, eligible, max(k, beams))
             width = min(k, found.items.shape[1])
             items[rows, :width] = found.items[:, :width].cpu().numpy()
             log_probs[rows, :width] = found.log_probs[:, :width].cpu().numpy()
-        return Recommendations(items, log_probs)
+            reachable[rows] = found.reachable.cpu().numpy()
+        return Recommendations(items, log_probs, reachable)
 
-    def _batches(self, histories: list[np.ndarray]) -> list[list[int]]:
-        """Row numbers in batches of similar length, each of at most TOKENS_PER_BATCH padded tokens (or one row)."""
+    def _check(self, histories: list[np.ndarray]) -> None:
+        for row, history in enumerate(histories):
+            if len(history) == 0:
+                raise InputError(f"history {row} is empty; a recommendation needs at least one item.")
+            if min(history) < 0 or max(history) >= self.trie.n_slots:
+                raise InputError(f"history {row} holds an item outside the catalogue of {self.trie.n_slots} items.")
+
+    def _search(self, histories: list[np.ndarray], eligible: torch.Tensor | None, beams: int) -> Beams:
+        input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(histories))
+        vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
+        return beam_search(
+            self.model, input_ids, attention_mask, vocabulary, self.trie, beams, eligible, normaliser=normaliser
+        )
+
+    def _score(self, histories: list[np.ndarray], eligible: torch.Tensor | None, k: int) -> Beams:
+        """The exact first k, by scoring every item."""
+        scores = self.leaf_log_probs(histories)
+        if eligible is not None:
+            scores = scores.masked_fill(~eligible[:, self.trie.item_of_leaf[:]], -torch.inf)
+        leaves, log_probs = exact_top(scores, k)
+        items = self.trie.item_of_leaf[leaves].masked_fill(log_probs == -torch.inf, -1)
+        return Beams(items, log_probs, (scores > -torch.inf).sum(1))
+
+    def leaf_log_probs(self, histories: list[np.ndarray]) -> torch.Tensor:
+        """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch."""
+        input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(histories))
+        vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
+        return leaf_log_probs(self.model, input_ids, attention_mask, vocabulary, self.trie, normaliser)
+
+    def _batches(self, histories: list[np.ndarray], longest: int) -> list[list[int]]:
+        """Row numbers in batches of similar length, each of at most TOKENS_PER_BATCH padded tokens (or one row), `longest` rows."""
         lengths = [1 + min(len(history), self.renderer.max_items) * self.trie.n_levels for history in histories]
         batches: list[list[int]] = []
         for row in sorted(range(len(histories)), key=lambda i: (lengths[i], i)):
-            if batches and (len(batches[-1]) + 1) * lengths[row] <= TOKENS_PER_BATCH:
+            if batches and len(batches[-1]) < longest and (len(batches[-1]) + 1) * lengths[row] <= TOKENS_PER_BATCH:
                 batches[-1].append(row)
             else:
                 batches.append([row])
         return batches
 
     def _unseen(self, histories: list[np.ndarray]) -> torch.Tensor:
-        eligible = torch.ones(len(histories), self.trie.n_items, dtype=torch.bool, device=self.model.device)
+        eligible = torch.ones(len(histories), self.trie.n_slots, dtype=torch.bool, device=self.model.device)
         for row, history in enumerate(histories):
             eligible[row, torch.as_tensor(history)] = False
         return eligible

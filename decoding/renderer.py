@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.stage import InputError, write_json
-from decoding.policy import SidVocabulary
+from decoding.policy import NORMALISERS, Normaliser, SidVocabulary
 from tokenizer.semantic_ids import SemanticIds
 
 FORMAT_VERSION = 1
@@ -24,17 +24,21 @@ RENDERER_FILE = "sidrec.json"
 
 @dataclass(frozen=True)
 class Renderer:
-    """item_tokens: int64 [N, L], the token ids of every item's SID. max_items: longest history that the model is given."""
+    """item_tokens: int64 [N, L], the token ids of every item's SID. max_items: longest history that the model is given. normaliser:
+    what the model's probabilities are normalised over, in training and so in ranking."""
 
     vocabulary: SidVocabulary
     item_tokens: Tensor
     max_items: int
     sid_digest: str
+    normaliser: Normaliser = "children"
 
     @classmethod
-    def build(cls, sids: SemanticIds, vocabulary: SidVocabulary, max_items: int) -> Renderer:
+    def build(
+        cls, sids: SemanticIds, vocabulary: SidVocabulary, max_items: int, normaliser: Normaliser = "children"
+    ) -> Renderer:
         tokens = torch.from_numpy(sids.codes.astype(np.int64)) + torch.tensor(vocabulary.first_tokens)
-        return cls(vocabulary, tokens, max_items, sids.digest)
+        return cls(vocabulary, tokens, max_items, sids.digest, normaliser)
 
     def tokens(self, history: np.ndarray) -> Tensor:
         """int64 [1 + min(len(history), max_items) · L]. history: item indices, oldest first."""
@@ -55,7 +59,9 @@ class Renderer:
     def save(self, folder: Path) -> None:
         """Write the format, the vocabulary's place and the SID set's sha256 beside a model."""
         record = {"format_version": FORMAT_VERSION, "max_items": self.max_items, "sid_digest": self.sid_digest}
-        write_json(folder / RENDERER_FILE, record | {"vocabulary": asdict(self.vocabulary), "normaliser": "children"})
+        write_json(
+            folder / RENDERER_FILE, record | {"vocabulary": asdict(self.vocabulary), "normaliser": self.normaliser}
+        )
 
     @classmethod
     def load(cls, folder: Path, sids: SemanticIds) -> Renderer:
@@ -72,6 +78,10 @@ class Renderer:
             raise InputError(
                 f"{path} belongs to another SID set than the one given; train the model again on these SIDs."
             )
+        if record["normaliser"] not in NORMALISERS:
+            raise InputError(
+                f"{path} has normaliser {record['normaliser']!r}; one of {', '.join(NORMALISERS)} is known; train again."
+            )
         saved = record["vocabulary"]
         vocabulary = SidVocabulary(saved["start_token"], tuple(saved["first_tokens"]), tuple(saved["level_sizes"]))
-        return cls.build(sids, vocabulary, record["max_items"])
+        return cls.build(sids, vocabulary, record["max_items"], record["normaliser"])

@@ -51,7 +51,8 @@ class FakeRecommender:
         items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         if self.stage == "rl":
             items = np.concatenate([items[:, :1], items[:, :1], items[:, 1 : k - 1]], axis=1)  # a repeat in every list
-        return Recommendations(items, np.zeros(items.shape, np.float32))
+        reachable = np.array([N - len(np.unique(history)) * exclude_seen for history in histories])
+        return Recommendations(items, np.zeros(items.shape, np.float32), reachable)
 
 
 @pytest.fixture

@@ -1,0 +1,137 @@
+"""The log-probability of every item of the catalogue, each prefix of the trie computed once.
+
+The history is run once; then the trie is walked depth first, a chunk of neighbouring nodes at a time. A chunk's nodes are query
+positions after the prompt and their ancestors' chunks, and each sees the prompt, its own ancestors and itself: no mask is larger
+than chunk x (prompt + L chunks), and what lies deeper is cut from the cache before the next chunk is run. It is the yardstick of
+beam search, and the exact ranking of a small catalogue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from decoding.beam_search import best_first
+from decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from decoding.shared_prefix import SharedPrefix
+from decoding.trie import SidTrie
+
+CHUNK_POSITIONS = 1024  # nodes run at once, summed over the batch's requests
+CHUNK_NODES = 256  # most nodes of one request run at once
+
+
+@torch.inference_mode()
+def leaf_log_probs(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    vocabulary: SidVocabulary,
+    trie: SidTrie,
+    normaliser: Normaliser = "children",
+) -> Tensor:
+    """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`). All on one device.
+
+    input_ids, attention_mask: int64 [B, T], left-padded. Memory: B · N floats, and L chunks of keys and values.
+    """
+    n_requests = len(input_ids)
+    prefix = SharedPrefix(model, input_ids, attention_mask)
+    scores = torch.full((n_requests, trie.n_items), -torch.inf, device=input_ids.device)
+    chunk = min(CHUNK_NODES, max(16, CHUNK_POSITIONS // n_requests))
+    walk = _Walk(prefix, vocabulary, trie, normaliser, scores, chunk)
+    root = torch.zeros(1, dtype=torch.long, device=input_ids.device)
+    walk.give_children(0, root, scores.new_zeros(n_requests, 1), prefix.hidden, root.new_zeros(1, 0, dtype=torch.bool))
+    return scores
+
+
+def exact_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best leaves of each request, int64 [B, k'], and their scores; of equal ones the lower leaf first. scores: [B, N]."""
+    leaves = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+    best = best_first(scores, leaves, min(k, scores.shape[1]))
+    return best, scores.gather(1, best)
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What a search's first k items lack of the true first k, both float32 [B].
+
+    missed: share of the true k that the search did not return although they score above the last that it did. mass: the probability
+    of the true k, less that of the search's k.
+    """
+
+    missed: Tensor
+    mass: Tensor
+
+
+def beam_regret(scores: Tensor, found: Tensor, tolerance: float = 1e-4) -> Regret:
+    """Regret@k of a search. scores: float32 [B, N], of every leaf (-inf: not eligible). found: int64 [B, k], the search's leaves,
+    best first, -1 where there is none. A score within `tolerance` of another is equal to it: of equal items either will do."""
+    best, best_scores = exact_top(scores, found.shape[1])  # [B, k'], k' ≤ k
+    found_scores = scores.gather(1, found.clamp(min=0)).masked_fill(found < 0, -torch.inf)[:, : best.shape[1]]
+    is_found = (best[:, :, None] == found[:, None, :]).any(2)
+    exists = best_scores > -torch.inf
+    last = found_scores.masked_fill(~exists, torch.inf).amin(dim=1, keepdim=True)
+    missed = (exists & ~is_found & (best_scores > last + tolerance)).sum(1)
+    mass = best_scores.exp().sum(1) - found_scores.exp().sum(1)
+    return Regret(missed / exists.sum(1).clamp(min=1), mass.clamp(min=0))
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """The trie's walk for one batch of requests; `scores` [B, N] is filled as leaves are reached."""
+
+    prefix: SharedPrefix
+    vocabulary: SidVocabulary
+    trie: SidTrie
+    normaliser: Normaliser
+    scores: Tensor
+    chunk: int
+
+    def give_children(self, depth: int, nodes: Tensor, log_probs: Tensor, hidden: Tensor, sees: Tensor) -> None:
+        """Score the children of `nodes` and all that is below them.
+
+        nodes: int64 [C], rising. log_probs: [B, C], of their prefixes. hidden: [B, C, H], their states. sees: bool [C, appended],
+        themselves included.
+        """
+        trie, (n_requests, n_nodes), n_children = self.trie, log_probs.shape, self.trie.widest(depth)
+        first, end = trie.first_child[depth].ranges(nodes)
+        child = first[:, None] + torch.arange(n_children, device=first.device)
+        exists = child < end[:, None]  # [C, M]
+        codes = trie.code[depth][child.clamp(max=trie.n_nodes[depth + 1] - 1)]
+        step = code_log_probs(
+            hidden.reshape(n_requests * n_nodes, -1),
+            self.prefix.head,
+            self.vocabulary,
+            depth,
+            codes.repeat(n_requests, 1),
+            exists.repeat(n_requests, 1),
+            self.normaliser,
+        ).view(n_requests, n_nodes, n_children)
+        below = (log_probs[..., None] + step)[:, exists]  # [B, all children]
+        parent, child, tokens = (
+            exists.nonzero()[:, 0],
+            child[exists],
+            codes[exists] + self.vocabulary.first_tokens[depth],
+        )
+        if depth + 1 == trie.n_levels:
+            self.scores[:, child] = below
+            return
+        leaves = trie.first_leaf[depth + 1]
+        is_open = torch.ones_like(child, dtype=torch.bool)
+        if self.normaliser == "children":  # where one item is left, its other codes are forced and have probability 1
+            is_open = leaves[child + 1] - leaves[child] > 1
+            self.scores[:, leaves[child[~is_open]]] = below[:, ~is_open]
+        self.run(depth + 1, child[is_open], below[:, is_open], tokens[is_open], sees[parent[is_open]])
+
+    def run(self, depth: int, nodes: Tensor, log_probs: Tensor, tokens: Tensor, sees: Tensor) -> None:
+        """Run the model on `nodes` [n], a chunk at a time, and go on below. tokens: [n]; log_probs: [B, n]; sees: [n, appended]."""
+        if len(nodes) == 0:
+            return
+        n_appended, n_requests = self.prefix.n_appended, len(log_probs)
+        for rows in torch.arange(len(nodes), device=nodes.device).split(self.chunk):
+            itself = torch.eye(len(rows), dtype=torch.bool, device=nodes.device)
+            own = torch.cat([sees[rows], itself], dim=1)
+            hidden = self.prefix.extend(tokens[rows].expand(n_requests, -1), own.expand(n_requests, -1, -1), depth)
+            self.give_children(depth, nodes[rows], log_probs[:, rows], hidden, own)
+            self.prefix.cut(n_appended)

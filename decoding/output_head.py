@@ -1,0 +1,74 @@
+"""The output head: from a decoder's hidden states to the logits that the model itself would give, for as few tokens as are asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+CHUNK_LOGITS = 1 << 20  # logits held at once while all tokens are summed over: 4 MB stay in a core's cache
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """weight: [V, H], bias: [V]; `module` instead of both where only the whole head can be run (a LoRA on it, say).
+
+    scale multiplies the logits (Cohere, Granite); softcap c then turns each z into c · tanh(z / c) (Gemma 2).
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+    module: nn.Module | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> OutputHead:
+        """The head of a causal language model, bare or wrapped by PEFT (adapters need not be merged)."""
+        causal = causal_model(model)
+        module = causal.get_output_embeddings()
+        config = causal.config.get_text_config()
+        softcap = getattr(config, "final_logit_softcapping", None)
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        if type(module) is nn.Linear:
+            return cls(module.weight, module.bias, softcap, scale)
+        from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+        if isinstance(module, TrainableTokensWrapper) and module.original_module.bias is None:
+            return cls(module.weight, None, softcap, scale)  # its weight is the merged one
+        if isinstance(module, ModulesToSaveWrapper) and len(module.active_adapters) == 1:
+            active = module.modules_to_save[module.active_adapters[0]]
+            return cls(active.weight, active.bias, softcap, scale)
+        return cls(None, None, softcap, scale, module)
+
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """float32 [R, last - first]: logits of the tokens first … last - 1. hidden: [R, H]."""
+        if self.module is not None:
+            logits = self.module(hidden)[:, first:last]
+        else:
+            assert self.weight is not None
+            bias = None if self.bias is None else self.bias[first:last]
+            logits = nn.functional.linear(hidden, self.weight[first:last], bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits.float()
+
+    def log_sum(self, hidden: Tensor) -> Tensor:
+        """float32 [R]: logsumexp of the logits of all V tokens, a part of them at a time. hidden: [R, H]."""
+        if self.weight is None:
+            return self.logits(hidden, 0, torch.iinfo(torch.int64).max).logsumexp(-1)
+        n_tokens, chunk = len(self.weight), max(1024, CHUNK_LOGITS // max(1, len(hidden)))
+        parts = [
+            self.logits(hidden, first, min(first + chunk, n_tokens)).logsumexp(-1)
+            for first in range(0, n_tokens, chunk)
+        ]
+        return torch.stack(parts, dim=1).logsumexp(-1)
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The language model itself: `model`, or what PEFT (or another wrapper) has wrapped, its adapters still in place."""
+    return next(module for module in model.modules() if isinstance(module, PreTrainedModel))
