@@ -38,7 +38,7 @@ class Pointers:
     @classmethod
     def pack(cls, values: Tensor) -> Pointers:
         """values: int64 [n], not falling, below 2^31."""
-        base = values[::BLOCK]
+        base = values[torch.arange(0, len(values), BLOCK)]
         low = values - base.repeat_interleave(BLOCK)[: len(values)]
         if int(low.max()) <= LOW_BITS:
             low = torch.where(low > LARGEST_INT16, low - LOW_BITS - 1, low).to(torch.int16)
