@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from tokenizer.balance import balancing_prices
 from tokenizer.codebooks import Codebooks
 from tokenizer.collaborative_embeddings import ppmi_svd
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.report import usage
-from tokenizer.residual_kmeans import balancing_prices, fit
+from tokenizer.residual_kmeans import fit
 
 
 def clustered(n_rows: int, dim: int = 12, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tokenizer.item_vectors import Rows, chunks
-from tokenizer.nearest import distances
+from tokenizer.nearest import BLOCK, nearest_codes
 
 
 @dataclass(frozen=True)
@@ -66,22 +66,26 @@ class Codebooks:
         """The nearest code on every level, each given the codes before it. latents: [N, e]. Returns int32 [N, L]."""
         assert latents.shape[1] == self.width, f"latents are {latents.shape}, codebooks hold vectors of {self.width}"
         codes = np.empty((len(latents), len(self.books)), dtype=np.int32)
+        conditional = any(book.ndim == 3 for book in self.books)
         for rows, chunk in chunks(latents):
-            residual = torch.from_numpy(np.array(chunk, dtype=np.float32))  # a copy: it is written to
-            for level in range(len(self.books)):
-                codes[rows, level] = self._nearest(residual, level, codes[rows])
-                residual -= torch.from_numpy(self.vectors_of(level, codes[rows]))
+            step = len(chunk) if conditional else BLOCK  # all levels of a block while it is in the cache
+            for start in range(0, len(chunk), step):
+                residual = torch.tensor(chunk[start : start + step])  # a copy: it is written to
+                here = codes[rows][start : start + step]  # a view
+                for level in range(len(self.books)):
+                    here[:, level] = self._nearest(residual, level, here)
+                    residual -= torch.from_numpy(self.vectors_of(level, here))
         return codes
 
     def _nearest(self, residual: torch.Tensor, level: int, codes: np.ndarray) -> np.ndarray:
         """Index of the nearest code, [n]; the lowest index among equals. codes: [n, L], filled up to `level`."""
         book, price = torch.from_numpy(self.books[level]), torch.from_numpy(self.prices[level])
         if book.ndim == 2:
-            return distances(residual, book, price).argmin(1).numpy()
+            return nearest_codes(residual, book, price).numpy()
         nearest = np.empty(len(residual), dtype=np.int64)
         for previous in np.unique(codes[:, level - 1]):
             own = np.flatnonzero(codes[:, level - 1] == previous)
-            nearest[own] = distances(residual[own], book[previous], price).argmin(1).numpy()
+            nearest[own] = nearest_codes(residual[own], book[previous], price).numpy()
         return nearest
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:

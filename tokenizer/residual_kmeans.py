@@ -8,25 +8,28 @@ Started from random rows, Lloyd's algorithm collapses on the later levels: most 
 the origin takes a tenth of the catalogue. Here every level is pushed out of that by some iterations with **balanced**
 clusters, then plain Lloyd iterations relax it: on real item embeddings that ends in a lower error *and* evenly used
 codes.
+
+Under `accelerate launch` with several processes each holds a part of the rows (tokenizer/training_rows.py) and all learn the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tokenizer.balance import balancing_prices, codes_of_equal_size
 from tokenizer.codebooks import Codebooks
-from tokenizer.item_vectors import CHUNK, Rows
-from tokenizer.nearest import distances
+from tokenizer.item_vectors import Rows
+from tokenizer.nearest import distances, nearest_codes
 from tokenizer.quantizer_settings import KmeansSettings
+from tokenizer.training_rows import TrainingRows
 
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
-PRICE_ROUNDS = 25  # steps of dual ascent per Lloyd iteration; prices go on from the iteration before
-LOAD_TOLERANCE = 0.02  # stop when the fullest cluster is at most 2 % over its share
+EARLY_ROWS_PER_CODE = 64  # enough rows for iterations that later ones, on all rows, correct
+MOST_DISTANCES = 2**28  # kept at once by all processes while clusters are balanced: 1 GiB
 
 
 def fit(
@@ -35,22 +38,21 @@ def fit(
     seed: int,
     settings: KmeansSettings | None = None,
 ) -> Codebooks:
-    """Learn the codebooks, level by level: clusters of equal size first, then plain k-means.
+    """Learn the codebooks, level by level, as `settings.clusters` says.
 
-    Every level: a short plain k-means from random rows (WARM_UP iterations), then as the settings say. vectors: float32 [N, D], N >=
-    every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of that many is used. The same bytes for the same
-    seed.
+    `plain`: Lloyd iterations from random rows. `relaxed`: WARM_UP of them, then balanced iterations (clusters of equal size), then
+    plain ones. `balanced`, `exact`: no plain ones after the balanced, whose prices stay in the codebooks, so that items that come
+    later follow them. vectors: float32 [N, D], N >= every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of
+    that many is used. The same bytes for the same seed, however many processes learn.
     """
     settings = settings or KmeansSettings()
-    balanced_iterations = 0 if settings.clusters == "plain" else settings.balanced_iterations
-    lloyd_iterations = settings.lloyd_iterations
     assert len(vectors.shape) == 2, f"vectors must be [N, D], got {vectors.shape}"
     assert len(vectors) >= max(level_sizes), f"{len(vectors)} rows cannot fill {max(level_sizes)} codes"
     generator = torch.Generator().manual_seed(seed)
     n_train = min(len(vectors), settings.train_rows_per_code * max(level_sizes))
     sample = torch.randperm(len(vectors), generator=generator)[:n_train].sort().values
-    residual = torch.from_numpy(np.ascontiguousarray(vectors[sample.numpy()], dtype=np.float32))  # [n_train, D]
-    codebooks = []
+    rows = TrainingRows.read(vectors, sample)
+    books, prices = [], []
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -59,85 +61,64 @@ def fit(
         TimeRemainingColumn(),
     )
     with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
-        per_level = (WARM_UP if balanced_iterations else 0) + balanced_iterations + lloyd_iterations
-        task = progress.add_task("k-means iterations", total=len(level_sizes) * per_level)
+        task = progress.add_task("k-means iterations", total=len(level_sizes) * _iterations(settings))
         for size in level_sizes:
-            start = torch.randperm(n_train, generator=generator)[:size]
-            codebook = _cluster(
-                residual, residual[start], balanced_iterations, lloyd_iterations, lambda: progress.advance(task)
-            )
-            residual = residual - codebook[_nearest(residual, codebook)]
-            codebooks.append(codebook.numpy())
-    return Codebooks(codebooks)
+            start = rows.at(torch.randperm(n_train, generator=generator)[:size])
+            book, price = _cluster(rows, start, settings, lambda: progress.advance(task))
+            codes = nearest_codes(rows.values, book, price)
+            rows = rows.with_values(rows.values - book[codes])
+            books.append(book.numpy())
+            prices.append(price.numpy())
+    return Codebooks(books, prices)
 
 
-def balancing_prices(distances: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
-    """One price per code, such that argmin_k (distance + price) gives every code about the same number of rows.
-
-    Dual ascent on the transport problem min sum ||x_i - c_a(i)||^2 with N/K rows per code, whose optimum has exactly
-    this form: raise the price of a code that has too many rows, lower it where there are too few, with one step size
-    per price that grows while the sign of its error stays and halves when it turns (as in Rprop). distances: [N, K]
-    (any constant per row may be missing); prices: [K], where to go on from. Returns the prices [K] with the smallest
-    largest load that was seen.
-    """
-    N, K = distances.shape
-    assert prices.shape == (K,)
-    if K == 1:
-        return prices
-    two_nearest = distances.topk(2, largest=False).values
-    scale = float((two_nearest[:, 1] - two_nearest[:, 0]).mean())
-    steps, previous = torch.full((K,), scale), torch.zeros(K)
-    best_load, best_prices = float("inf"), prices
-    priced = torch.empty_like(distances)
-    for _ in range(PRICE_ROUNDS):
-        nearest = torch.add(distances, prices, out=priced).argmin(1)
-        excess = torch.bincount(nearest, minlength=K).float() * (K / N) - 1  # 0: exactly the fair share
-        if float(excess.max()) < best_load:
-            best_load, best_prices = float(excess.max()), prices
-        if best_load < LOAD_TOLERANCE:
-            break
-        turned = excess * previous < 0
-        steps = torch.where(turned, steps * 0.5, steps * 1.25).clamp(scale * 1e-3, scale * 50)
-        prices = prices + steps * excess.clamp(-1, 1)
-        previous = excess
-    return best_prices
+def _iterations(settings: KmeansSettings) -> int:
+    """Iterations per level."""
+    balanced = 0 if settings.clusters == "plain" else settings.balanced_iterations
+    plain = settings.lloyd_iterations if settings.clusters in ("plain", "relaxed") else 0
+    return (WARM_UP if balanced else 0) + balanced + plain
 
 
 def _cluster(
-    rows: torch.Tensor,
-    start: torch.Tensor,
-    balanced_iterations: int,
-    lloyd_iterations: int,
-    advance: Callable[[], None],
+    rows: TrainingRows, start: torch.Tensor, settings: KmeansSettings, advance: Callable[[], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One level, from the centroids `start` [K, D]: its codebook [K, D] and its prices [K]."""
+    K = len(start)
+    few = rows.thinned(EARLY_ROWS_PER_CODE * K)
+    if settings.clusters == "plain":
+        early = settings.lloyd_iterations // 2
+        centroids = _plain_iterations(few, start, early, advance)
+        return _plain_iterations(rows, centroids, settings.lloyd_iterations - early, advance), torch.zeros(K)
+    warm_up = WARM_UP if settings.balanced_iterations else 0
+    centroids = _plain_iterations(few, start, warm_up, advance)
+    if settings.clusters == "relaxed":
+        centroids, _ = _balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+        return _plain_iterations(rows, centroids, settings.lloyd_iterations, advance), torch.zeros(K)
+    return _balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+
+
+def _plain_iterations(
+    rows: TrainingRows, centroids: torch.Tensor, iterations: int, advance: Callable[[], None]
 ) -> torch.Tensor:
-    """k-means of rows [n, D] from the centroids `start` [K, D]: balanced iterations, then plain ones."""
-    centroids, prices = start.clone(), torch.zeros(len(start))
-    for _ in range(WARM_UP if balanced_iterations else 0):
-        centroids = _means(rows, _nearest(rows, centroids), centroids)
-        advance()
-    for _ in range(balanced_iterations):
-        squared = distances(rows, centroids)
-        prices = balancing_prices(squared, prices)
-        centroids = _means(rows, squared.add_(prices).argmin(1), centroids)
-        advance()
-    for _ in range(lloyd_iterations):
-        centroids = _means(rows, _nearest(rows, centroids), centroids)
+    """Lloyd's algorithm: [K, D] → [K, D]."""
+    for _ in range(iterations):
+        centroids = rows.means(nearest_codes(rows.values, centroids), centroids)
         advance()
     return centroids
 
 
-def _nearest(rows: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
-    """Index of the nearest centroid, [n]; the lowest index among equals."""
-    return torch.cat([distances(chunk, centroids).argmin(1) for chunk in rows.split(CHUNK)])
-
-
-def _means(rows: torch.Tensor, assignment: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Mean of each cluster's rows, [K, D]; an empty cluster moves to one of the worst fitting rows."""
-    counts = torch.bincount(assignment, minlength=len(old))
-    means = torch.zeros_like(old).index_add_(0, assignment, rows) / counts.clamp_min(1)[:, None]
-    empty = (counts == 0).nonzero().flatten()
-    if len(empty):
-        errors = (rows - means[assignment]).square().sum(1)
-        farthest = errors.sort(descending=True, stable=True).indices[: len(empty)]
-        means[empty] = rows[farthest]
-    return means
+def _balanced_iterations(
+    rows: TrainingRows, centroids: torch.Tensor, settings: KmeansSettings, advance: Callable[[], None]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Iterations with clusters of (nearly) equal size: centroids [K, D], and the prices [K] that balance these."""
+    prices = torch.zeros(len(centroids))
+    for _ in range(settings.balanced_iterations):
+        squared = distances(rows.values, centroids)  # [n, K]
+        prices = balancing_prices(squared, prices, settings.slack)
+        squared += prices
+        codes = codes_of_equal_size(rows, squared) if settings.clusters == "exact" else squared.argmin(1)
+        centroids = rows.means(codes, centroids)
+        advance()
+    if settings.clusters != "relaxed":
+        prices = balancing_prices(distances(rows.values, centroids), prices, settings.slack)
+    return centroids, prices
