@@ -35,6 +35,20 @@ class KmeansSettings:
         default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
     )
 
+    def __post_init__(self) -> None:
+        if self.clusters not in ("plain", "relaxed", "balanced", "exact"):
+            raise InputError(
+                f"clusters is {self.clusters!r}; it must be one of `plain`, `relaxed`, `balanced`, `exact`."
+            )
+        _check_range(self, "slack", 1.0)
+        _check_range(self, "balanced_iterations", 1 if self.clusters in ("balanced", "exact") else 0)
+        _check_range(self, "lloyd_iterations", 0)
+        _check_range(self, "train_rows_per_code", 1)
+        because = f"--clusters is {self.clusters}"
+        _refuse_idle(self, "slack", self.clusters == "balanced", because)
+        _refuse_idle(self, "balanced_iterations", self.clusters != "plain", because)
+        _refuse_idle(self, "lloyd_iterations", self.clusters in ("plain", "relaxed"), because)
+
 
 @dataclass
 class TrainingSettings:
