@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from data.stage import InputError
+from decoding.eligibility import Eligibility
 from decoding.policy import Normaliser, SidVocabulary, code_log_probs
 from decoding.shared_prefix import SharedPrefix
 from decoding.trie import SidTrie
@@ -97,14 +98,14 @@ def beam_search(
     vocabulary: SidVocabulary,
     trie: SidTrie,
     beams: int,
-    eligible: Tensor | None = None,
+    eligible: Eligibility | Tensor | None = None,
     generators: list[torch.Generator] | None = None,
     normaliser: Normaliser = "children",
 ) -> Beams:
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
-    input_ids, attention_mask: int64 [B, T], left-padded. eligible: bool [B, N] over items, None for all. generators: one a
-    request, on the CPU; they make the search stochastic, each request with its own randomness. normaliser: what scores are
+    input_ids, attention_mask: int64 [B, T], left-padded. eligible: what each request may be given (or bool [B, n_slots] by item
+    index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each request with its own randomness. normaliser: what scores are
     normalised over; a stochastic search draws by the children's softmax whatever it is.
     Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole catalogue: what is
     not eligible is passed over, not renormalised away. Of equal scores the lower leaf (the SID first in order) comes first.
@@ -113,9 +114,11 @@ def beam_search(
     assert beams > 0, f"{beams} beams"
     prefix = SharedPrefix(model, input_ids, attention_mask)
     n_requests, device = len(input_ids), input_ids.device
-    open_leaves = _count_eligible_leaves(eligible, trie)
-    step = _Step(prefix, vocabulary, trie, beams + (generators is not None), open_leaves, generators, normaliser)
-    frontier = _Frontier.root(n_requests, step.noise(1, 1, n_requests)[..., 0].to(device))
+    if isinstance(eligible, Tensor):
+        eligible = Eligibility.of_mask(trie, eligible)
+    assert eligible is None or eligible.trie is trie, "eligibility by another trie"
+    step = _Step(prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser)
+    frontier = _Frontier.root(n_requests, torch.zeros(n_requests, 1))
     for level in range(trie.n_levels):
         if level == 0:
             hidden = prefix.hidden
@@ -126,9 +129,7 @@ def beam_search(
     if bool(frontier.log_prob.isnan().any()):
         raise InputError("the model's scores are not numbers (NaN); its weights, or its precision, are broken.")
     items = trie.item_of_leaf[frontier.node].masked_fill(frontier.log_prob == -torch.inf, -1)
-    reachable = (
-        torch.full((n_requests,), trie.n_items, device=device) if open_leaves is None else open_leaves[:, -1].long()
-    )
+    reachable = torch.full((n_requests,), trie.n_items, device=device) if eligible is None else eligible.n_eligible
     if generators is None:
         return Beams(items, frontier.log_prob, reachable)
     draws = _draws(frontier.log_draw[:, :beams], frontier.key, beams)
@@ -143,7 +144,7 @@ class _Step:
     vocabulary: SidVocabulary
     trie: SidTrie
     beams: int
-    open_leaves: Tensor | None
+    eligible: Eligibility | None
     generators: list[torch.Generator] | None
     normaliser: Normaliser
 
@@ -193,8 +194,8 @@ class _Step:
                 exists[:, :n_run].reshape(-1, n_children),
                 self.normaliser,
             ).view(n_requests, n_run, n_children)
-        if self.open_leaves is not None:
-            step = step.masked_fill(~self._is_live(child, level), -torch.inf)
+        if self.eligible is not None:
+            step = step.masked_fill(~self.eligible.open_children(level, frontier.node, child), -torch.inf)
         log_probs = frontier.log_prob[..., None] + step
         log_draws = keys = log_probs
         if self.generators is not None:
@@ -218,13 +219,6 @@ class _Step:
             return torch.zeros(n_requests, width, n_children)
         draws = [torch.empty(width, n_children).exponential_(generator=generator) for generator in self.generators]
         return -torch.stack(draws).clamp_(min=1e-30).log()
-
-    def _is_live(self, child: Tensor, level: int) -> Tensor:
-        """bool, of the shape of `child` [B, W, M]: whether an eligible item is below the node."""
-        assert self.open_leaves is not None
-        leaves = self.trie.first_leaf[level + 1]
-        rows = torch.arange(len(child), device=child.device)[:, None, None]
-        return self.open_leaves[rows, leaves[child + 1]] > self.open_leaves[rows, leaves[child]]
 
 
 def best_first(keys: Tensor, nodes: Tensor, n: int) -> Tensor:
@@ -262,12 +256,3 @@ def _draws(log_probs: Tensor, keys: Tensor, beams: int) -> Draws:
     threshold = keys[:, beams] if keys.shape[1] > beams else nothing_left
     log_inclusion = torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))
     return Draws(log_probs, threshold, log_inclusion.masked_fill(log_probs == -torch.inf, 0.0))
-
-
-def _count_eligible_leaves(eligible: Tensor | None, trie: SidTrie) -> Tensor | None:
-    """int32 [B, N + 1]: eligible leaves before each leaf, so that a node's count is a difference; None when all are eligible."""
-    if eligible is None:
-        return None
-    assert eligible.shape[1] == trie.n_slots, f"eligible {tuple(eligible.shape)} for {trie.n_slots} items"
-    counts = eligible[:, trie.item_of_leaf[:]].to(torch.int32).cumsum(1, dtype=torch.int32)
-    return torch.nn.functional.pad(counts, (1, 0))

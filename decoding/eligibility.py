@@ -45,6 +45,10 @@ class AllowList:
         allowed[self.trie.item_of_leaf[:]] = _unpack_bits(both, self.trie.n_items)
         return AllowList(self.trie, allowed)
 
+    def leaves(self) -> Tensor:
+        """bool [N]: whether the item of each leaf is allowed."""
+        return _unpack_bits(self._bits[-1], self.trie.n_items)
+
     def children_mask(self, depth: int, nodes: Tensor) -> Tensor:
         """bool [R, K_depth]: the codes under each of `nodes` (int64 [R]) that lead to an allowed item."""
         rows, children = self.trie.children(depth, nodes)
@@ -137,6 +141,16 @@ class Eligibility:
         if self._closed is not None:
             closed, entry, column = self._closed[depth], *self._find_closed(depth, nodes)
             is_open[closed.request[entry], column, closed.place[entry]] = False
+        return is_open
+
+    def leaves(self) -> Tensor:
+        """bool [B, N]: whether each request may be given the item of each leaf."""
+        is_open = torch.ones(self.n_requests, self.trie.n_items, dtype=torch.bool, device=self.trie.device)
+        for allowed, requests in self._lists:
+            is_open[requests] = allowed.leaves()
+        if self._closed is not None:
+            closed = self._closed[-1]
+            is_open[closed.request, self.trie.first_child[-1][closed.parent] + closed.place] = False
         return is_open
 
     def _find_closed(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:

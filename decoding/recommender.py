@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data.stage import InputError, require_finished
 from decoding.beam_search import Beams, beam_search
+from decoding.eligibility import Eligibility
 from decoding.exhaustive import exact_top, leaf_log_probs
 from decoding.renderer import Renderer
 from decoding.shared_prefix import check_decoder
@@ -83,7 +84,7 @@ class Recommender:
         batches = self._batches(histories, longest)
         for rows in track(batches, description=progress or "", disable=progress is None, transient=True):
             batch = [histories[row] for row in rows]
-            eligible = self._unseen(batch) if exclude_seen else None
+            eligible = Eligibility(self.trie, len(batch), excluded=batch) if exclude_seen else None
             found = self._score(batch, eligible, k) if exact else self._search(batch, eligible, max(k, beams))
             width = min(k, found.items.shape[1])
             items[rows, :width] = found.items[:, :width].cpu().numpy()
@@ -98,18 +99,18 @@ class Recommender:
             if min(history) < 0 or max(history) >= self.trie.n_slots:
                 raise InputError(f"history {row} holds an item outside the catalogue of {self.trie.n_slots} items.")
 
-    def _search(self, histories: list[np.ndarray], eligible: torch.Tensor | None, beams: int) -> Beams:
+    def _search(self, histories: list[np.ndarray], eligible: Eligibility | None, beams: int) -> Beams:
         input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(histories))
         vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
         return beam_search(
             self.model, input_ids, attention_mask, vocabulary, self.trie, beams, eligible, normaliser=normaliser
         )
 
-    def _score(self, histories: list[np.ndarray], eligible: torch.Tensor | None, k: int) -> Beams:
+    def _score(self, histories: list[np.ndarray], eligible: Eligibility | None, k: int) -> Beams:
         """The exact first k, by scoring every item."""
         scores = self.leaf_log_probs(histories)
         if eligible is not None:
-            scores = scores.masked_fill(~eligible[:, self.trie.item_of_leaf[:]], -torch.inf)
+            scores = scores.masked_fill(~eligible.leaves(), -torch.inf)
         leaves, log_probs = exact_top(scores, k)
         items = self.trie.item_of_leaf[leaves].masked_fill(log_probs == -torch.inf, -1)
         return Beams(items, log_probs, (scores > -torch.inf).sum(1))
@@ -130,9 +131,3 @@ class Recommender:
             else:
                 batches.append([row])
         return batches
-
-    def _unseen(self, histories: list[np.ndarray]) -> torch.Tensor:
-        eligible = torch.ones(len(histories), self.trie.n_slots, dtype=torch.bool, device=self.model.device)
-        for row, history in enumerate(histories):
-            eligible[row, torch.as_tensor(history)] = False
-        return eligible

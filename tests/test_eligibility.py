@@ -22,6 +22,8 @@ def brute_force_open(codes: np.ndarray, depth: int, prefix: tuple, size: int, el
 
 def assert_open_as_by_brute_force(trie: SidTrie, codes: np.ndarray, eligibility: Eligibility, sets: list[set[int]]):
     assert eligibility.n_eligible.tolist() == [len(one) for one in sets]
+    for row, eligible in zip(eligibility.leaves(), sets, strict=True):
+        assert set(trie.item_of_leaf[:][row].tolist()) == eligible
     for depth in range(trie.n_levels):
         prefixes = sorted({tuple(row[:depth]) for row in codes})
         # every node, and the first once more: a search pads with repeated nodes
