@@ -17,7 +17,7 @@ from data.dataset import Dataset
 from data.stage import InputError, Stage, sha256
 from tokenizer import embed, quantize
 from tokenizer.config import TokenizerConfig
-from tokenizer.quantize import check_level_sizes, fitting_level_sizes
+from tokenizer.level_sizes import check_level_sizes, fitting_level_sizes
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.semantic_ids import SemanticIds
 
@@ -145,7 +145,7 @@ def test_a_finished_stage_is_skipped_and_an_interrupted_one_made_again(
     command(quantize, *SMALL)
     assert SemanticIds.load(run_dir).n_items == N_ITEMS
     with monkeypatch.context() as patched:
-        patched.setattr(quantize, "learn", None)  # would fail if it were called
+        patched.setattr(quantize, "learn_codes", None)  # would fail if it were called
         patched.setattr(embed, "compute", None)
         command(embed, *SMALL)
         command(quantize, *SMALL)

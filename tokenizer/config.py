@@ -56,7 +56,26 @@ class TokenizerConfig:
         default="rqkmeans",
         metadata={
             "help": "How vectors become codes: `rqkmeans` (residual k-means), `rqkmeans_plus`, `rqvae`, `vq`, `lora` (low-rank shared "
-            "codebooks), `fsq`, `rqkmeans_fsq`, `product`, `coarse_to_fine`, or `random` (codes without meaning, to compare with)."
+            "codebooks), `fsq`, `rqkmeans_fsq`, `product`, `coarse_to_fine`, `random` (codes without meaning, to compare with), or `given` "
+            "(those of --codes_file)."
+        },
+    )
+    codes_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "given: SIDs from elsewhere, an .index.json as MiniOneRec writes it or an .npy with codes [items, levels]."
+        },
+    )
+    codes_offset: int = field(
+        default=0,
+        metadata={
+            "help": "given: the number that stands for the first code; 1 for MiniOneRec's rqkmeans_constrained and rqkmeans_plus."
+        },
+    )
+    codebooks_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "given: an .npz with codebook_0, codebook_1, …, as long as the item vectors; default: the mean of each code's items."
         },
     )
     level_sizes: list[int] = field(
@@ -98,7 +117,9 @@ class TokenizerConfig:
         self._check_level_sizes()
         if self.unique not in UNIQUE_WAYS:
             raise InputError(f"unique is {self.unique!r}; it must be one of {', '.join(UNIQUE_WAYS)}.")
+        self._check_given()
         smallest = {
+            "codes_offset": 0,
             "text_dim": 1,
             "collaborative_dim": 1,
             "window": 1,
@@ -110,6 +131,17 @@ class TokenizerConfig:
             value = getattr(self, name)
             if not isinstance(value, int | float) or not value >= least:
                 raise InputError(f"{name} is {value!r}; it must be a number of at least {least}.")
+
+    def _check_given(self) -> None:
+        if self.quantizer == "given" and not self.codes_file:
+            raise InputError(
+                "quantizer is `given`, but no --codes_file says which codes; give an .index.json or .npy file."
+            )
+        if self.quantizer != "given" and (self.codes_file or self.codebooks_file or self.codes_offset):
+            name = "codes_file" if self.codes_file else "codebooks_file" if self.codebooks_file else "codes_offset"
+            raise InputError(
+                f"{name} is set, but the quantizer is {self.quantizer!r}; leave it out, or say --quantizer given."
+            )
 
     def _check_level_sizes(self) -> None:
         sizes = self.level_sizes
@@ -135,4 +167,9 @@ class TokenizerConfig:
 
     def sid_settings(self) -> dict[str, Any]:
         """What decides the result of `tokenizer.quantize`, besides the vectors and the quantizer's own settings."""
-        return {name: getattr(self, name) for name in ("sources", "weights", "level_sizes", "unique", "seed")}
+        settings = {name: getattr(self, name) for name in ("sources", "weights", "level_sizes", "unique", "seed")}
+        return settings | ({"codes_offset": self.codes_offset} if self.quantizer == "given" else {})
+
+    def given_files(self) -> tuple[Path, ...]:
+        """The files that codes and codebooks are given by."""
+        return tuple(Path(file) for file in (self.codes_file, self.codebooks_file) if file)

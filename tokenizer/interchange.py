@@ -1,20 +1,114 @@
 """Semantic IDs and codebooks in the files of other programs: MiniOneRec's `.index.json`, codes in `.npy`, codebooks in `.npz`.
 
-    X.index.json   {"0": ["<a_12>", "<b_7>", "<c_200>"], …}: one key an item, one token a level, letters a, b, c, …
+    X.index.json   {"0": ["<a_12>", "<b_7>", "<c_200>"], …}: one key an item, one token a level, letters a, b, c, …; items that share
+                   these tokens with others may have one token more, which counts them (from 1)
     codes.npy      integers [N, L]
     codebooks.npz  codebook_0 … codebook_{L-1}, numbers [K_l, D]
 
-From one file of codes to the other: `python -m tokenizer.interchange --read_file X.index.json --write_file codes.npy`.
+The number in a token is the code plus an offset: 0 here and in most files, 1 in those of some of MiniOneRec's quantizers.
+From one file of codes to another: `python -m tokenizer.interchange --read_file X.index.json --write_file codes.npy`.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
-from data.stage import InputError
+from data.config import parse_config
+from data.stage import InputError, atomic_path, run_as_command, write_json
+from tokenizer.semantic_ids import LEVEL_LETTERS, sid_token
+
+TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
+
+
+def read_codes(path: Path, offset: int = 0) -> tuple[np.ndarray, bool]:
+    """The codes of an .index.json or .npy file: int32 [N, L], counted from 0, and whether the last level is an extra token.
+
+    The extra token is one that only some items have; there 0 stands for none, and the numbers follow from 1 on. Raises InputError
+    naming the item and the token when the file is not of this kind.
+    """
+    codes, has_extra = _read_index(path) if path.suffix == ".json" else (_read_array(path), False)
+    own = codes.shape[1] - has_extra
+    if codes[:, :own].min() < offset:
+        item, level = np.argwhere(codes[:, :own] < offset)[0].tolist()
+        raise InputError(
+            f"{path} gives item {item} the number {codes[item, level]} on level {level + 1}, which is under the offset {offset}; correct "
+            "the file or the offset."
+        )
+    codes[:, :own] -= offset
+    return codes.astype(np.int32), has_extra
+
+
+def write_codes(path: Path, codes: np.ndarray, offset: int = 0) -> None:
+    """Write codes [N, L], counted from 0, as .index.json or .npy; every item gets a token a level."""
+    assert codes.ndim == 2, f"codes must be [N, L], got {codes.shape}"
+    shifted = codes.astype(np.int32) + offset
+    if path.suffix == ".json":
+        write_json(
+            path, {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(shifted)}
+        )
+        return
+    with atomic_path(path) as temporary, temporary.open("wb") as handle:
+        np.save(handle, shifted)
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, bool]:
+    """The numbers in the tokens of an .index.json, int64 [N, L], and whether the last of L is an extra token."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not JSON"
+        raise InputError(f"{path} cannot be read as semantic IDs ({reason}); give an .index.json.") from error
+    if not isinstance(rows, dict) or not rows or set(rows) != {str(item) for item in range(len(rows))}:
+        raise InputError(f'{path} must be a JSON object whose keys are all the items, from "0" on; make it again.')
+    numbers = [_numbers(path, item, rows[str(item)]) for item in range(len(rows))]
+    least, most = min(map(len, numbers)), max(map(len, numbers))
+    if least == 0 or most > least + 1:
+        raise InputError(
+            f"{path} has items of {least} and of {most} tokens; all must have as many, or one more than others."
+        )
+    if most == least:
+        return np.array(numbers, dtype=np.int64), False
+    first = min(row[-1] for row in numbers if len(row) == most)
+    padded = [[*row[:least], row[-1] - first + 1 if len(row) == most else 0] for row in numbers]
+    return np.array(padded, dtype=np.int64), True
+
+
+def _numbers(path: Path, item: int, tokens: object) -> list[int]:
+    """The numbers in an item's tokens: `<a_12>` first, then `<b_…>`, …"""
+    if not isinstance(tokens, list) or len(tokens) > len(LEVEL_LETTERS):
+        raise InputError(
+            f"{path}: item {item} must have a list of at most {len(LEVEL_LETTERS)} tokens, not {tokens!r}."
+        )
+    numbers = []
+    for level, token in enumerate(tokens):
+        match = TOKEN.fullmatch(token) if isinstance(token, str) else None
+        if match is None or match[1] != LEVEL_LETTERS[level]:
+            raise InputError(
+                f"{path}: token {level + 1} of item {item} is {token!r}; it must be like `{sid_token(level, 12)}`."
+            )
+        numbers.append(int(match[2]))
+    return numbers
+
+
+def _read_array(path: Path) -> np.ndarray:
+    """The numbers of an .npy file, int64 [N, L]."""
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "numpy cannot read it"
+        raise InputError(f"{path} cannot be read as codes ({reason}); give an .index.json or an .npy file.") from error
+    fits = isinstance(codes, np.ndarray) and codes.ndim == 2 and codes.size and codes.dtype.kind in "iu"
+    if not fits or codes.shape[1] > len(LEVEL_LETTERS):
+        kind = f"{codes.dtype} of shape {list(codes.shape)}" if isinstance(codes, np.ndarray) else "several arrays"
+        raise InputError(f"{path} holds {kind}; codes are whole numbers [items, 1 to {len(LEVEL_LETTERS)} levels].")
+    return codes.astype(np.int64)
 
 
 def read_codebooks(path: Path, level_sizes: list[int] | None = None, width: int | None = None) -> list[np.ndarray]:
@@ -51,3 +145,38 @@ def read_codebooks(path: Path, level_sizes: list[int] | None = None, width: int 
         if not np.isfinite(book).all():
             raise InputError(f"{path}: {key} holds NaN or infinity; make the file again.")
     return [found[key].astype(np.float32) for key in wanted]
+
+
+@dataclass
+class InterchangeConfig:
+    """From one file of codes to another."""
+
+    read_file: str = field(metadata={"help": "The .index.json or .npy file with the codes."})
+    write_file: str = field(metadata={"help": "The .index.json or .npy file to write; an existing one is replaced."})
+    read_offset: int = field(default=0, metadata={"help": "The number that stands for code 0 in --read_file: 0 or 1."})
+    write_offset: int = field(default=0, metadata={"help": "The number that stands for code 0 in --write_file."})
+
+    def __post_init__(self) -> None:
+        for name in ("read_file", "write_file"):
+            if not getattr(self, name).endswith((".json", ".npy")):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it must end in .json or .npy.")
+        for name in ("read_offset", "write_offset"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+
+
+def main() -> None:
+    config = parse_config(InterchangeConfig)
+    codes, has_extra = read_codes(Path(config.read_file), config.read_offset)
+    write_codes(Path(config.write_file), codes, config.write_offset)
+    extra = ", the last one an extra token that only some items had" if has_extra else ""
+    used = " ".join(str(len(np.unique(level))) for level in codes.T)
+    Console().print(
+        f"{config.write_file}: {len(codes):,} items, {len(np.unique(codes, axis=0)):,} different, {codes.shape[1]} levels{extra}; codes "
+        f"used per level: {used}",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    run_as_command(main)

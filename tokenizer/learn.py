@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.stage import InputError, write_json
+import numpy as np
+
+from data.stage import write_json
 from tokenizer import coarse_to_fine, product, trained_quantizer
+from tokenizer.fsq_autoencoder import check_fsq, learn_fsq
+from tokenizer.given_codes import fitted_codebooks, random_codes
 from tokenizer.item_vectors import Rows
+from tokenizer.kmeans_fsq import check_kmeans_fsq, fit_with_grid
 from tokenizer.lora_autoencoder import build_lora, check_lora, source_blocks
 from tokenizer.lora_report import usage_report
 from tokenizer.quantizer import Quantizer
@@ -22,6 +27,10 @@ def check(settings: QuantizerSettings, vectors: Rows, level_sizes: list[int]) ->
         trained_quantizer.check(settings, vectors.shape[1], level_sizes)
     if settings.quantizer == "lora":
         check_lora(settings, len(source_blocks(vectors)), level_sizes)
+    if settings.quantizer == "fsq":
+        check_fsq(settings)
+    if settings.quantizer == "rqkmeans_fsq":
+        check_kmeans_fsq(settings.fsq, level_sizes, vectors.shape[1])
 
 
 def learn(
@@ -48,4 +57,19 @@ def learn(
         if folder:
             write_json(folder / "lora.json", usage_report(model, vectors))
         return quantizer
-    raise InputError(f"the quantizer {settings.quantizer!r} is not there yet.")
+    if settings.quantizer == "fsq":
+        return learn_fsq(settings, vectors, seed, folder)
+    if settings.quantizer == "rqkmeans_fsq":
+        return Quantizer(fit_with_grid(vectors, level_sizes, seed, settings.kmeans, settings.fsq))
+    assert settings.quantizer == "random", f"the quantizer {settings.quantizer!r} is not one that learns"
+    return Quantizer(fitted_codebooks(vectors, random_codes(len(vectors), level_sizes, seed), level_sizes))
+
+
+def learn_codes(
+    settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None
+) -> tuple[Quantizer, np.ndarray]:
+    """What `learn` returns, and the items' codes, int32 [N, L]: the nearest ones, or the random ones that `random` is about."""
+    quantizer = learn(settings, vectors, level_sizes, seed, folder)
+    if settings.quantizer == "random":
+        return quantizer, random_codes(len(vectors), level_sizes, seed)
+    return quantizer, quantizer.encode(vectors)

@@ -342,6 +342,7 @@ USED_BY: dict[str, tuple[type, ...]] = {
     "product": (KmeansSettings,),
     "coarse_to_fine": (KmeansSettings,),
     "random": (),
+    "given": (),
 }
 
 

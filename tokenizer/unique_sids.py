@@ -42,12 +42,23 @@ def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks) -> np.nd
         own = latents[items]
         residuals = own - codebooks.reconstruct(codes[items, :-1])
         last_book = codebooks.vectors_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
-        last = _assign(_squared_distances(residuals, last_book), own)  # costs: [group, K_L]
+        last = _assign(squared_distances(residuals, last_book), own)  # costs: [group, K_L]
         unique[items, -1] = last
         displaced.extend(items[last < 0].tolist())
     if displaced:
         _reroute(sorted(displaced), latents, unique, codebooks)
     return unique
+
+
+def places(codes: np.ndarray) -> np.ndarray:
+    """The code of an extra token that tells equal rows apart: how many items before have the same codes, int32 [N]. codes: int [N, L]."""
+    _, group = np.unique(codes, axis=0, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")  # items, group by group, in item order
+    firsts = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
+    sizes = np.diff(firsts, append=len(codes))
+    found = np.empty(len(codes), dtype=np.int32)
+    found[order] = np.arange(len(codes)) - np.repeat(firsts, sizes)
+    return found
 
 
 def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -63,7 +74,7 @@ def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray
     return [items for items in np.split(order, starts) if repeated[items].any()]
 
 
-def _squared_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+def squared_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     """||r - c||^2 in float64 for rows [n, D] and a codebook [K, D]: [n, K]."""
     rows, book = rows.astype(np.float64), codebook.astype(np.float64)
     return (rows**2).sum(axis=1)[:, None] + (book**2).sum(axis=1) - 2.0 * (rows @ book.T)
@@ -89,12 +100,20 @@ def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return assigned
 
 
-class _Occupied:
+class Occupied:
     """Which children of a prefix are full: their subtree has no free path left (at the last level: they are taken)."""
 
     def __init__(self, level_sizes: list[int]) -> None:
         self.level_sizes = level_sizes
         self.children: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+
+    @classmethod
+    def of(cls, codes: np.ndarray, level_sizes: list[int]) -> Occupied:
+        """What the rows of codes [n, L], which are unique, leave free."""
+        occupied = cls(level_sizes)
+        for path in codes.tolist():
+            occupied.take(tuple(path))
+        return occupied
 
     def take(self, path: tuple[int, ...]) -> None:
         """Mark a path as taken; a prefix whose children are all full is full itself."""
@@ -107,19 +126,17 @@ class _Occupied:
 
 def _reroute(displaced: list[int], latents: Rows, unique: np.ndarray, codebooks: Codebooks) -> None:
     """Give every displaced item, in order, the cheapest free path of its beam; writes into `unique` [N, L]."""
-    occupied = _Occupied(codebooks.sizes)
     settled = np.ones(len(unique), dtype=bool)
     settled[displaced] = False
-    for path in unique[settled].tolist():
-        occupied.take(tuple(path))
+    occupied = Occupied.of(unique[settled], codebooks.sizes)
     quiet = not get_console().is_terminal
     for item in track(displaced, description="items of overfull prefixes", transient=True, disable=quiet):
-        path = _cheapest_free_path(latents[np.array([item])][0], codebooks, occupied)
+        path = cheapest_free_path(latents[np.array([item])][0], codebooks, occupied)
         unique[item] = path
         occupied.take(path)
 
 
-def _cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: _Occupied) -> tuple[int, ...]:
+def cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:
     """Beam search over prefixes that still have room, so that it cannot end without a free path. latent: [e]."""
     prefixes: list[tuple[int, ...]] = [()]
     residuals = latent[None, :].astype(np.float64)  # [beam, e]
@@ -127,7 +144,7 @@ def _cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: _Occ
         books = [codebooks.vectors_after(level, prefix[-1] if prefix else None) for prefix in prefixes]
         errors = np.empty((len(prefixes), size))
         for row, (prefix, book) in enumerate(zip(prefixes, books, strict=True)):
-            errors[row] = _squared_distances(residuals[row : row + 1], book)[0]
+            errors[row] = squared_distances(residuals[row : row + 1], book)[0]
             errors[row, occupied.children.get(prefix, [])] = np.inf
         width = BEAM_WIDTH if level < len(codebooks.sizes) - 1 else 1
         best = np.argsort(errors, axis=None, kind="stable")[:width]
