@@ -105,8 +105,9 @@ def beam_search(
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
     input_ids, attention_mask: int64 [B, T], left-padded. eligible: what each request may be given (or bool [B, n_slots] by item
-    index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each request with its own randomness. normaliser: what scores are
-    normalised over; a stochastic search draws by the children's softmax whatever it is.
+    index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each
+    request with its own randomness. normaliser: what scores are normalised over; a stochastic search draws by the children's softmax
+    whatever it is.
     Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole catalogue: what is
     not eligible is passed over, not renormalised away. Of equal scores the lower leaf (the SID first in order) comes first.
     Raises InputError when the model's scores are not numbers.
@@ -118,7 +119,7 @@ def beam_search(
         eligible = Eligibility.of_mask(trie, eligible)
     assert eligible is None or eligible.trie is trie, "eligibility by another trie"
     step = _Step(prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser)
-    frontier = _Frontier.root(n_requests, torch.zeros(n_requests, 1))
+    frontier = _Frontier.root(n_requests, step.noise(1, 1, n_requests)[..., 0].to(device))
     for level in range(trie.n_levels):
         if level == 0:
             hidden = prefix.hidden
@@ -199,7 +200,7 @@ class _Step:
         log_probs = frontier.log_prob[..., None] + step
         log_draws = keys = log_probs
         if self.generators is not None:
-            log_draws = frontier.log_draw[..., None] + step.log_softmax(2).masked_fill(step == -torch.inf, -torch.inf)
+            log_draws = log_probs
             noise = self.noise(width, n_children, n_requests).to(child.device)
             keys = _conditioned_keys(frontier.key, log_draws + noise)
         kept = min(self.beams, width * n_children, trie.n_nodes[level + 1])
