@@ -92,9 +92,9 @@ def _cluster(
     warm_up = WARM_UP if settings.balanced_iterations else 0
     centroids = _plain_iterations(few, start, warm_up, advance)
     if settings.clusters == "relaxed":
-        centroids, _ = _balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+        centroids, _ = balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
         return _plain_iterations(rows, centroids, settings.lloyd_iterations, advance), torch.zeros(K)
-    return _balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+    return balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
 
 
 def _plain_iterations(
@@ -107,8 +107,8 @@ def _plain_iterations(
     return centroids
 
 
-def _balanced_iterations(
-    rows: TrainingRows, centroids: torch.Tensor, settings: KmeansSettings, advance: Callable[[], None]
+def balanced_iterations(
+    rows: TrainingRows, centroids: torch.Tensor, settings: KmeansSettings, advance: Callable[[], None] = lambda: None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Iterations with clusters of (nearly) equal size: centroids [K, D], and the prices [K] that balance these."""
     prices = torch.zeros(len(centroids))
