@@ -200,7 +200,7 @@ class _Step:
         log_probs = frontier.log_prob[..., None] + step
         log_draws = keys = log_probs
         if self.generators is not None:
-            log_draws = log_probs
+            log_draws = frontier.log_draw[..., None] + step.log_softmax(2).masked_fill(step == -torch.inf, -torch.inf)
             noise = self.noise(width, n_children, n_requests).to(child.device)
             keys = _conditioned_keys(frontier.key, log_draws + noise)
         kept = min(self.beams, width * n_children, trie.n_nodes[level + 1])
