@@ -53,7 +53,8 @@ def codebook_rows(codebook: np.ndarray, hidden_size: int, seed: int) -> Tensor:
     """float32 [K, hidden_size]: the codebook's geometry in the model's space, mean row norm 1.
 
     The centred code vectors [K, D] are projected on their min(D, hidden_size) principal directions and lifted by a random
-    orthonormal map, one a level, so that distances between codes are kept and levels lie in unrelated directions.
+    orthonormal map, one a level, so that distances between codes are kept and levels lie in unrelated directions. Codes whose vectors are
+    all the same (a dedup token's) have no geometry: they get random directions.
     """
     assert codebook.ndim == 2
     centred = torch.from_numpy(codebook - codebook.mean(axis=0)).float()
@@ -62,4 +63,6 @@ def codebook_rows(codebook: np.ndarray, hidden_size: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     lift, _ = torch.linalg.qr(torch.randn(hidden_size, kept.shape[1], generator=generator))  # [hidden_size, r]
     rows = kept @ lift.T
+    if not centred.any():
+        rows = torch.randn(len(codebook), hidden_size, generator=generator)
     return rows / rows.norm(dim=1).mean().clamp(min=1e-12)

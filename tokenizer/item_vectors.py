@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,21 +13,32 @@ PIECE = 1024  # rows scaled at once: they stay in the cache, which is four times
 SHORTEST = 1e-2  # in a weighted row, lengths under this share of the longest stay proportionally short
 
 
+@dataclass(frozen=True)
+class SourceScale:
+    """How the rows of a source, [N, width], are scaled: divided by their length, but at least by `floor`, then times `weight`."""
+
+    width: int
+    weight: float
+    floor: float
+
+
 class ItemVectors:
     """[N, D] float32 rows, made when they are asked for: every row of a source has length 1, times the source's weight.
 
     sources: arrays [N, D_s] of any number type, memory-mapped or not; weights: one number per source. Rows shorter than 1 % of
     their source's longest row are divided by that 1 % only, so that an item about which a source knows nothing stays near that
     source's origin. Indexed by a slice or by an array of item indices, as an array is.
+
+    floors: what rows of each source are divided by at least; default: 1 % of its longest row. Items that come later need those of the
+    items before.
     """
 
-    def __init__(self, sources: list[np.ndarray], weights: list[float]) -> None:
-        assert len(sources) == len(weights)
+    def __init__(self, sources: list[np.ndarray], weights: list[float], floors: list[float] | None = None) -> None:
         assert len({len(source) for source in sources}) == 1, f"sources differ in rows: {[s.shape for s in sources]}"
-        self.sources, self.weights = sources, weights
-        self.blocks = [source.shape[1] for source in sources]  # D_s
+        self.sources, self.blocks = sources, [source.shape[1] for source in sources]  # D_s
         self.shape = (len(sources[0]), sum(self.blocks))
-        self._floors = [SHORTEST * (longest_row(source) or 1.0) for source in sources]
+        floors = floors or [SHORTEST * (longest_row(source) or 1.0) for source in sources]
+        self.scales = tuple(SourceScale(*scale) for scale in zip(self.blocks, weights, floors, strict=True))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -37,11 +49,11 @@ class ItemVectors:
         columns = np.cumsum([0, *self.blocks])
         for start in range(0, len(scaled), PIECE):
             here = slice(start, start + PIECE)
-            for s, (weight, floor) in enumerate(zip(self.weights, self._floors, strict=True)):
+            for s, scale in enumerate(self.scales):
                 block = blocks[s][here]
                 norms = np.linalg.norm(block, axis=1, keepdims=True).astype(np.float64)
                 into = scaled[here, columns[s] : columns[s + 1]]
-                np.divide(weight * block, np.maximum(norms, floor), out=into, casting="same_kind")
+                np.divide(scale.weight * block, np.maximum(norms, scale.floor), out=into, casting="same_kind")
         return scaled
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def semantic_ids(quantizer: Quantizer, vectors: ItemVectors, codes_raw: np.ndarr
 
     A dedup token is one more level: its code is the item's place among those with equal codes, and its codebook is of zeros.
     """
+    quantizer = replace(quantizer, scales=vectors.scales)
     codebooks = quantizer.codebooks.per_code(codes_raw)
     if unique == "none":
         return SemanticIds(codes_raw, codes_raw, codebooks, quantizer)

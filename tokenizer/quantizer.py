@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors.torch import save
 from data.stage import InputError, atomic_path
 from tokenizer.codebooks import Codebooks
 from tokenizer.fsq import bound
-from tokenizer.item_vectors import Rows, chunks
+from tokenizer.item_vectors import ItemVectors, Rows, SourceScale, chunks
 from tokenizer.mlp import Mlp
 
 
@@ -24,13 +24,27 @@ class Quantizer:
     """Encoder [n, D] → [n, e], codebooks of latents, decoder [n, e] → [n, D].
 
     encoder, decoder: None is the identity (then e = D). fsq_levels: levels of each latent dimension when it is bounded before coding
-    (finite scalar quantization); empty: it is not.
+    (finite scalar quantization); empty: it is not. scales: how the item vectors were made of their sources, where that is known.
     """
 
     codebooks: Codebooks
     encoder: Mlp | None = None
     decoder: Mlp | None = None
     fsq_levels: tuple[int, ...] = ()
+    scales: tuple[SourceScale, ...] = ()
+
+    def item_vectors(self, sources: list[np.ndarray]) -> ItemVectors:
+        """Vectors [n, D] of new items, made of their `sources` [n, D_s] as those of the old items were.
+
+        Raises InputError when the sources are not as many or not as wide as then.
+        """
+        found, wanted = [source.shape[1] for source in sources], [scale.width for scale in self.scales]
+        if found != wanted:
+            raise InputError(
+                f"the new items' sources have {found} numbers a row, but the semantic IDs were made from {wanted}; give the same sources "
+                "in the same order."
+            )
+        return ItemVectors(sources, [scale.weight for scale in self.scales], [scale.floor for scale in self.scales])
 
     def latents(self, vectors: Rows) -> Rows:
         """The latents of `vectors` [N, D]: [N, e] rows, computed when they are asked for."""
@@ -63,7 +77,10 @@ class Quantizer:
         """One safetensors file: weights and codebooks, and in its metadata how the modules are built."""
         tensors = {f"codebook_{level}": torch.from_numpy(book) for level, book in enumerate(self.codebooks.books)}
         tensors |= {f"prices_{level}": torch.from_numpy(price) for level, price in enumerate(self.codebooks.prices)}
-        built: dict[str, Any] = {"fsq_levels": list(self.fsq_levels)}
+        built: dict[str, Any] = {
+            "fsq_levels": list(self.fsq_levels),
+            "scales": [asdict(scale) for scale in self.scales],
+        }
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             if module is not None:
                 built[name] = module.settings()
@@ -91,7 +108,8 @@ class Quantizer:
         except (OSError, KeyError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a quantizer of this project ({reason}); make the SIDs again.") from error
-        return cls(Codebooks(books, prices), **modules, fsq_levels=tuple(built["fsq_levels"]))
+        scales = tuple(SourceScale(**scale) for scale in built.get("scales", []))
+        return cls(Codebooks(books, prices), **modules, fsq_levels=tuple(built["fsq_levels"]), scales=scales)
 
 
 class _Latents:

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from data.stage import InputError, atomic_path, require_finished, write_json
+from tokenizer.item_vectors import Rows
+from tokenizer.new_items import NewItems, place_new_items
 from tokenizer.quantizer import Quantizer
 
 LEVEL_LETTERS = "abcdefgh"
@@ -33,7 +35,8 @@ def sid_token(level: int, code: int) -> str:
 class SemanticIds:
     """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, e], one vector a code.
 
-    quantizer: what made the codes; None for SIDs from elsewhere.
+    quantizer: what made the codes; None for SIDs from elsewhere. Where it has one level less than the codes, the last level is a dedup
+    token: an item's place among those with equal codes (0 in codes_raw).
     """
 
     codes: np.ndarray
@@ -79,6 +82,29 @@ class SemanticIds:
     def text(self, item: int) -> str:
         """An item's semantic ID as it is written: `<a_12><b_7><c_200>`."""
         return "".join(sid_token(level, int(code)) for level, code in enumerate(self.codes[item]))
+
+    def encode(self, vectors: Rows, catalogue: Rows | None = None) -> NewItems:
+        """Free, unique semantic IDs for items that come later, `vectors` [n, D]; the old ones stay. See `place_new_items`.
+
+        vectors: as `ItemVectors` scales them (`quantizer.item_vectors`). catalogue: the old items' vectors [N, D], to find new rows that
+        equal them. Raises InputError when there is no quantizer, when old items share SIDs, and when too few are free.
+        """
+        if self.quantizer is None:
+            raise InputError(
+                "these semantic IDs have no quantizer.safetensors, so new items cannot be coded; make them with `bash run_tokenizer.sh`."
+            )
+        if self.n_distinct < self.n_items:
+            raise InputError(
+                f"{self.n_items} items have {self.n_distinct} different semantic IDs; make them unique with `--unique assign` first."
+            )
+        return place_new_items(vectors, self.quantizer, self.codes, self.level_sizes, catalogue)
+
+    def extended(self, new: NewItems) -> SemanticIds:
+        """These semantic IDs with those of new items after them."""
+        raw = np.zeros_like(new.codes)
+        raw[:, : new.nearest.shape[1]] = new.nearest
+        both = np.concatenate([self.codes, new.codes]), np.concatenate([self.codes_raw, raw])
+        return SemanticIds(*both, self.codebooks, self.quantizer)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the files, each atomically; return their paths."""

@@ -1,0 +1,99 @@
+"""Semantic IDs for new items: `python -m tokenizer.add_items --run_dir outputs/mine --vectors new.npy --write_file new.index.json`.
+
+The run's own IDs stay as they are, and so do all its files. A model that was trained on them can write the new IDs: their tokens are in
+its vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from data.config import parse_config
+from data.stage import InputError, run_as_command
+from tokenizer.config import TokenizerConfig
+from tokenizer.interchange import write_codes
+from tokenizer.item_vectors import ItemVectors
+from tokenizer.quantizer import Quantizer
+from tokenizer.semantic_ids import SemanticIds
+from tokenizer.sources import check_numbers, open_array
+
+MOST_NAMED = 10  # duplicates in the summary
+
+
+@dataclass
+class AddItemsConfig:
+    """Free semantic IDs for items that came after the run's own were made."""
+
+    vectors: list[str] = field(
+        metadata={
+            "help": "One .npy file per source of the run, in the order of its --sources: a row per new item, made in the same way."
+        }
+    )
+    write_file: str = field(
+        metadata={"help": "The .index.json or .npy file for the new items' codes, in the order of their rows."}
+    )
+    run_dir: str = field(default="outputs/demo", metadata={"help": "Folder of the run; reads sid/ in it."})
+
+    def __post_init__(self) -> None:
+        if not self.write_file.endswith((".json", ".npy")):
+            raise InputError(f"write_file is {self.write_file!r}; it must end in .json or .npy.")
+
+
+def read_new(paths: list[Path]) -> list[np.ndarray]:
+    """The new items' sources, [n, D_s] each. Raises InputError when one is missing, is not of numbers, or differs in rows."""
+    sources: list[np.ndarray] = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; correct --vectors.")
+        rows = open_array(path)
+        n_rows = len(sources[0]) if sources else None
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.size or n_rows not in (None, len(rows)):
+            as_many = "" if n_rows is None else f", {n_rows} rows as in {paths[0]}"
+            raise InputError(
+                f"{path} holds {rows.dtype} of shape {list(rows.shape)}; it must hold rows of numbers{as_many}."
+            )
+        check_numbers(path, rows, constant_columns=True)
+        sources.append(rows)
+    return sources
+
+
+def read_catalogue(run_dir: Path, quantizer: Quantizer) -> ItemVectors | None:
+    """The old items' vectors, where the sources that the run was made from are still there."""
+    made_with = json.loads((run_dir / "sid" / "manifest.json").read_text(encoding="utf-8"))["config"]
+    config = TokenizerConfig(run_dir=str(run_dir), sources=made_with["sources"])
+    paths = [config.path_of(source) for source in config.sources]
+    return quantizer.item_vectors([open_array(path) for path in paths]) if all(map(Path.is_file, paths)) else None
+
+
+def main() -> None:
+    config = parse_config(AddItemsConfig)
+    run_dir, console = Path(config.run_dir), Console()
+    sids = SemanticIds.load(run_dir)
+    if sids.quantizer is None or not sids.quantizer.scales:
+        raise InputError(
+            f"{run_dir / 'sid'} does not say how item vectors are made; make it again with `bash run_tokenizer.sh`."
+        )
+    vectors = sids.quantizer.item_vectors(read_new([Path(path) for path in config.vectors]))
+    new = sids.encode(vectors, read_catalogue(run_dir, sids.quantizer))
+    write_codes(Path(config.write_file), new.codes)
+    console.print(
+        f"{config.write_file}: {len(new.codes):,} new items, {new.moved.sum():,} beside their nearest codes, which were taken"
+    )
+    equal = np.flatnonzero(new.duplicate_of >= 0)
+    if len(equal):
+        console.print(
+            f"{len(equal):,} have exactly the vector of an item before them, which may be the same item; the first:"
+        )
+    for row in equal[:MOST_NAMED]:
+        item = int(new.duplicate_of[row])
+        other = f"item {item}" if item < sids.n_items else f"row {item - sids.n_items}"
+        console.print(f"row {row} is exactly {other}")
+
+
+if __name__ == "__main__":
+    run_as_command(main)

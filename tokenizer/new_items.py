@@ -1,0 +1,104 @@
+"""Semantic IDs for items that come later: free ones, near their own, while the old items keep theirs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from data.stage import InputError
+from tokenizer.codebooks import Codebooks
+from tokenizer.item_vectors import Rows, chunks
+from tokenizer.quantizer import Quantizer
+from tokenizer.unique_sids import Occupied, cheapest_free_path, squared_distances
+
+
+@dataclass(frozen=True)
+class NewItems:
+    """New row i becomes item N + i of the catalogue of N items.
+
+    codes: int32 [n, L], unique, also against the old items' codes. nearest: int32 [n, levels of the quantizer], the quantizer's own codes.
+    duplicate_of: int64 [n], the first item whose vector is exactly the same, old or new; -1 where there is none.
+    """
+
+    codes: np.ndarray
+    nearest: np.ndarray
+    duplicate_of: np.ndarray
+
+    @property
+    def moved(self) -> np.ndarray:
+        """Which rows got other codes than their nearest, because those were taken; bool [n]."""
+        return (self.codes[:, : self.nearest.shape[1]] != self.nearest).any(axis=1)
+
+
+def place_new_items(
+    vectors: Rows,
+    quantizer: Quantizer,
+    codes: np.ndarray,
+    level_sizes: list[int],
+    catalogue: Rows | None = None,
+) -> NewItems:
+    """A free semantic ID for each of `vectors` [n, D], in row order: the quantizer's own where it is free; else the nearest free last code
+    in the same prefix; where that is full, the cheapest free path that a beam over prefixes with room finds.
+
+    codes: int [N, L], unique, those of the old items; level_sizes: K_l of all L levels. With one level more than the quantizer has (a dedup
+    token), that level's codes are all the same distance away, and the lowest free one is taken. catalogue: the old items' vectors [N, D],
+    to find new rows that equal them. Raises InputError when there are fewer free paths than rows.
+    """
+    n, (N, L) = len(vectors), codes.shape
+    free = math.prod(level_sizes) - N
+    if n > free:
+        raise InputError(
+            f"{n} new items need semantic IDs, but only {free} of the {math.prod(level_sizes)} are free; make new ones for all items with "
+            "larger --level_sizes."
+        )
+    books, prices = quantizer.codebooks.books, quantizer.codebooks.prices
+    nearest = quantizer.encode(vectors)
+    wanted = np.zeros((n, L), dtype=np.int32)
+    wanted[:, : nearest.shape[1]] = nearest
+    if len(books) < L:
+        assert len(books) + 1 == L
+        last = np.zeros((level_sizes[-1], quantizer.codebooks.width), dtype=np.float32)
+        books, prices = [*books, last], [*prices, np.zeros(len(last), dtype=np.float32)]
+    codebooks = Codebooks(books, prices)
+    assert codebooks.sizes == level_sizes
+    occupied = Occupied.of(codes, level_sizes)
+    placed = np.empty((n, L), dtype=np.int32)
+    for rows, chunk in chunks(quantizer.latents(vectors)):
+        for row, latent in enumerate(chunk, start=rows.start):
+            path = _free_path(latent, wanted[row], codebooks, occupied)
+            occupied.take(path)
+            placed[row] = path
+    return NewItems(placed, nearest, _duplicates(vectors, N, catalogue))
+
+
+def _free_path(latent: np.ndarray, wanted: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:
+    """The path [L] for one latent [e] whose own codes are `wanted` [L]."""
+    *prefix, code = wanted.tolist()
+    taken = occupied.children.get(tuple(prefix), [])
+    if code not in taken:
+        return (*prefix, code)
+    if len(taken) == codebooks.sizes[-1]:
+        return cheapest_free_path(latent, codebooks, occupied)
+    residual = latent[None, :] - codebooks.reconstruct(wanted[None, :-1])
+    last_book = codebooks.vectors_after(len(prefix), prefix[-1] if prefix else None)
+    costs = squared_distances(residual, last_book)[0] + codebooks.prices[-1]
+    costs[taken] = np.inf
+    return (*prefix, int(costs.argmin()))
+
+
+def _duplicates(vectors: Rows, N: int, catalogue: Rows | None) -> np.ndarray:
+    """The first item with exactly the same vector as each of `vectors` [n, D], or -1; int64 [n]."""
+    keys = [row.tobytes() for _, chunk in chunks(vectors) for row in chunk + 0.0]  # + 0.0: -0 equals 0
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key, N + row)
+    seen: set[bytes] = set()
+    for rows, chunk in chunks(catalogue) if catalogue is not None else ():
+        for item, row in enumerate(chunk + 0.0, start=rows.start):
+            key = row.tobytes()
+            if key in first and key not in seen:
+                seen.add(key)
+                first[key] = item
+    return np.array([first[key] if first[key] < N + row else -1 for row, key in enumerate(keys)], dtype=np.int64)
