@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenizer.given_codes import fitted_codebooks
 from tokenizer.item_vectors import Rows
+from tokenizer.quantizer import Quantizer
 from tokenizer.semantic_ids import SemanticIds
 from tokenizer.sid_metrics import (
     DIGITS,
@@ -20,7 +22,6 @@ from tokenizer.sid_metrics import (
 from tokenizer.vector_metrics import (
     Reconstruction,
     exact_duplicates,
-    fitted_quantizer,
     margins,
     neighbourhoods,
     variance,
@@ -38,7 +39,7 @@ def measure(vectors: Rows, sids: SemanticIds, seed: int, categories: list[str] |
     agreement with the first code. Memory: a few hundred MB beside `vectors`, which are read in pieces.
     """
     assert len(vectors) == sids.n_items
-    quantizer = sids.quantizer or fitted_quantizer(vectors, sids.codes_raw, sids.level_sizes)
+    quantizer = sids.quantizer or Quantizer(fitted_codebooks(vectors, sids.codes_raw, sids.level_sizes))
     coded = len(quantizer.codebooks.sizes)  # a level beyond only tells equal codes apart
     raw, codes = sids.codes_raw[:, :coded], sids.codes[:, :coded]
     errors_raw = quantizer.mean_squared_errors(vectors, raw)

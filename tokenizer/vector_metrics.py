@@ -55,25 +55,6 @@ def variance(vectors: Rows) -> float:
     return max(squares / len(vectors) - float(mean @ mean), 0.0)
 
 
-def fitted_quantizer(vectors: Rows, codes: np.ndarray, level_sizes: list[int]) -> Quantizer:
-    """Vectors for codes that came without: a code's vector is the mean, over its items, of what the levels before leave over.
-
-    That is what residual k-means ends in, so codes of any origin can be compared. vectors: [N, D], codes: int [N, L]. A code without
-    items gets the zero vector.
-    """
-    books: list[np.ndarray] = []
-    for level, size in enumerate(level_sizes):
-        sums = torch.zeros((size, vectors.shape[1]), dtype=torch.float64)
-        for rows, chunk in chunks(vectors):
-            residual = chunk - sum(book[codes[rows, before]] for before, book in enumerate(books))
-            sums.index_add_(
-                0, torch.from_numpy(codes[rows, level].astype(np.int64)), torch.from_numpy(residual).double()
-            )
-        counts = np.bincount(codes[:, level], minlength=size)
-        books.append((sums.numpy() / np.maximum(counts, 1)[:, None]).astype(np.float32))
-    return Quantizer(Codebooks(books))
-
-
 def margins(vectors: Rows, codes: np.ndarray, quantizer: Quantizer, seed: int) -> np.ndarray:
     """(d2 - d1) / d1 on every level: how much farther the second nearest code is than the nearest; near 0: the choice is a toss-up.
 
@@ -103,7 +84,10 @@ def _margin(residual: np.ndarray, books: Codebooks, level: int, codes: np.ndarra
         book = books.vectors_after(level, previous)
         if len(book) < 2:
             continue
-        two = distances(torch.from_numpy(residual[own]), torch.from_numpy(book)).topk(2, largest=False).indices.numpy()
+        squared = distances(
+            torch.from_numpy(residual[own]), torch.from_numpy(book), torch.from_numpy(books.prices[level])
+        )
+        two = squared.topk(2, largest=False).indices.numpy()  # with prices, as items are coded
         near, second = (np.linalg.norm(residual[own] - book[two[:, place]], axis=1) for place in (0, 1))
         near, second = np.minimum(near, second).astype(np.float64), np.maximum(near, second).astype(np.float64)
         margin[own] = np.minimum((second - near) / np.maximum(near, 1e-12), LARGEST_MARGIN)
