@@ -1,8 +1,10 @@
-"""Beam search, its exclusions and its sampling, against scoring every item by the written formula."""
+"""The recommender's contract over random tries, exclusions and sampling, against scoring every item by the written formula."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -12,13 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.stage import InputError
-from decoding.beam_search import beam_search
-from decoding.policy import child_log_probs, item_log_probs
+from decoding.beam_search import Beams, beam_search
+from decoding.eligibility import AllowList, Eligibility
+from decoding.policy import SidVocabulary, child_log_probs, item_log_probs
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+from sft.backbone import BackboneConfig, load_backbone
 from sft.vocabulary import add_sid_tokens
+from tokenizer.semantic_ids import SemanticIds
 
 LEVELS = [4, 5, 6]
+EXAMPLES = int(os.environ.get("SIDREC_EXAMPLES", "150"))  # random tries of the contract's test
 
 
 @pytest.fixture
@@ -98,8 +105,6 @@ def test_exactly_k_distinct_eligible_items_whatever_the_mask(k, eligible, recomm
 
 @pytest.fixture(scope="module")
 def recommender_for_properties():
-    from sft.backbone import BackboneConfig, load_backbone
-
     model, tokenizer = load_backbone(BackboneConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1), seed=3)
     sids = make_sids(50, LEVELS)
     vocabulary = add_sid_tokens(model.eval(), tokenizer, sids, seed=0)
@@ -125,6 +130,223 @@ def test_gumbel_search_draws_without_replacement_from_the_policy(recommender):
     assert (second - others.sum(0)).abs().sum() / 2 < 0.05
     exact = every_item_log_prob(recommender, history)
     torch.testing.assert_close(found.log_probs, exact[found.items], atol=1e-4, rtol=0)
+
+
+@st.composite
+def random_codes(draw) -> tuple[np.ndarray, list[int]]:
+    """Unique SIDs [N, L] and the level sizes: anything from one item to a full trie, long chains, one prefix for all."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    shape = draw(st.sampled_from(["any", "one prefix", "chains"]))
+    rows = draw(st.sets(st.tuples(*(st.integers(0, size - 1) for size in sizes)), min_size=1, max_size=40))
+    codes = np.array(sorted(rows), dtype=np.int32)
+    if shape == "one prefix":  # all items differ only in the last code
+        codes[:, :-1] = codes[0, :-1]
+    elif shape == "chains":  # one code after the first
+        codes[:, 1:] = codes[0, 1:]
+    codes = np.unique(codes, axis=0)
+    return codes[np.random.default_rng(draw(st.integers(0, 99))).permutation(len(codes))], sizes
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Two models with 64 tokens: one with opinions, and one to which all tokens are equal."""
+    config = BackboneConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, dropout=0.0
+    )
+    opinionated, _ = load_backbone(config, seed=3)
+    indifferent, _ = load_backbone(config, seed=3)
+    with torch.no_grad():
+        for parameter in opinionated.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(20)
+        indifferent.lm_head.weight.zero_()
+    return {"opinionated": opinionated.eval(), "indifferent": indifferent.eval()}
+
+
+def recommender_for(model, codes: np.ndarray, sizes: list[int]) -> Recommender:
+    first_tokens = tuple(int(first) for first in 41 + np.cumsum([0, *sizes[:-1]]))
+    sids = SemanticIds(codes, codes, [np.zeros((size, 2), np.float32) for size in sizes])
+    renderer = Renderer.build(sids, SidVocabulary(40, first_tokens, tuple(sizes)), max_items=3)
+    return Recommender(model, renderer, SidTrie(torch.from_numpy(codes), sizes))
+
+
+@torch.no_grad()
+def exact_scores(recommender: Recommender, codes: np.ndarray, prompt: torch.Tensor) -> np.ndarray:
+    """float64 [N]: log π of every item, by running prompt and item together and normalising over the codes that exist."""
+    tokens = recommender.renderer.item_tokens
+    rows = torch.cat([prompt.expand(len(codes), -1), tokens], dim=1)
+    logits = recommender.model(rows).logits.double().numpy()
+    scores = np.zeros(len(codes))
+    for item in range(len(codes)):
+        for level in range(codes.shape[1]):
+            row = logits[item, len(prompt) - 1 + level]
+            same = (codes[:, :level] == codes[item, :level]).all(axis=1)
+            allowed = row[np.unique(tokens[same, level].numpy())]
+            scores[item] += row[tokens[item, level]] - np.log(np.exp(allowed - allowed.max()).sum()) - allowed.max()
+    return scores
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data(), shape=random_codes(), kind=st.sampled_from(["opinionated", "opinionated", "indifferent"]))
+def test_the_contract_over_random_tries(data, shape, kind, models):
+    """min(k, reachable) distinct, valid, unseen items, best first, with their scores, whatever k and the beams; the true ones where
+    the beams are wide enough or the catalogue is scored; equal scores in the order of the SIDs."""
+    codes, sizes = shape
+    n_items = len(codes)
+    recommender = recommender_for(models[kind], codes, sizes)
+    item = st.integers(0, n_items - 1)
+    histories = [
+        np.array(data.draw(st.lists(item, min_size=1, max_size=4), label="history")),
+        np.array(
+            [*range(1, n_items), n_items - 1]
+        ),  # all items but the first are seen (the only item, where there is one)
+    ]
+    k = data.draw(st.integers(1, n_items + 3), label="k")
+    beams = data.draw(st.integers(1, n_items + 3), label="beams")
+    exclude_seen, exact = data.draw(st.booleans()), data.draw(st.booleans())
+    found = recommender.recommend(histories, k, exclude_seen, beams=beams, exact=exact)
+
+    place = np.argsort(np.lexsort(codes.T[::-1]))  # of every item in the order of the SIDs
+    for row, history in enumerate(histories):
+        unseen = sorted(set(range(n_items)) - (set(history.tolist()) if exclude_seen else set()))
+        assert found.reachable[row] == len(unseen)
+        items, scores = found.items[row][: min(k, len(unseen))], found.log_probs[row][: min(k, len(unseen))]
+        assert len(set(items.tolist())) == len(items)
+        assert set(items.tolist()) <= set(unseen)
+        assert (found.items[row][len(items) :] == -1).all()
+        assert np.isneginf(found.log_probs[row][len(items) :]).all()
+        true = exact_scores(recommender, codes, recommender.renderer.tokens(history))
+        np.testing.assert_allclose(scores, true[items], atol=1e-5)
+        assert (np.diff(scores) <= 0).all()
+        is_equal = np.diff(scores) == 0
+        assert (np.diff(place[items])[is_equal] > 0).all(), "equal scores are in the order of the SIDs"
+        if exact or max(k, beams) >= n_items:
+            np.testing.assert_allclose(scores, np.sort(true[unseen])[::-1][: len(items)], atol=1e-5)
+
+
+def test_equal_scores_are_in_the_order_of_the_sids(models):
+    """A model to which all codes are equal, over a full trie: the first k SIDs in order, for every k and every width."""
+    codes = np.array([(a, b) for a in range(5) for b in range(4)], dtype=np.int32)[::-1].copy()
+    recommender = recommender_for(models["indifferent"], codes, [5, 4])
+    for k, beams, exact in [(1, 1, False), (3, 3, False), (7, 7, False), (7, 12, False), (20, 20, False), (7, 1, True)]:
+        found = recommender.recommend([np.array([0, 3])], k, exclude_seen=False, beams=beams, exact=exact)
+        assert found.items[0].tolist() == list(range(19, 19 - k, -1)), (k, beams, exact)
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5, 19, 20, 33])
+def test_a_search_narrower_than_the_catalogue_fills_every_beam(models, beams):
+    """Few items of many are eligible, each below another first code: none of the kept prefixes leads nowhere."""
+    codes = np.array([(a, b) for a in range(6) for b in range(6)], dtype=np.int32)
+    recommender = recommender_for(models["opinionated"], codes, [6, 6])
+    input_ids, mask = recommender.renderer.batch([np.array([3]), np.array([8, 30])])
+    eligible = torch.zeros(2, 36, dtype=torch.bool)
+    eligible[0, ::7] = True  # (0, 0), (1, 1), …: one below each first code
+    eligible[1, 3:23] = True
+    found = beam_search(
+        recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, beams, eligible=eligible
+    )
+    assert found.reachable.tolist() == [6, 20]
+    for row in range(2):
+        items = [item for item in found.items[row].tolist() if item >= 0]
+        assert len(set(items)) == len(items) == min(beams, int(found.reachable[row]))
+        assert eligible[row, items].all()
+
+
+def test_a_k_or_beams_below_one_is_refused(recommender):
+    for k, beams in ((0, 5), (-1, 5), (3, 0)):
+        with pytest.raises(InputError, match="ask for 1 or more"):
+            recommender.recommend([np.array([1])], k, exclude_seen=True, beams=beams)
+
+
+def drawn(recommender, history, n_draws: int, beams: int, allowed: AllowList | None = None) -> Beams:
+    input_ids, mask = recommender.renderer.batch([history] * n_draws)
+    generators = [torch.Generator().manual_seed(i) for i in range(n_draws)]
+    return beam_search(
+        recommender.model,
+        input_ids,
+        mask,
+        recommender.renderer.vocabulary,
+        recommender.trie,
+        beams,
+        eligible=None if allowed is None else Eligibility(recommender.trie, n_draws, allowed=allowed),
+        generators=generators,
+    )
+
+
+def small_catalogue(models) -> tuple[Recommender, np.ndarray]:
+    codes = np.array([(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 3), (3, 1), (3, 2), (3, 3), (4, 0)], dtype=np.int32)
+    return recommender_for(models["opinionated"], codes, [5, 4]), codes
+
+
+@pytest.mark.parametrize("allowed", [None, [0, 1, 4, 5, 6, 9]])
+def test_importance_weights_are_unbiased(models, allowed):
+    """Over 4,000 draws of 3 items, every item's mean weight is its probability, and the threshold is distributed as the fourth
+    largest of log φ + Gumbel noise, drawn flat. φ is enumerated: with items left out, every prefix's rest is renormalised."""
+    recommender, codes = small_catalogue(models)
+    history, draws, beams = np.array([2, 7]), 4000, 3
+    items = np.arange(10) if allowed is None else np.array(allowed)
+    phi = np.zeros(10)
+    # the same logits, normalised over the codes that lead to an allowed item
+    reduced = recommender_for(models["opinionated"], codes[items], [5, 4])
+    phi[items] = np.exp(exact_scores(reduced, codes[items], recommender.renderer.tokens(history)))
+    assert phi.sum() == pytest.approx(1)
+    is_allowed = torch.isin(torch.arange(10), torch.from_numpy(items))
+    allow_list = None if allowed is None else AllowList(recommender.trie, is_allowed)
+    found = drawn(recommender, history, draws, beams, allow_list)
+    np.testing.assert_allclose(found.draws.log_probs.exp(), phi[found.items], atol=1e-5)
+    weights = torch.zeros(draws, 10).scatter_(1, found.items, found.draws.weights).double().numpy()
+    errors = (weights.mean(0) - phi) / np.maximum(weights.std(0) / math.sqrt(draws), 1e-9)
+    assert np.abs(errors[items]).max() < 4, (weights.mean(0), phi)
+    assert weights[:, np.setdiff1d(np.arange(10), items)].sum() == 0
+    total = weights.sum(1)
+    assert abs(total.mean() - 1) < 4 * total.std() / math.sqrt(draws)
+    flat = np.log(phi[items]) + np.random.default_rng(0).gumbel(size=(draws, len(items)))
+    expected, own = np.sort(-np.sort(-flat, axis=1)[:, beams]), np.sort(found.draws.threshold.numpy())
+    everything = np.concatenate([expected, own])
+    distance = np.abs(
+        np.searchsorted(expected, everything, side="right") - np.searchsorted(own, everything, side="right")
+    )
+    assert distance.max() / draws < 1.95 * math.sqrt(2 / draws)  # Kolmogorov-Smirnov, p = 0.001
+
+
+def test_when_everything_is_drawn_every_weight_is_its_probability(models):
+    recommender, codes = small_catalogue(models)
+    found = drawn(recommender, np.array([2]), 5, beams=12)
+    true = exact_scores(recommender, codes, recommender.renderer.tokens(np.array([2])))
+    assert torch.isneginf(found.draws.threshold).all()
+    assert (found.draws.log_inclusion == 0).all()
+    for row in range(5):
+        assert sorted(found.items[row].tolist()) == list(range(10))
+        np.testing.assert_allclose(found.draws.weights[row], np.exp(true[found.items[row]]), atol=1e-5)
+    ordered = drawn(recommender, np.array([2]), 5, beams=9)
+    assert torch.equal(ordered.items, found.items[:, :9]), "a narrower search draws the same items first"
+
+
+def test_the_checkpoint_says_what_its_scores_are_normalised_over(recommender, tmp_path):
+    sids, renderer = make_sids(50, LEVELS), recommender.renderer
+    for normaliser in ("children", "level", "full"):
+        Renderer.build(sids, renderer.vocabulary, 6, normaliser).save(tmp_path)
+        record = json.loads((tmp_path / "sidrec.json").read_text())
+        assert record["normaliser"] == normaliser
+        loaded = Renderer.load(tmp_path, sids)
+        assert loaded.normaliser == normaliser
+        own = Recommender.build(recommender.model, loaded, sids).recommend(HISTORIES, 5, exclude_seen=True)
+        input_ids, mask = loaded.batch(HISTORIES)
+        eligible = torch.ones(3, 50, dtype=torch.bool)
+        for row, history in enumerate(HISTORIES):
+            eligible[row, history] = False
+        wanted = beam_search(
+            recommender.model, input_ids, mask, loaded.vocabulary, recommender.trie, 50, eligible, normaliser=normaliser
+        )
+        assert (own.items == wanted.items[:, :5].numpy()).all()
+        np.testing.assert_allclose(own.log_probs, wanted.log_probs[:, :5], atol=1e-4)
+        mass = np.exp(recommender.recommend(HISTORIES, 50, exclude_seen=False).log_probs.astype(float)).sum(1)
+        np.testing.assert_allclose(mass, 1, atol=1e-4)
+        whole = Recommender.build(recommender.model, loaded, sids).recommend(HISTORIES, 50, exclude_seen=False)
+        assert (np.exp(whole.log_probs).sum(1) < 0.999).all() == (normaliser != "children")
+    (tmp_path / "sidrec.json").write_text(json.dumps(record | {"normaliser": "items"}))
+    with pytest.raises(InputError, match="normaliser 'items'; one of children, level, full"):
+        Renderer.load(tmp_path, sids)
 
 
 def test_item_log_probs_against_the_formula_and_forced_codes_cost_nothing(recommender):
