@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,8 +22,8 @@ from torch import Tensor
 from data.stage import InputError, atomic_path
 from decoding.trie import BLOCK, Pointers, SidTrie
 
-FORMAT = "sidrec trie"
 FORMAT_VERSION = 1
+HEADER = "sidrec_trie"  # one entry, because safetensors writes several in any order
 
 
 def save_trie(trie: SidTrie, path: Path) -> None:
@@ -33,15 +34,10 @@ def save_trie(trie: SidTrie, path: Path) -> None:
         tables[f"first_child_base_{depth}"] = trie.first_child[depth].base
         tables[f"first_child_low_{depth}"] = trie.first_child[depth].low
     tables = {name: table.cpu().contiguous() for name, table in tables.items()}
-    header = {
-        "format": FORMAT,
-        "version": str(FORMAT_VERSION),
-        "level_sizes": json.dumps(trie.level_sizes),
-        "n_slots": str(trie.n_slots),
-    }
+    header = {"version": FORMAT_VERSION, "level_sizes": trie.level_sizes, "n_slots": trie.n_slots}
     header["sha256"] = _digest(header, tables)
     with atomic_path(path) as temporary:
-        save_file(tables, temporary, metadata=header)
+        save_file(tables, temporary, metadata={HEADER: json.dumps(header)})
 
 
 def open_trie(path: Path, device: str = "cpu", verify: bool = False) -> SidTrie:
@@ -55,15 +51,16 @@ def open_trie(path: Path, device: str = "cpu", verify: bool = False) -> SidTrie:
         raise InputError(f"{path} does not exist; {again}.")
     try:
         with safe_open(path, framework="pt", device=device) as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dictionary)
     except SafetensorError as error:
         raise InputError(f"{path} is cut short or is not a trie file ({error}); {again}.") from error
-    if header.get("format") != FORMAT:
+    if HEADER not in metadata:
         raise InputError(f"{path} is not a trie file; {again}.")
-    if header["version"] != str(FORMAT_VERSION):
+    header = json.loads(metadata[HEADER])
+    if header["version"] != FORMAT_VERSION:
         raise InputError(f"{path} has format {header['version']}, this version reads {FORMAT_VERSION}; {again}.")
-    level_sizes = json.loads(header["level_sizes"])
+    level_sizes = header["level_sizes"]
     if not _lengths_agree(len(level_sizes), tables):
         raise InputError(f"{path} has tables that do not fit together; {again}.")
     if verify and _digest(header, tables) != header["sha256"]:
@@ -71,10 +68,10 @@ def open_trie(path: Path, device: str = "cpu", verify: bool = False) -> SidTrie:
     depths = range(len(level_sizes))
     pointers = [Pointers(tables[f"first_child_base_{d}"], tables[f"first_child_low_{d}"]) for d in depths]
     codes = [tables[f"code_{d}"] for d in depths]
-    return SidTrie.of_tables(level_sizes, pointers, codes, tables["item_of_leaf"], int(header["n_slots"]))
+    return SidTrie.of_tables(level_sizes, pointers, codes, tables["item_of_leaf"], header["n_slots"])
 
 
-def _digest(header: dict[str, str], tables: dict[str, Tensor]) -> str:
+def _digest(header: dict[str, Any], tables: dict[str, Tensor]) -> str:
     """Hex sha256 over the header (but for its own sha256) and every table's name, type and bytes."""
     fields = {name: value for name, value in header.items() if name != "sha256"}
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
