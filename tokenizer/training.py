@@ -140,13 +140,20 @@ class Training:
             start()
             self._measure({"learning_rate": 0.0, "gradient_norm": 0.0, "resets": 0})
         else:
-            self.state = found
-            self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.optimizer)
+            self._go_on_from(found)
         self._run_steps()
         if self.settings.keep != "last":
             self.model.load_state_dict(self.state.best)
         return {"rows": self.state.rows, "kept_step": self.state.best_step}
+
+    def _go_on_from(self, found: TrainingState) -> None:
+        try:
+            self.model.load_state_dict(found.model)
+            self.optimizer.load_state_dict(found.optimizer)
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{self.path} does not fit the model ({reason}); delete it to train anew.") from error
+        self.state = found
 
     def _run_steps(self) -> None:
         steps, every = self.settings.training_steps, self.settings.evaluate_every
