@@ -23,13 +23,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenizer.balance import balancing_prices, codes_of_equal_size
 from tokenizer.codebooks import Codebooks
 from tokenizer.item_vectors import Rows
-from tokenizer.nearest import distances, nearest_codes
+from tokenizer.nearest import BLOCK, distances, nearest_codes
 from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.training_rows import TrainingRows
 
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
 EARLY_ROWS_PER_CODE = 64  # enough rows for iterations that later ones, on all rows, correct
-MOST_DISTANCES = 2**28  # kept at once by all processes while clusters are balanced: 1 GiB
+MOST_DISTANCES = 2**28  # about as many are kept at once by all processes while clusters are balanced: 1 to 2 GiB
 
 
 def fit(
@@ -92,7 +92,7 @@ def _cluster(
     warm_up = WARM_UP if settings.balanced_iterations else 0
     centroids = _plain_iterations(few, start, warm_up, advance)
     if settings.clusters == "relaxed":
-        centroids, _ = balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+        centroids, _ = balanced_iterations(few.thinned(MOST_DISTANCES // K), centroids, settings, advance)
         return _plain_iterations(rows, centroids, settings.lloyd_iterations, advance), torch.zeros(K)
     return balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
 
@@ -112,13 +112,21 @@ def balanced_iterations(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Iterations with clusters of (nearly) equal size: centroids [K, D], and the prices [K] that balance these."""
     prices = torch.zeros(len(centroids))
+    squared = torch.empty(len(rows.values), len(centroids))  # [n, K], one memory for all iterations
     for _ in range(settings.balanced_iterations):
-        squared = distances(rows.values, centroids)  # [n, K]
+        _distances_into(squared, rows.values, centroids)
         prices = balancing_prices(squared, prices, settings.slack)
         squared += prices
         codes = codes_of_equal_size(rows, squared) if settings.clusters == "exact" else squared.argmin(1)
         centroids = rows.means(codes, centroids)
         advance()
     if settings.clusters != "relaxed":
-        prices = balancing_prices(distances(rows.values, centroids), prices, settings.slack)
+        _distances_into(squared, rows.values, centroids)
+        prices = balancing_prices(squared, prices, settings.slack)
     return centroids, prices
+
+
+def _distances_into(squared: torch.Tensor, rows: torch.Tensor, centroids: torch.Tensor) -> None:
+    """Write the distances [n, K], block by block."""
+    for block, into in zip(rows.split(BLOCK), squared.split(BLOCK), strict=True):
+        into.copy_(distances(block, centroids))
