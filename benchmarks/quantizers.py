@@ -1,0 +1,65 @@
+"""The quantizers that the tokenizer's benchmarks compare, each by the flags that choose it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from benchmarks.main_job import ROOT
+from data.config import parse_configs
+from data.stage import InputError
+from tokenizer.config import TokenizerConfig
+from tokenizer.quantizer_settings import KINDS, QuantizerSettings
+
+# first a file of configs/tokenizer without .yaml, where there is one of this name, else a quantizer; then flags
+QUANTIZERS = {
+    "random": "random",
+    "rqkmeans_plain": "rqkmeans --clusters plain --lloyd_iterations 60",  # until it hardly moves
+    "rqkmeans": "rqkmeans",
+    "rqkmeans_balanced": "rqkmeans --clusters balanced",
+    "rqkmeans_exact": "rqkmeans --clusters exact",
+    "rqkmeans_plus": "rqkmeans_plus",
+    "rqvae": "rqvae --codebook_start random",
+    "rqvae_kmeans": "rqvae --codebook_start kmeans",
+    "rqvae_sinkhorn": "rqvae --codebook_start kmeans --sinkhorn_epsilon 0.01",
+    "ema_reset": "rqvae --codebook_start random --codebook_update ema --reset_every 20",
+    "lora": "lora",
+    "lora_document": "lora_document",
+    "product": "product",
+    "coarse_to_fine": "coarse_to_fine",
+    "fsq": "fsq",
+    "rqkmeans_fsq": "rqkmeans_fsq",
+}
+# levels of an FSQ token with about so many codes (arXiv 2309.15505 gives those of 240)
+FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 256: (8, 6, 5)}
+
+
+def check_names(names: list[str]) -> None:
+    """Raises InputError for a name that is none of QUANTIZERS."""
+    unknown = [name for name in names if name not in QUANTIZERS]
+    if unknown or not names:
+        raise InputError(f"--quantizers has {unknown or 'nothing'}; give one or more of {' '.join(QUANTIZERS)}.")
+
+
+def flags_of(name: str, level_sizes: list[int]) -> list[str]:
+    """What `tokenizer.quantize` is called with for this quantizer and these level sizes, or FSQ's own nearest ones."""
+    first, *changes = shlex.split(QUANTIZERS[name])
+    config = ROOT / "configs" / "tokenizer" / f"{first}.yaml"
+    flags = ["--config", str(config)] if config.exists() else ["--quantizer", first]
+    sizes = list(level_sizes)
+    if first in ("fsq", "rqkmeans_fsq"):
+        nearest = min(FSQ_LEVELS, key=lambda size: abs(size - sizes[-1]))
+        flags += ["--fsq_levels", *map(str, FSQ_LEVELS[nearest])]
+        codes = math.prod(FSQ_LEVELS[nearest])
+        if first == "fsq":
+            flags += ["--fsq_tokens", str(len(sizes))]
+            sizes = [codes] * len(sizes)
+        else:
+            sizes[-1] = codes
+    return [*flags, *changes, "--level_sizes", *map(str, sizes)]
+
+
+def read_settings(name: str, level_sizes: list[int]) -> tuple[QuantizerSettings, list[int]]:
+    """The settings and the level sizes that `flags_of` stand for."""
+    config, *kinds = parse_configs((TokenizerConfig, *KINDS), flags_of(name, level_sizes))
+    return QuantizerSettings(config.quantizer, *kinds), config.level_sizes

@@ -1,0 +1,318 @@
+"""What a quantizer is for: the Recall that the same short SFT reaches on its semantic IDs.
+
+python -m benchmarks.tokenizer_downstream --dataset ml-100k --raw_dir ml-100k --work_dir outputs/downstream_ml
+python -m benchmarks.tokenizer_downstream --dataset amazon-beauty --raw_dir amazon-beauty --work_dir outputs/downstream_beauty
+
+The data set is prepared and its items embedded once; then every quantizer's SIDs, an SFT of the same model, steps and seed, and
+Recall@10 and NDCG@10 over the whole catalogue, leave one out, seen items masked. The two quantizers of the best valid Recall@10 and
+plain k-means run again with the other seeds (of quantizer and SFT). Nothing is chosen on test. Random codes show what a language model
+reaches on IDs without meaning. Finished rows are kept in --work_dir and not run again. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.finished_rows import FinishedRows, Row, markdown
+from benchmarks.main_job import ROOT, describe_machine
+from benchmarks.quantizers import QUANTIZERS, check_names, flags_of, read_settings
+from data.config import parse_config
+from data.dataset import Cases, Dataset, SplitName
+from data.stage import InputError, atomic_path, run_as_command
+from decoding.recommender import Recommender
+from evaluation.baselines import fit_popularity, rank_cases
+from evaluation.evaluate import rank_recommender
+from evaluation.metrics import ndcg_at, recall_at
+from evaluation.statistics import paired_test
+from sft.validation import sample_cases
+
+SPLITS: tuple[SplitName, ...] = ("valid", "test")
+K = 10
+DEFAULT, PLAIN, RANDOM = "rqkmeans", "rqkmeans_plain", "random"
+HEADER = "quantizer|codes|seeds|valid R@10|valid N@10|test R@10|test N@10|test R@10 less plain's (95 %)|CPU s"
+EMBEDDING = "--sources text collaborative --weights 0.5 1.0"
+SFT = (
+    "--hidden_size 128 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 384 --dropout 0.2 --disable_tqdm true "
+    "--valid_users 500 --eval_strategy steps --eval_steps 0.5 --save_strategy steps --save_steps 0.5"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a data set is prepared and trained on. deeper: level sizes that rqkmeans is run with once more, to compare depths."""
+
+    prepare: str
+    sft: str
+    level_sizes: list[int]
+    deeper: list[int]
+
+
+PLANS = {
+    "ml-100k": Plan(
+        prepare="--dataset ml-100k --raw_dir {raw_dir}",
+        sft=f"{SFT} --max_items 200 --num_train_epochs 4",
+        level_sizes=[64, 64],
+        deeper=[64, 64, 64],
+    ),
+    "amazon-beauty": Plan(
+        prepare="--dataset own --interactions {raw_dir}/interactions.parquet --items {raw_dir}/items.csv",
+        sft=f"{SFT} --max_items 20 --num_train_epochs 8 --per_device_train_batch_size 64",
+        level_sizes=[256, 256],
+        deeper=[256, 256, 256],
+    ),
+}
+
+
+@dataclass
+class DownstreamConfig:
+    """Train the same small model on every quantizer's semantic IDs, and compare its Recall."""
+
+    dataset: Literal["ml-100k", "amazon-beauty"] = field(metadata={"help": "The data set."})
+    raw_dir: Path = field(
+        metadata={
+            "help": "ml-100k: the publisher's unpacked files; amazon-beauty: a folder with interactions.parquet and items.csv."
+        }
+    )
+    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
+    quantizers: list[str] = field(
+        default_factory=lambda: list(QUANTIZERS), metadata={"help": f"Any of {' '.join(QUANTIZERS)}."}
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2],
+        metadata={"help": "Every quantizer runs with the first; the best two and plain k-means with the others too."},
+    )
+    cases: int = field(
+        default=5000, metadata={"help": "Valid cases, and test cases, at most; drawn once, the same for every row."}
+    )
+    threads: int = field(default=1, metadata={"help": "Threads of each stage, so that two data sets can run at once."})
+    overwrite: bool = field(default=False, metadata={"help": "Run these rows again, even if they are finished."})
+
+    def __post_init__(self) -> None:
+        check_names(self.quantizers)
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"--seeds {self.seeds} must be one or more different numbers from 0.")
+        for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
+            if value < 1:
+                raise InputError(f"{flag} is {value}; it must be at least 1.")
+
+
+def main() -> None:
+    config = parse_config(DownstreamConfig)
+    plan, console = PLANS[config.dataset], Console()
+    torch.set_num_threads(config.threads)
+    command = shlex.join(["python", "-m", "benchmarks.tokenizer_downstream", *sys.argv[1:]])
+    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
+    base = prepare(config, plan)
+    dataset = Dataset.load(base)
+    cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
+    finished = FinishedRows(config.work_dir / "rows.json")
+
+    def run(name: str, level_sizes: list[int], seed: int) -> Row:
+        return run_or_find(name, level_sizes, seed, finished, config, cases)
+
+    first, *others = config.seeds
+    rows = [popularity_row(config.work_dir, dataset, cases)]
+    rows += [run(name, plan.level_sizes, first) for name in config.quantizers]
+    repeated = to_repeat(rows)
+    rows += [run(name, plan.level_sizes, seed) for name in repeated for seed in others]
+    if DEFAULT in config.quantizers:
+        rows.append(run(DEFAULT, plan.deeper, first))
+
+    table = summarise(rows, config.work_dir)
+    console.print(
+        f"\n## {config.dataset}: {dataset.n_items:,} items, {len(cases['test']):,} test cases\n", highlight=False
+    )
+    console.print(
+        markdown(HEADER.split("|"), [in_words(row) for row in table]), markup=False, highlight=False, soft_wrap=True
+    )
+    sys.stdout.write(json.dumps({"dataset": config.dataset, "repeated": repeated, "rows": table}) + "\n")
+
+
+def prepare(config: DownstreamConfig, plan: Plan) -> Path:
+    """The run directory with `data/` and `embeddings/` that every row starts from."""
+    base = config.work_dir / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    flags = shlex.split(plan.prepare.format(raw_dir=shlex.quote(str(config.raw_dir.resolve()))))
+    run_stage(["-m", "data.prepare", *flags], base, config.threads)
+    run_stage(["-m", "tokenizer.embed", *shlex.split(EMBEDDING)], base, config.threads)
+    return base
+
+
+def run_stage(command: list[str], run_dir: Path, threads: int) -> float:
+    """Run a stage of the project on `run_dir`, its output added to log.txt there; returns its processor seconds.
+
+    Raises InputError with its last words when it fails.
+    """
+    start, log = seconds_of_children(), run_dir / "log.txt"
+    with log.open("a", encoding="utf-8") as output:
+        done = subprocess.run(
+            [sys.executable, *command, "--run_dir", str(run_dir.resolve())],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    if done.returncode:
+        words = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
+        raise InputError(f"{shlex.join(command)} ended with code {done.returncode} ({words}); see {log}.")
+    return round(seconds_of_children() - start, 1)
+
+
+def seconds_of_children() -> float:
+    """Processor seconds of all stages that have ended: other than clock time, they do not depend on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def run_or_find(
+    name: str,
+    level_sizes: list[int],
+    seed: int,
+    finished: FinishedRows,
+    config: DownstreamConfig,
+    cases: dict[SplitName, Cases],
+) -> Row:
+    """A quantizer's row, run unless it is finished, with a line on what came out."""
+    plan = PLANS[config.dataset]
+    settings, sizes = read_settings(name, level_sizes)
+    made_from = settings.recorded() | {"level_sizes": sizes, "seed": seed, "plan": asdict(plan), "cases": config.cases}
+    row_name = f"{name} {'x'.join(map(str, sizes))} seed {seed}"
+    row = None if config.overwrite else finished.find(row_name, made_from)
+    if row is None:
+        run_dir = config.work_dir / "runs" / row_name.replace(" ", "_")
+        start = time.perf_counter()
+        figures = train_and_measure(name, level_sizes, seed, run_dir, config, cases)
+        about = {
+            "quantizer": name,
+            "level_sizes": sizes,
+            "seed": seed,
+            "run_dir": str(run_dir.relative_to(config.work_dir)),
+        }
+        wall = round(time.perf_counter() - start, 1)
+        row = finished.keep(row_name, made_from, about | figures | {"wall_seconds": wall})
+        valid, seconds = row["valid"]["recall@10"], sum(row["seconds"].values())
+        Console().print(
+            f"{time.strftime('%H:%M:%S')}  {row_name}: valid Recall@10 {valid:.4f}, {seconds:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return row
+
+
+def train_and_measure(
+    name: str, level_sizes: list[int], seed: int, run_dir: Path, config: DownstreamConfig, cases: dict[SplitName, Cases]
+) -> Row:
+    """SIDs, SFT and metrics in a run directory of their own, made anew."""
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+    shutil.copytree(config.work_dir / "base", run_dir)
+    own = ["--seed", str(seed)]
+    quantize = ["-m", "tokenizer.quantize", *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *own]
+    seconds = {"quantize": run_stage(quantize, run_dir, config.threads)}
+    sft = ["sft/train.py", *shlex.split(PLANS[config.dataset].sft), *own]
+    seconds["sft"] = run_stage(sft, run_dir, config.threads)
+    start = time.process_time()
+    recommender = Recommender.load(run_dir, "sft")
+    n_items = recommender.trie.n_items
+    ranks = {
+        split: rank_recommender(recommender, cases[split], n_items, True, f"{name}: {split}")[0] for split in SPLITS
+    }
+    seconds["evaluate"] = round(time.process_time() - start, 1)
+    shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
+    return keep_ranks(run_dir, ranks) | {"seconds": seconds}
+
+
+def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, Cases]) -> Row:
+    """What recommending the most popular items reaches on the same cases."""
+    scorer = fit_popularity(dataset.train_sequences, dataset.n_items)
+    ranks = {split: rank_cases(scorer, cases[split], masked=True) for split in SPLITS}
+    about = {"quantizer": "(popularity)", "level_sizes": [], "seed": 0, "run_dir": "base", "seconds": {}}
+    return about | keep_ranks(work_dir / "base", ranks)
+
+
+def keep_ranks(run_dir: Path, ranks: dict[SplitName, np.ndarray]) -> Row:
+    """Recall@10 and NDCG@10 per split; the ranks themselves go to ranks.npz, for paired tests."""
+    with atomic_path(run_dir / "ranks.npz") as temporary, temporary.open("wb") as handle:
+        np.savez(handle, allow_pickle=False, **ranks)
+    return {
+        split: {f"recall@{K}": float(recall_at(own, K).mean()), f"ndcg@{K}": float(ndcg_at(own, K).mean())}
+        for split, own in ranks.items()
+    }
+
+
+def to_repeat(rows: list[Row]) -> list[str]:
+    """The two quantizers of the best valid Recall@10, and plain k-means where it ran; random codes are no candidate."""
+    candidates = [row for row in rows if row["level_sizes"] and row["quantizer"] not in (PLAIN, RANDOM)]
+    best = sorted(candidates, key=lambda row: -row["valid"][f"recall@{K}"])[:2]
+    plain = [row for row in rows if row["quantizer"] == PLAIN]
+    return [row["quantizer"] for row in best + plain]
+
+
+def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
+    """One line a quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
+
+    The difference is of the hits of each case, averaged over the seeds that both have run with.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["quantizer"], "x".join(map(str, row["level_sizes"]))), []).append(row)
+    plain = [row for row in rows if row["quantizer"] == PLAIN]
+    table = []
+    for (name, sizes), own in groups.items():
+        line: Row = {"quantizer": name, "level_sizes": sizes, "seeds": len(own)}
+        for split in SPLITS:
+            line[split] = {metric: float(np.mean([row[split][metric] for row in own])) for metric in own[0][split]}
+        line["test_range"] = [pick(row["test"][f"recall@{K}"] for row in own) for pick in (min, max)]
+        line["seconds"] = float(np.mean([sum(row["seconds"].values()) for row in own]))
+        line["minus_plain"] = None
+        if plain and name != PLAIN:
+            both = min(len(plain), len(own))
+            hits, plain_hits = (mean_hits(some[:both], work_dir) for some in (own, plain))
+            line["minus_plain"] = asdict(paired_test(hits, plain_hits, seed=0))
+        table.append(line)
+    return table
+
+
+def mean_hits(rows: list[Row], work_dir: Path) -> np.ndarray:
+    """Test Recall@10 of every case, the mean over rows: float64 [cases]."""
+    hits = []
+    for row in rows:
+        with np.load(work_dir / row["run_dir"] / "ranks.npz") as ranks:
+            hits.append(recall_at(ranks["test"], K))
+    return np.mean(hits, axis=0)
+
+
+def in_words(line: Row) -> list[str]:
+    """A row of the Markdown table, under HEADER."""
+    test, minus = line["test"][f"recall@{K}"], line["minus_plain"]
+    spread = f" ({line['test_range'][0]:.4f}–{line['test_range'][1]:.4f})" if line["seeds"] > 1 else ""
+    return [
+        line["quantizer"],
+        line["level_sizes"],
+        str(line["seeds"]),
+        f"{line['valid'][f'recall@{K}']:.4f}",
+        f"{line['valid'][f'ndcg@{K}']:.4f}",
+        f"{test:.4f}{spread}",
+        f"{line['test'][f'ndcg@{K}']:.4f}",
+        f"{minus['difference']:+.4f} ({minus['low']:+.4f} to {minus['high']:+.4f})" if minus else "",
+        f"{line['seconds']:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    run_as_command(main)
