@@ -17,7 +17,7 @@ from tokenizer.config import TokenizerConfig
 from tokenizer.item_vectors import ItemVectors
 from tokenizer.learn import check, learn
 from tokenizer.lora_autoencoder import LoraAutoencoder, build_lora, check_lora
-from tokenizer.lora_report import usage_report
+from tokenizer.lora_report import summary, usage_report
 from tokenizer.quantizer_settings import (
     KINDS,
     FsqSettings,
@@ -293,6 +293,17 @@ def test_the_report_equals_a_count_by_hand() -> None:
     assert gap["hard"] == pytest.approx(((quantizer.reconstruct(codes) - x) ** 2).sum(1).mean(), rel=1e-3)
     assert gap["soft"] != pytest.approx(gap["hard"], rel=1e-6)
     assert "soft_hard_gap" not in usage_report(spread_model(settings()), vectors)
+
+
+def test_the_summary_names_every_level_and_source() -> None:
+    levels = [
+        {"sources": [{"lora_share": 0.25}, {"lora_share": 0.0311}]},
+        {"sources": [{"lora_share": 0.0}, {"lora_share": 1.5}]},
+    ]
+    assert "25.0% and 3.1%; 0.0% and 150.0%." in summary({"levels": levels})
+    assert "mixtures 0.1000, of hard codes 0.1250." in summary(
+        {"levels": levels, "soft_hard_gap": {"soft": 0.1, "hard": 0.125}}
+    )
 
 
 def test_top_10_share_counts_the_largest_codes() -> None:

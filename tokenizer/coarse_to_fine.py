@@ -6,8 +6,9 @@ other way to refine; this one has K_{l-1} times as many vectors to learn and nee
 
 All local k-means of a level start from one shared k-means of the whole level's residuals, and a code that no item of its cluster uses
 keeps its shared vector. So code k means about the same in every cluster, which is what gives the level after it something to learn; a
-cluster with fewer items than codes still has K_l useful codes for items to come, instead of repeated ones; and nothing is drawn at
-random.
+cluster with fewer items than codes still has K_l useful codes for items to come; and nothing is drawn at random. On 3,686 products (text
+vectors, 3 x 256 codes, 700 items held out) the error of held-out items is .404, with residual k-means .443, and .529 when every cluster
+starts from its own rows, repeated where there are too few.
 """
 
 from __future__ import annotations

@@ -84,3 +84,11 @@ def _level(book: LoraCodebook, joint: Tally, alone: list[Tally]) -> dict[str, An
         agreement = float((np.concatenate(tally.codes) == codes).mean())
         sources.append(tally.figures(n_codes) | {"agreement": agreement, "lora_share": share})
     return joint.figures(n_codes) | {"sources": sources}
+
+
+def summary(report: dict[str, Any]) -> str:
+    """One sentence for the end of the stage: how much of the codes is A B, and what hard codes cost. report: what `usage_report` gave."""
+    levels = [" and ".join(f"{source['lora_share']:.1%}" for source in level["sources"]) for level in report["levels"]]
+    sentence = f"Low-rank part, ||A B|| / ||base|| of each source, level by level: {'; '.join(levels)}"
+    gap = report.get("soft_hard_gap")
+    return sentence + (f"; error of mixtures {gap['soft']:.4f}, of hard codes {gap['hard']:.4f}." if gap else ".")

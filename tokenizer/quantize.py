@@ -23,6 +23,7 @@ from tokenizer.given_codes import GivenCodes
 from tokenizer.item_vectors import ItemVectors
 from tokenizer.learn import check, learn_codes
 from tokenizer.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
+from tokenizer.lora_report import summary as lora_summary
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.report import measure
@@ -110,6 +111,8 @@ def main() -> None:
         f"{figures['levels'][-1]['variance_explained']:.1%}; {figures['items_changed']:,} items changed to be unique.",
         soft_wrap=True,
     )
+    if lora:
+        console.print(lora_summary(lora), soft_wrap=True)
     if sids.n_distinct < sids.n_items:
         console.print(f"{sids.n_items - sids.n_distinct:,} items share their semantic ID: no later stage takes them.")
     console.print(f"Look at {page}")
