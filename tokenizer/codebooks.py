@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -56,6 +57,15 @@ class Codebooks:
             return book
         assert previous is not None
         return book[previous]
+
+    def doubles_after(self, level: int, previous: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """`vectors_after` [K_l, e] in float64, and their squared lengths [K_l]."""
+        return self._doubles.get(level) or _with_lengths(self.vectors_after(level, previous))
+
+    @cached_property
+    def _doubles(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Of the levels whose vectors do not depend on the code before: they are asked for often."""
+        return {level: _with_lengths(book) for level, book in enumerate(self.books) if book.ndim == 2}
 
     def vectors_of(self, level: int, codes: np.ndarray) -> np.ndarray:
         """What each row's code at `level` stands for, [n, e]. codes: int [n, > level], all levels up to this one."""
@@ -119,3 +129,9 @@ class Codebooks:
                 book = np.where(counts[:, None] > 0, means, book.mean(axis=0)).astype(np.float32)
             flat.append(book)
         return flat
+
+
+def _with_lengths(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors [K, e] in float64, and their squared lengths [K]."""
+    doubles = vectors.astype(np.float64)
+    return doubles, (doubles**2).sum(axis=1)

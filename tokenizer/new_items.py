@@ -76,7 +76,7 @@ def place_new_items(
 def _free_path(latent: np.ndarray, wanted: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:
     """The path [L] for one latent [e] whose own codes are `wanted` [L]."""
     *prefix, code = wanted.tolist()
-    taken = occupied.children.get(tuple(prefix), [])
+    taken = occupied.children(tuple(prefix))
     if code not in taken:
         return (*prefix, code)
     if len(taken) == codebooks.sizes[-1]:

@@ -8,6 +8,7 @@ that is still free.
 from __future__ import annotations
 
 import math
+from array import array
 from collections import defaultdict
 
 import numpy as np
@@ -40,9 +41,9 @@ def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks) -> np.nd
     quiet = not get_console().is_terminal
     for items in track(_groups_with_repeats(codes, sizes), description="unique IDs", transient=True, disable=quiet):
         own = latents[items]
-        residuals = own - codebooks.reconstruct(codes[items, :-1])
-        last_book = codebooks.vectors_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
-        last = _assign(squared_distances(residuals, last_book), own)  # costs: [group, K_L]
+        residuals = own - codebooks.reconstruct(codes[items[:1], :-1])
+        book, lengths = codebooks.doubles_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
+        last = _assign(_costs(residuals.astype(np.float64), book, lengths), own)  # costs: [group, K_L]
         unique[items, -1] = last
         displaced.extend(items[last < 0].tolist())
     if displaced:
@@ -80,6 +81,11 @@ def squared_distances(rows: np.ndarray, codebook: np.ndarray) -> np.ndarray:
     return (rows**2).sum(axis=1)[:, None] + (book**2).sum(axis=1) - 2.0 * (rows @ book.T)
 
 
+def _costs(rows: np.ndarray, book: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """`squared_distances` [n, K] for a book [K, D] that is in float64 already, with the squared lengths [K] of its vectors."""
+    return (rows**2).sum(axis=1)[:, None] + lengths - 2.0 * (rows @ book.T)
+
+
 def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """The cheapest one-to-one assignment of n items to K codes.
 
@@ -92,12 +98,20 @@ def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     else:
         columns, rows = linear_sum_assignment(costs.T)
     assigned[rows] = columns
-    _, kinds, counts = np.unique(vectors, axis=0, return_inverse=True, return_counts=True)
-    for kind in np.flatnonzero(counts > 1):
-        equal = np.flatnonzero(kinds.ravel() == kind)  # their costs are equal: exchanging their codes costs nothing
+    for equal in _equal_rows(vectors):  # their costs are equal: exchanging their codes costs nothing
         taken = sorted((float(costs[equal[0], code]), code) for code in assigned[equal] if code >= 0)
         assigned[equal] = [code for _, code in taken] + [-1] * (len(equal) - len(taken))
     return assigned
+
+
+def _equal_rows(vectors: np.ndarray) -> list[np.ndarray]:
+    """The indices, ascending, of every set of two or more equal rows of [n, D]."""
+    _, same_sum, counts = np.unique(vectors.sum(axis=1), return_inverse=True, return_counts=True)
+    candidates = np.flatnonzero(counts[same_sum] > 1)  # sums first: comparing whole rows takes much longer
+    if not len(candidates):
+        return []
+    _, kinds, counts = np.unique(vectors[candidates], axis=0, return_inverse=True, return_counts=True)
+    return [candidates[kinds.ravel() == kind] for kind in np.flatnonzero(counts > 1)]
 
 
 class Occupied:
@@ -105,22 +119,34 @@ class Occupied:
 
     def __init__(self, level_sizes: list[int]) -> None:
         self.level_sizes = level_sizes
-        self.children: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._children: defaultdict[tuple[int, ...], array[int]] = defaultdict(lambda: array("i"))
 
     @classmethod
     def of(cls, codes: np.ndarray, level_sizes: list[int]) -> Occupied:
         """What the rows of codes [n, L], which are unique, leave free."""
         occupied = cls(level_sizes)
-        for path in codes.tolist():
-            occupied.take(tuple(path))
+        full = codes[np.lexsort(codes.T[::-1])]  # [n, level + 1], rows in order: those under one prefix are neighbours
+        for level in reversed(range(len(level_sizes))):
+            if not len(full):
+                break
+            prefixes = full[:, :level]
+            starts = np.flatnonzero(np.append(True, (prefixes[1:] != prefixes[:-1]).any(axis=1)))
+            children = np.split(full[:, level].astype(np.int32), starts[1:])
+            for prefix, taken in zip(prefixes[starts].tolist(), children, strict=True):
+                occupied._children[tuple(prefix)] = array("i", taken.tobytes())
+            full = prefixes[starts[np.array([len(taken) == level_sizes[level] for taken in children])]]
         return occupied
+
+    def children(self, prefix: tuple[int, ...]) -> np.ndarray:
+        """The codes after `prefix` that are full, int32; in no order."""
+        return np.array(self._children.get(prefix, ()), dtype=np.int32)
 
     def take(self, path: tuple[int, ...]) -> None:
         """Mark a path as taken; a prefix whose children are all full is full itself."""
         while path:
             path, code = path[:-1], path[-1]
-            self.children[path].append(code)
-            if len(self.children[path]) < self.level_sizes[len(path)]:
+            self._children[path].append(code)
+            if len(self._children[path]) < self.level_sizes[len(path)]:
                 return
 
 
@@ -140,16 +166,30 @@ def cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: Occup
     """Beam search over prefixes that still have room, so that it cannot end without a free path. latent: [e]."""
     prefixes: list[tuple[int, ...]] = [()]
     residuals = latent[None, :].astype(np.float64)  # [beam, e]
-    for level, size in enumerate(codebooks.sizes):
-        books = [codebooks.vectors_after(level, prefix[-1] if prefix else None) for prefix in prefixes]
-        errors = np.empty((len(prefixes), size))
-        for row, (prefix, book) in enumerate(zip(prefixes, books, strict=True)):
-            errors[row] = squared_distances(residuals[row : row + 1], book)[0]
-            errors[row, occupied.children.get(prefix, [])] = np.inf
-        width = BEAM_WIDTH if level < len(codebooks.sizes) - 1 else 1
-        best = np.argsort(errors, axis=None, kind="stable")[:width]
-        best = best[np.isfinite(errors.ravel()[best])]
+    for level in range(len(codebooks.sizes)):
+        last = [prefix[-1] if prefix else None for prefix in prefixes]
+        errors = _errors_of_children(residuals, codebooks, level, last)  # [beam, K]
+        for row, prefix in enumerate(prefixes):
+            errors[row, occupied.children(prefix)] = np.inf
+        best = _smallest(errors.ravel(), BEAM_WIDTH if level < len(codebooks.sizes) - 1 else 1)
         rows, codes = np.unravel_index(best, errors.shape)
+        vectors = [codebooks.vectors_after(level, last[row])[code] for row, code in zip(rows, codes, strict=True)]
         prefixes = [(*prefixes[row], int(code)) for row, code in zip(rows, codes, strict=True)]
-        residuals = np.stack([residuals[row] - books[row][code] for row, code in zip(rows, codes, strict=True)])
+        residuals = residuals[rows] - np.stack(vectors)
     return prefixes[0]
+
+
+def _errors_of_children(residuals: np.ndarray, codebooks: Codebooks, level: int, last: list[int | None]) -> np.ndarray:
+    """Squared distances of each prefix's residual [beam, e] to the vectors of its children: [beam, K]. last: the prefixes' last codes."""
+    if codebooks.books[level].ndim == 2:
+        return _costs(residuals, *codebooks.doubles_after(level, None))
+    rows = [_costs(residuals[[row]], *codebooks.doubles_after(level, code)) for row, code in enumerate(last)]
+    return np.concatenate(rows)
+
+
+def _smallest(values: np.ndarray, most: int) -> np.ndarray:
+    """The indices of the `most` smallest finite values, smallest first, the lower index first among equals."""
+    largest = np.partition(values, most - 1)[most - 1] if len(values) > most else np.inf
+    within = np.flatnonzero(values <= largest)
+    best = within[np.argsort(values[within], kind="stable")][:most]
+    return best[np.isfinite(values[best])]
