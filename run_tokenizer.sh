@@ -5,8 +5,8 @@
 # A step that is finished is skipped; an interrupted one is made again.
 #
 #   bash run_tokenizer.sh                                              the demo: configs/tokenizer/demo.yaml
-#   bash run_tokenizer.sh --config configs/tokenizer/ml-100k.yaml
-#   bash run_tokenizer.sh --run_dir outputs/mine --config configs/tokenizer/own.yaml --level_sizes 64 64 64
+#   bash run_tokenizer.sh configs/tokenizer/ml-100k.yaml               the same as --config configs/tokenizer/ml-100k.yaml
+#   bash run_tokenizer.sh configs/tokenizer/own.yaml --run_dir outputs/mine --level_sizes 64 64 64
 #
 # All flags go to both steps; paths are relative to where you call it from.
 set -euo pipefail
@@ -23,6 +23,7 @@ for argument in "$@"; do
   fi
 done
 if [ $# -eq 0 ]; then set -- --config "$root/configs/tokenizer/demo.yaml"; fi
+if [ "${1#-}" = "$1" ]; then set -- --config "$@"; fi
 
 "$python" -m tokenizer.embed "$@"
 exec "$python" -m tokenizer.quantize "$@"

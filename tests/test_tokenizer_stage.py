@@ -15,8 +15,9 @@ import yaml
 from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, sha256
-from tokenizer import embed, quantize
+from tokenizer import add_items, embed, item_vectors, quantize, sources
 from tokenizer.config import TokenizerConfig
+from tokenizer.interchange import read_codes, write_codes
 from tokenizer.level_sizes import check_level_sizes, fitting_level_sizes
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.semantic_ids import SemanticIds
@@ -185,9 +186,9 @@ def test_validation_and_test_interactions_do_not_enter_the_vectors(run_dir: Path
 def test_own_vectors_are_a_source(run_dir: Path, command: Command, tmp_path: Path) -> None:
     own = tmp_path / "own.npy"
     np.save(own, np.random.default_rng(0).standard_normal((N_ITEMS, 5)))
-    sources = ["--sources", "text", str(own), "--weights", "1", "0.5"]
-    command(embed, *SMALL, *sources)
-    command(quantize, *SMALL, *sources)
+    chosen = ["--sources", "text", str(own), "--weights", "1", "0.5"]
+    command(embed, *SMALL, *chosen)
+    command(quantize, *SMALL, *chosen)
     assert SemanticIds.load(run_dir).codebooks[0].shape == (8, 8 + 5)
 
 
@@ -244,12 +245,42 @@ def test_a_missing_stage_names_its_command(run_dir: Path, command: Command) -> N
             r"own.npy holds float64 of shape \[59, 2\]; it must hold numbers, one row for each of the 60",
         ),
         (np.array([["a"]] * N_ITEMS), "own.npy holds <U1"),
+        (np.zeros((N_ITEMS, 2), dtype=complex), "own.npy holds complex128"),
+        (np.zeros((N_ITEMS, 0)), r"own.npy holds float64 of shape \[60, 0\]"),
+        (
+            np.where(np.arange(N_ITEMS) % 20 == 7, 0.0, 1.0)[:, None] * np.random.default_rng(0).random((N_ITEMS, 3)),
+            r"own.npy holds only zeros in row 7 \(and 2 other rows\)",
+        ),
+        (
+            np.where(np.arange(4) % 2, 5.0, np.random.default_rng(0).random((N_ITEMS, 4))),
+            r"own.npy holds the same number in every row of column 1 \(and 1 other column\)",
+        ),
+        (np.full((N_ITEMS, 2), 1e300), r"own.npy holds NaN or infinity in row 0 \(and 59 other rows\)"),
     ],
 )
 def test_wrong_own_vectors_are_named(command: Command, tmp_path: Path, vectors: np.ndarray, message: str) -> None:
     np.save(tmp_path / "own.npy", vectors)
     with pytest.raises(InputError, match=message):
         command(quantize, "--level_sizes", "8", "8", "--sources", str(tmp_path / "own.npy"))
+
+
+def test_sources_are_checked_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is wrong only in the last piece is found, and no more than a piece is in memory: a file larger than memory can be read."""
+    monkeypatch.setattr(item_vectors, "CHUNK", 100)
+    rows = np.random.default_rng(0).random((450, 3))
+    np.save(tmp_path / "own.npy", rows)
+    pieces: list[int] = []
+    real = sources.chunks
+    monkeypatch.setattr(sources, "chunks", lambda array: (pieces.append(len(c)) or (r, c) for r, c in real(array)))
+    assert isinstance(sources.read_source(tmp_path / "own.npy", 450), np.memmap)
+    assert pieces == [100, 100, 100, 100, 50]
+    rows[449, 2] = np.nan
+    np.save(tmp_path / "own.npy", rows)
+    with pytest.raises(InputError, match="NaN or infinity in row 449;"):
+        sources.read_source(tmp_path / "own.npy", 450)
+    rows[:, 2], rows[0, 2] = 1.0, 2.0  # differs in the first piece alone
+    np.save(tmp_path / "own.npy", rows)
+    sources.read_source(tmp_path / "own.npy", 450)
 
 
 def test_wrong_own_files_are_named(command: Command, tmp_path: Path) -> None:
@@ -270,6 +301,153 @@ def test_a_failed_overwrite_keeps_the_last_good_vectors(
     with pytest.raises(InputError, match="pip install"):
         command(embed, *SMALL, "--text_encoder", "some/model", "--overwrite", "true")
     assert hashes(run_dir / "embeddings") == before
+
+
+# other quantizers, and other ways of being unique
+
+SHORT = ["--hidden_sizes", "16", "--training_steps", "20", "--batch_size", "32", "--warmup_steps", "2"]
+FSQ = ["--quantizer", "fsq", "--fsq_levels", "4", "3", "--fsq_tokens", "2", *SHORT]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sizes"),
+    [
+        (FSQ, [12, 12]),
+        (["--quantizer", "rqkmeans_fsq", "--level_sizes", "8", "12", "--fsq_levels", "4", "3"], [8, 12]),
+        (["--quantizer", "random", "--level_sizes", "8", "8"], [8, 8]),
+    ],
+    ids=["fsq", "rqkmeans_fsq", "random"],
+)
+def test_every_quantizer_gives_unique_semantic_ids(
+    run_dir: Path, command: Command, flags: list[str], sizes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(embed, *SMALL)
+    command(quantize, *flags)
+    sids = SemanticIds.load(run_dir)
+    assert sids.level_sizes == sizes
+    assert " x ".join(map(str, sizes)) + " codes" in " ".join(capsys.readouterr().out.split())
+    first = hashes(run_dir / "sid")
+    shutil.rmtree(run_dir / "sid")
+    command(quantize, *flags)
+    assert hashes(run_dir / "sid") == first
+
+
+def test_random_codes_say_nothing_about_items(run_dir: Path, command: Command) -> None:
+    """Items of one kind share a first code as often as any two items."""
+    command(embed, *SMALL)
+    command(quantize, "--quantizer", "random", "--level_sizes", "4", "16")
+    sids = SemanticIds.load(run_dir)
+    np.testing.assert_array_equal(sids.codes, sids.codes_raw)
+    same_code = (sids.codes[:, :1] == sids.codes[:, 0]) & ~np.eye(N_ITEMS, dtype=bool)
+    same_kind = (np.arange(N_ITEMS)[:, None] // 10 == np.arange(N_ITEMS) // 10)[same_code].mean()
+    assert same_kind < 0.3  # 9 of 59 others are of one's kind
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([*FSQ, "--level_sizes", "8", "8"], "level_sizes is 8 8, but fsq_levels 4 3 give 12 12 for 2 tokens"),
+        ([*FSQ, "--fsq_tokens", "1"], "level_sizes give 12 = 12 semantic IDs, fewer than the 60 items"),
+        ([*FSQ, "--fsq_tokens", "9"], "9 levels are too many"),
+        ([*FSQ, "--fsq_tokens", "8", "--unique", "dedup_token"], "8 levels and a dedup token are too many"),
+        (
+            ["--quantizer", "rqkmeans_fsq", "--level_sizes", "8", "8"],
+            "the last of level_sizes is 8, .* write 240 there",
+        ),
+        (["--quantizer", "rqkmeans_fsq", "--level_sizes", "61", "240"], "fewer than the 61 codes of level 1"),
+        (["--quantizer", "random", "--level_sizes", "7", "8", "--unique", "none"], "fewer than the 60 items"),
+        (["--quantizer", "random", "--fsq_tokens", "2"], "fsq_tokens is set, but the quantizer 'random' does not use"),
+        (["--unique", "never"], "unique is 'never'"),
+    ],
+)
+def test_other_settings_that_cannot_work_are_refused(command: Command, flags: list[str], message: str) -> None:
+    command(embed, *SMALL)
+    with pytest.raises(InputError, match=message):
+        command(quantize, *flags)
+
+
+def test_a_dedup_token_counts_the_items_with_equal_codes(run_dir: Path, command: Command) -> None:
+    command(embed, *SMALL)
+    command(quantize, *SMALL, "--level_sizes", "3", "3", "--unique", "dedup_token")  # 9 paths for 60 items
+    sids = SemanticIds.load(run_dir)
+    assert sids.quantizer is not None
+    assert sids.quantizer.codebooks.sizes == [3, 3]
+    seen: dict[tuple[int, ...], int] = {}
+    for own, place in zip(sids.codes[:, :2].tolist(), sids.codes[:, 2].tolist(), strict=True):
+        assert place == seen.get(tuple(own), 0)
+        seen[tuple(own)] = place + 1
+    assert sids.level_sizes == [3, 3, max(seen.values())]
+    np.testing.assert_array_equal(sids.codes_raw, np.column_stack([sids.codes[:, :2], np.zeros(N_ITEMS)]))
+    assert not sids.codebooks[2].any()
+    assert sids.text(0).count("<") == 3
+
+
+def test_codes_may_stay_as_they_are_to_look_at(
+    run_dir: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(embed, *SMALL)
+    command(quantize, *SMALL, "--level_sizes", "3", "3", "--unique", "none")
+    sids = SemanticIds.read(run_dir / "sid")
+    np.testing.assert_array_equal(sids.codes, sids.codes_raw)
+    assert f"{N_ITEMS - sids.n_distinct} items share their semantic ID" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(InputError, match=r"--unique assign"):
+        SemanticIds.load(run_dir)
+
+
+def test_a_run_takes_codes_that_were_made_elsewhere(run_dir: Path, command: Command, tmp_path: Path) -> None:
+    """Also as the way back: what a run wrote, with its codebooks, gives the same run."""
+    command(embed, *SMALL)
+    command(quantize, *SMALL, "--unique", "none")
+    made = SemanticIds.read(run_dir / "sid")
+    write_codes(tmp_path / "X.index.json", made.codes, offset=1)
+    shutil.copy(run_dir / "sid" / "codebooks.npz", tmp_path / "books.npz")
+    flags = ["--quantizer", "given", "--codes_file", str(tmp_path / "X.index.json"), "--codes_offset", "1"]
+    command(quantize, *flags, "--codebooks_file", str(tmp_path / "books.npz"), "--overwrite", "true")
+    given = SemanticIds.load(run_dir)
+    np.testing.assert_array_equal(given.codes_raw, made.codes)
+    for own, other in zip(given.codebooks, made.codebooks, strict=True):
+        np.testing.assert_array_equal(own, other)
+    command(quantize, *SMALL, "--overwrite", "true")
+    np.testing.assert_array_equal(SemanticIds.load(run_dir).codes, given.codes)
+    command(quantize, *flags, "--unique", "dedup_token", "--overwrite", "true")  # codebooks of the items' own vectors
+    fitted = SemanticIds.load(run_dir)
+    np.testing.assert_array_equal(fitted.codes[:, :2], made.codes)
+    assert fitted.codebooks[0].shape == (made.codes[:, 0].max() + 1, 16)
+    write_codes(tmp_path / "X.index.json", made.codes[::-1], offset=1)
+    with pytest.raises(InputError, match=r"was made from another .*X.index.json"):
+        command(quantize, *flags, "--unique", "dedup_token")
+
+
+def test_new_items_get_semantic_ids_from_the_command_line(
+    run_dir: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    old, new = rng.standard_normal((N_ITEMS, 5)), rng.standard_normal((7, 5))
+    new[3], new[5] = old[11], new[2]
+    np.save(tmp_path / "own.npy", old)
+    np.save(tmp_path / "new.npy", new)
+    command(quantize, "--level_sizes", "8", "16", "--sources", str(tmp_path / "own.npy"))
+    before = hashes(run_dir / "sid")
+    capsys.readouterr()
+    flags = ["--vectors", str(tmp_path / "new.npy"), "--write_file", str(tmp_path / "new.index.json")]
+    command(add_items, *flags)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "7 new items" in printed
+    assert "row 3 is exactly item 11" in printed
+    assert "row 5 is exactly row 2" in printed
+    codes, _ = read_codes(tmp_path / "new.index.json")
+    sids = SemanticIds.load(run_dir)
+    assert len(np.unique(np.concatenate([sids.codes, codes]), axis=0)) == N_ITEMS + 7
+    assert hashes(run_dir / "sid") == before
+    assert sids.quantizer is not None
+    scaled = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
+    free = [row for row, own in enumerate(sids.quantizer.encode(scaled).tolist()) if own not in sids.codes.tolist()]
+    assert codes[free[0]].tolist() == sids.quantizer.encode(scaled)[free[0]].tolist()
+    np.save(tmp_path / "new.npy", new[:, :4])
+    with pytest.raises(InputError, match=r"sources have \[4\] numbers a row"):
+        command(add_items, *flags)
+    with pytest.raises(InputError, match=r"sources have \[4, 4\]"):
+        command(add_items, "--vectors", *[str(tmp_path / "new.npy")] * 2, *flags[2:])
 
 
 @pytest.mark.parametrize("n_items", [2, 3, 7, 60, 480, 1682, 3416, 12101, 10**6])
@@ -311,7 +489,7 @@ def shell(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_the_script_runs_both_steps_from_anywhere(run_dir: Path) -> None:
     """Relative paths are the caller's; the config may come from the repository."""
     config = str(ROOT / "configs" / "tokenizer" / "demo.yaml")
-    done = shell("--config", config, "--run_dir", "run", "--level_sizes", "8", "8", cwd=run_dir.parent)
+    done = shell(config, "--run_dir", "run", "--level_sizes", "8", "8", cwd=run_dir.parent)
     assert done.returncode == 0, done.stderr
     assert SemanticIds.load(run_dir).level_sizes == [8, 8]
 

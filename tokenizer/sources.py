@@ -57,10 +57,11 @@ def check_numbers(path: Path, vectors: np.ndarray, constant_columns: bool = Fals
     """
     infinite, empty = [], []
     lowest, highest = np.full(vectors.shape[1], np.inf), np.full(vectors.shape[1], -np.inf)
-    for rows, chunk in chunks(vectors):
-        infinite += (rows.start + np.flatnonzero(~np.isfinite(chunk).all(axis=1))).tolist()
-        empty += (rows.start + np.flatnonzero(~chunk.any(axis=1))).tolist()
-        lowest, highest = np.minimum(lowest, chunk.min(axis=0)), np.maximum(highest, chunk.max(axis=0))
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, and is named
+        for rows, chunk in chunks(vectors):
+            infinite += (rows.start + np.flatnonzero(~np.isfinite(chunk).all(axis=1))).tolist()
+            empty += (rows.start + np.flatnonzero(~chunk.any(axis=1))).tolist()
+            lowest, highest = np.minimum(lowest, chunk.min(axis=0)), np.maximum(highest, chunk.max(axis=0))
     if infinite:
         raise InputError(
             f"{path} holds NaN or infinity in row {infinite[0]}{_others(infinite, 'row')}; make the file again."
