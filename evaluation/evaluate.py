@@ -23,6 +23,7 @@ from data.config import parse_config
 from data.dataset import Cases, Dataset, SplitName
 from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, write_json
 from data.synthetic import oracle_for
+from decoding.accounting import account
 from decoding.recommender import STAGE_COMMANDS, Recommender
 from evaluation import table
 from evaluation.baselines import Scorer, fit_markov, fit_popularity, rank_cases, tune_item_knn
@@ -30,6 +31,8 @@ from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen
 from evaluation.sasrec import SasRecSettings, train_sasrec
 
 MODELS = ("sft", "rl", "popularity", "item_knn", "markov", "sasrec")
+REGRET_K = 10
+ACCOUNTED_HISTORIES = 200  # test histories whose decoding is accounted for, drawn by the seed
 LIST_CHECKS = ("lists", "invalid", "repeats", "short", "seen")
 Model = Scorer | Recommender
 
@@ -82,6 +85,8 @@ def main() -> None:
         models = load_models(dataset, config, stage.folder)
         ranks, list_checks = rank_all(models, dataset)
         metrics = table.summarise(ranks, config.seed)
+        for name, found in account_all(models, dataset, config.seed).items():
+            metrics[name]["decoding"] = found
         comparison = compare(ranks, metrics, list_checks, dataset, config.seed)
         stage.finish(*save(stage.folder, ranks, metrics, comparison))
     show(stage.folder)
@@ -177,6 +182,18 @@ def rank_recommender(
     return ranks_in_lists(items, cases.targets), checks
 
 
+def account_all(models: dict[str, Model], dataset: Dataset, seed: int) -> dict[str, dict[str, Any]]:
+    """Of each generative model: leaked mass, forced codes and beam regret, on a sample of the test histories."""
+    histories = dataset.cases("test").histories
+    drawn = np.random.default_rng(seed).permutation(len(histories))[:ACCOUNTED_HISTORIES]
+    sample = [histories[row] for row in np.sort(drawn)]
+    return {
+        name: asdict(account(model, sample, REGRET_K, seed, f"{name}: accounting"))
+        for name, model in models.items()
+        if isinstance(model, Recommender)
+    }
+
+
 def ranks_frame(model: str, split: str, masked: bool, cases: Cases, ranks: np.ndarray) -> pl.DataFrame:
     columns = {"user_id": cases.user_ids, "target": cases.targets, "rank": ranks}
     labels = {"model": pl.lit(model), "split": pl.lit(split), "masked": pl.lit(masked)}
@@ -241,7 +258,7 @@ def show(folder: Path) -> None:
     console = Console()
     for masked in (True, False):
         console.print(table.screen_table(metrics, comparison["models"], masked))
-    for note in table.notes(comparison):
+    for note in [*table.notes(comparison), *table.decoding_notes(metrics)]:
         console.print(f"• {note}", highlight=False)
     console.print(
         f"Written to {folder}: metrics.json, comparison.json, ranks.parquet, table.md, recall.png", highlight=False

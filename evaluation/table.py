@@ -132,13 +132,36 @@ def oracle_note(oracle: dict[str, Any], models: list[str]) -> str:
     )
 
 
+def decoding_notes(metrics: Metrics) -> list[str]:
+    """Sentences on each generative model's decoding; see `decoding.accounting`."""
+    lines = []
+    for model in GENERATIVE:
+        if "decoding" not in metrics.get(model, {}):
+            continue
+        found = metrics[model]["decoding"]
+        full, level, forced = (
+            ", ".join(f"{share:.2%}" for share in found[key]) for key in ("leaked_full", "leaked_level", "forced")
+        )
+        line = (
+            f"Decoding of {model}, {found['histories']} test histories: probability on codes that do not exist, level by level, {full} "
+            f"of the full softmax and {level} of the level's; forced codes {forced} of the items' codes"
+        )
+        if found["missed"] is not None:
+            line += (
+                f"; beam regret@{found['k']} ({found['regret_histories']} histories, every item scored): {found['missed']:.2%} of the "
+                f"true first {found['k']} missed, {found['lost_mass']:.5f} of probability"
+            )
+        lines.append(f"{line}.")
+    return lines
+
+
 def markdown(metrics: Metrics, comparison: dict[str, Any]) -> str:
     """The whole of table.md."""
     parts = []
     for masked, title in TITLES.items():
         lines = [header(), ["---"] + ["---:"] * (len(header()) - 1), *body(metrics, comparison["models"], masked)]
         parts.append(f"Test, {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts.append("\n".join(f"* {note}" for note in notes(comparison)))
+    parts.append("\n".join(f"* {note}" for note in [*notes(comparison), *decoding_notes(metrics)]))
     return "\n\n".join(parts) + "\n"
 
 

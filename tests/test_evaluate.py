@@ -12,6 +12,7 @@ import pytest
 from data.config import parse_config
 from data.dataset import Dataset
 from data.stage import InputError, Stage
+from decoding.accounting import Account
 from decoding.recommender import Recommendations
 from evaluation import evaluate, sasrec
 from evaluation.evaluate import EvaluateConfig
@@ -55,6 +56,12 @@ class FakeRecommender:
         return Recommendations(items, np.zeros(items.shape, np.float32), reachable)
 
 
+def fake_account(model: FakeRecommender, histories: list[np.ndarray], k: int, seed: int, progress: str) -> Account:
+    scored = {"sft": len(histories), "rl": 0}[model.stage]
+    regret = (0.012, 0.00034) if scored else (None, None)
+    return Account(len(histories), [0.25, 0.5], [0.125, 0.0625], [0.0, 0.75], k, scored, *regret)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = Stage(tmp_path, "data", {})
@@ -67,6 +74,7 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         stage.begin()
         stage.finish()
     monkeypatch.setattr(evaluate, "Recommender", FakeRecommender)
+    monkeypatch.setattr(evaluate, "account", fake_account)
     return tmp_path
 
 
@@ -99,6 +107,27 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert comparison["best_baseline"] in ("popularity", "item_knn", "markov", "sasrec")
     printed = capsys.readouterr().out
     assert "repeats" in printed
+    assert metrics["sft"]["decoding"] == {
+        "histories": USERS,
+        "leaked_full": [0.25, 0.5],
+        "leaked_level": [0.125, 0.0625],
+        "forced": [0.0, 0.75],
+        "k": 10,
+        "regret_histories": USERS,
+        "missed": 0.012,
+        "lost_mass": 0.00034,
+    }
+    assert "decoding" not in metrics["popularity"]
+    written = (run_dir / "evaluation" / "table.md").read_text()
+    for text in (" ".join(printed.split()), " ".join(written.split())):
+        sft, rl = text.split("Decoding of sft, ")[1].split("Decoding of rl, ")
+        assert sft.startswith(f"{USERS} test histories")
+        assert "25.00%, 50.00% of the full softmax and 12.50%, 6.25% of the level's" in sft
+        assert "forced codes 0.00%, 75.00% of the items' codes" in sft
+        assert (
+            f"beam regret@10 ({USERS} histories, every item scored): 1.20% of the true first 10 missed, 0.00034" in sft
+        )
+        assert "regret" not in rl, "a catalogue too large to score"
     assert "sasrec" in printed
 
 
