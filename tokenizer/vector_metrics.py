@@ -24,6 +24,7 @@ SAMPLED_QUERIES = 1_000  # items whose neighbours are sought, in the whole catal
 SAMPLED_MARGINS = 20_000  # items whose nearest and second nearest codes are compared
 LARGEST_MARGIN = 10.0  # of an item that lies on its code
 NEAR_DUPLICATE = 0.999  # cosine
+BLOCK = 2_048  # rows compared at once with all sampled items: the distances stay in the cache
 
 
 class Reconstruction:
@@ -112,33 +113,37 @@ def exact_duplicates(vectors: Rows) -> dict[str, int]:
     }
 
 
-def nearest_items(
-    rows: Rows, items: np.ndarray, k: int, description: str = "neighbours"
-) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest other rows of each of `items` by Euclidean distance, and the highest cosine with another row.
+def nearest_items(rows: Rows, items: np.ndarray, k: int, description: str = "neighbours") -> np.ndarray:
+    """The k nearest other rows of each of `items` by Euclidean distance, int64 [n, k], in no order.
 
-    rows: [N, D], N > k, read once in pieces; items: int [n], ascending. Returns int64 [n, k] in no order, float [n].
+    rows: [N, D], N > k, read once in pieces; items: int [n], ascending.
     """
     queries = torch.from_numpy(np.array(rows[items], dtype=np.float32))
     best = torch.full((len(items), k), float("inf"))
     who = torch.zeros((len(items), k), dtype=torch.int64)
-    alike = torch.full((len(items),), -1.0)
-    lengths = queries.norm(dim=1).clamp_min(1e-30)
     total = -(-len(rows) // CHUNK)
     quiet = not get_console().is_terminal
     for where, piece in track(chunks(rows), description=description, total=total, transient=True, disable=quiet):
-        chunk = torch.from_numpy(np.ascontiguousarray(piece))
-        products = queries @ chunk.T  # [n, chunk]
-        squares = chunk.square().sum(1)
-        squared = squares - 2 * products
-        own = np.flatnonzero((items >= where.start) & (items < where.stop))
-        squared[own, items[own] - where.start] = float("inf")
-        products[own, items[own] - where.start] = -float("inf")
-        alike = torch.maximum(alike, (products / squares.sqrt().clamp_min(1e-30)).amax(1) / lengths)
-        numbers = torch.arange(where.start, where.stop).expand(len(items), -1)
-        best, places = torch.cat([best, squared], dim=1).topk(k, dim=1, largest=False)
-        who = torch.cat([who, numbers], dim=1).gather(1, places)
-    return who.numpy(), alike.numpy()
+        for start in range(where.start, where.stop, BLOCK):
+            block = torch.from_numpy(np.ascontiguousarray(piece[start - where.start :][:BLOCK]))
+            squared = distances(queries, block)  # [n, block], less the query's own square: the order is the same
+            own = np.flatnonzero((items >= start) & (items < start + len(block)))
+            squared[own, items[own] - start] = float("inf")
+            near, places = squared.topk(min(k, len(block)), dim=1, largest=False)
+            best, kept = torch.cat([best, near], dim=1).topk(k, dim=1, largest=False)
+            who = torch.cat([who, places + start], dim=1).gather(1, kept)
+    return who.numpy()
+
+
+def highest_cosine(vectors: Rows, items: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """The highest cosine of each item with its `others`, [n]. vectors: [N, D]; items: int [n]; others: int [n, k]."""
+    rows = np.array(vectors[items], dtype=np.float64)
+    highest = np.full(len(items), -1.0)
+    for column in others.T:
+        other = np.array(vectors[column], dtype=np.float64)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(other, axis=1)
+        highest = np.maximum(highest, np.einsum("nd,nd->n", rows, other) / np.maximum(lengths, 1e-30))
+    return highest
 
 
 def neighbourhoods(vectors: Rows, reconstruction: Rows, codes: np.ndarray, seed: int) -> dict[str, Any]:
@@ -146,7 +151,7 @@ def neighbourhoods(vectors: Rows, reconstruction: Rows, codes: np.ndarray, seed:
 
     preserved: the share of them that are still among the 10 nearest of the reconstruction. prefix_agreement: the share of them that have
     the item's first d codes, d = 1 … L, and random_pairs: the share of all pairs that do. near_duplicates: the share of items with
-    another at cosine > .999. Of at most 1,000 sampled items (`sampled`), against the whole catalogue.
+    another at cosine > .999 among these 10. Of at most 1,000 sampled items (`sampled`), against the whole catalogue.
     """
     N, L = codes.shape
     k = min(NEIGHBOURS, N - 1)
@@ -159,8 +164,8 @@ def neighbourhoods(vectors: Rows, reconstruction: Rows, codes: np.ndarray, seed:
             "near_duplicates": 0.0,
         }
     items = sample(N, SAMPLED_QUERIES, seed)
-    true, alike = nearest_items(vectors, items, k)
-    by_codes, _ = nearest_items(reconstruction, items, k, "neighbours by codes")
+    true = nearest_items(vectors, items, k)
+    by_codes = nearest_items(reconstruction, items, k, "neighbours by codes")
     kept = sum(len(np.intersect1d(a, b)) for a, b in zip(true, by_codes, strict=True))
     ids = prefix_ids(codes)
     counts = [np.bincount(ids[:, level]).astype(np.float64) for level in range(L)]
@@ -169,7 +174,7 @@ def neighbourhoods(vectors: Rows, reconstruction: Rows, codes: np.ndarray, seed:
         "preserved": round(kept / (k * len(items)), DIGITS),
         "prefix_agreement": [round(float((ids[true, d] == ids[items, d][:, None]).mean()), DIGITS) for d in range(L)],
         "random_pairs": [round(float((n * (n - 1)).sum() / (N * (N - 1.0))), DIGITS) for n in counts],
-        "near_duplicates": round(float((alike > NEAR_DUPLICATE).mean()), DIGITS),
+        "near_duplicates": round(float((highest_cosine(vectors, items, true) > NEAR_DUPLICATE).mean()), DIGITS),
     }
 
 
@@ -189,8 +194,10 @@ def within_prefixes(vectors: Rows, codes: np.ndarray) -> dict[str, Any]:
         lengths = np.linalg.norm(rows, axis=1, keepdims=True)
         aligned += float((lengths > 0).sum())
         both = np.concatenate([rows, rows / np.where(lengths > 0, lengths, 1.0)], axis=1)  # [n, 2D]
-        for depth, sums in enumerate(depths):
-            sums.add(both, ids[items, depth])
+        prefixes, counts = ids[items], np.ones(len(items), dtype=np.int64)
+        for depth in reversed(range(len(depths))):  # the sums of a depth are made of those of the depth below
+            both, counts, starts = depths[depth].add(both, counts, prefixes[:, depth])
+            prefixes = prefixes[starts]
     for sums in depths:
         sums.close()
     total = variance(vectors) * len(vectors)
@@ -213,26 +220,32 @@ class _GroupSums:
 
     def __init__(self, width: int) -> None:
         self.squares = self.unit_squares = self.pairs = 0.0
-        self._open, self._count, self._group = np.zeros(width), 0, -1
+        self._open, self._count, self._group = np.zeros((1, width)), np.zeros(1, dtype=np.int64), -1
 
-    def add(self, rows: np.ndarray, groups: np.ndarray) -> None:
-        """rows: float64 [n, 2D], groups: int [n], ascending and not below those of the call before."""
+    def add(
+        self, rows: np.ndarray, counts: np.ndarray, groups: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """rows: float64 [n, 2D], sums of `counts` [n] items each; groups: int [n], ascending, not below those of the call before.
+
+        Returns the sums and counts of these rows' groups, [g, 2D] and [g], and where each group starts in `rows`.
+        """
         starts = np.concatenate([[0], np.flatnonzero(np.diff(groups)) + 1])
-        sums = np.add.reduceat(rows, starts, axis=0)
-        counts = np.diff([*starts, len(rows)])
-        if groups[0] == self._group:
-            sums[0] += self._open
-            counts[0] += self._count
-        else:
+        sums, counts = np.add.reduceat(rows, starts, axis=0), np.add.reduceat(counts, starts)
+        if groups[0] != self._group:
             self.close()
-        self._take(sums[:-1], counts[:-1])
-        self._open, self._count, self._group = sums[-1], int(counts[-1]), int(groups[-1])
+        first, count = sums[:1] + self._open, counts[:1] + self._count
+        if len(starts) > 1:
+            self._take(first, count)
+            self._take(sums[1:-1], counts[1:-1])
+            first, count = sums[-1:], counts[-1:]
+        self._open, self._count, self._group = first, count, int(groups[-1])
+        return sums, counts, starts
 
     def close(self) -> None:
         """The group that is open has no more rows."""
-        if self._count:
-            self._take(self._open[None], np.array([self._count]))
-        self._count = 0
+        if self._count.sum():
+            self._take(self._open, self._count)
+        self._open, self._count = np.zeros_like(self._open), np.zeros(1, dtype=np.int64)
 
     def _take(self, sums: np.ndarray, counts: np.ndarray) -> None:
         D = sums.shape[1] // 2
