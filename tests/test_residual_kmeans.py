@@ -15,8 +15,8 @@ from tokenizer.codebooks import Codebooks
 from tokenizer.collaborative_embeddings import ppmi_svd
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KmeansSettings
-from tokenizer.report import usage
 from tokenizer.residual_kmeans import fit
+from tokenizer.sid_metrics import usage
 
 
 def clustered(n_rows: int, dim: int = 12, seed: int = 0) -> np.ndarray:
