@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tokenizer.nearest import BLOCK
-from tokenizer.training_rows import TrainingRows, summed
+from tokenizer.processes import summed
+from tokenizer.training_rows import TrainingRows
 
 PRICE_ROUNDS = 25  # steps of dual ascent per Lloyd iteration; prices go on from the iteration before
 LOAD_TOLERANCE = 0.02  # stop when the fullest cluster is at most 2 % over its share

@@ -14,6 +14,7 @@ from tokenizer.item_vectors import Rows
 from tokenizer.kmeans_fsq import check_kmeans_fsq, fit_with_grid
 from tokenizer.lora_autoencoder import build_lora, check_lora, source_blocks
 from tokenizer.lora_report import usage_report
+from tokenizer.processes import encode_together
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import QuantizerSettings
 from tokenizer.residual_kmeans import fit
@@ -72,4 +73,4 @@ def learn_codes(
     quantizer = learn(settings, vectors, level_sizes, seed, folder)
     if settings.quantizer == "random":
         return quantizer, random_codes(len(vectors), level_sizes, seed)
-    return quantizer, quantizer.encode(vectors)
+    return quantizer, encode_together(quantizer, vectors)

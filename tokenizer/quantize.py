@@ -1,5 +1,8 @@
 """Item vectors → semantic IDs: `python -m tokenizer.quantize --run_dir outputs/demo`. Reads `embeddings/`, writes `sid/`.
 
+With `--quantizer rqkmeans`, several processes share the work: `accelerate launch --config_file
+configs/accelerate/two_processes.yaml -m tokenizer.quantize --run_dir outputs/demo`.
+
 Puts the sources side by side, learns the quantizer that `--quantizer` names, gives every item a semantic ID of its own, and reports.
 """
 
@@ -24,6 +27,7 @@ from tokenizer.item_vectors import ItemVectors
 from tokenizer.learn import check, learn_codes
 from tokenizer.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
 from tokenizer.lora_report import summary as lora_summary
+from tokenizer.processes import join_processes
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.report import measure
@@ -62,7 +66,8 @@ def read_json(path: Path) -> Any:
 def main() -> None:
     config, *kinds = parse_configs((TokenizerConfig, *KINDS))
     settings = QuantizerSettings(config.quantizer, *kinds)
-    console = Console()
+    rank = join_processes(config.quantizer)
+    console = Console(quiet=rank > 0)
     run_dir = Path(config.run_dir)
     dataset = Dataset.load(run_dir)
     vectors = ItemVectors(read_sources(config, dataset.n_items), config.weights)  # [N, D]
@@ -88,6 +93,8 @@ def main() -> None:
     else:
         folder = stage.folder if settings.is_trained else None
         quantizer, codes_raw = learn_codes(settings, vectors, level_sizes, config.seed, folder)
+    if rank > 0:
+        return  # the first process does the rest
     sids = semantic_ids(quantizer, vectors, codes_raw, config.unique)
     categories = categories_of(dataset.items)
     figures = measure(vectors, sids, config.seed, categories)

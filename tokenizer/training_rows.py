@@ -11,24 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import distributed
 
 from tokenizer.item_vectors import CHUNK, Rows
 from tokenizer.nearest import BLOCK
-
-
-def rank_and_processes() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) without a process group."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def summed(tensor: torch.Tensor) -> torch.Tensor:
-    """The sum of every process's `tensor`; `tensor` itself where there is one process."""
-    if rank_and_processes()[1] > 1:
-        distributed.all_reduce(tensor)
-    return tensor
+from tokenizer.processes import rank_and_processes, summed
 
 
 @dataclass(frozen=True)
