@@ -1,0 +1,54 @@
+"""Semantic IDs of large catalogues, without the items; and seconds of one thread."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+ZIPF_EXPONENT = 0.8
+
+
+def uniform_codes(n_items: int, level_sizes: list[int], seed: int) -> torch.Tensor:
+    """int16 [N, L], unique rows in random order, every one equally likely: prefixes are shared least, so a trie is largest."""
+    return _unique_rows(n_items, level_sizes, seed, exponent=0.0)
+
+
+def skewed_codes(n_items: int, level_sizes: list[int], seed: int) -> torch.Tensor:
+    """int16 [N, L], unique rows in random order. Below every prefix the codes follow Zipf's law of exponent 0.8, in an order of the
+    prefix's own: a few prefixes have many children and most have few, as in catalogues of real items."""
+    return _unique_rows(n_items, level_sizes, seed, ZIPF_EXPONENT)
+
+
+def _unique_rows(n_items: int, level_sizes: list[int], seed: int, exponent: float) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    numbers = np.empty(0, dtype=np.int64)  # a row is one number in mixed radix
+    while len(numbers) < n_items:
+        numbers = np.unique(np.concatenate([numbers, _draw(n_items // 2 + 1000, level_sizes, rng, exponent)]))
+    numbers = rng.permutation(numbers)[:n_items]
+    columns = np.unravel_index(numbers, level_sizes)
+    return torch.from_numpy(np.stack(columns, axis=1).astype(np.int16))
+
+
+def _draw(n: int, level_sizes: list[int], rng: np.random.Generator, exponent: float) -> np.ndarray:
+    numbers = np.zeros(n, dtype=np.int64)
+    for size in level_sizes:
+        weights = np.arange(1, size + 1) ** -exponent
+        rank = np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(n)).clip(max=size - 1)
+        code = (rank + numbers * 40_503) % size
+        numbers = numbers * size + code
+    return numbers
+
+
+def cpu_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Median CPU seconds of a call, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.process_time()
+        function()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
