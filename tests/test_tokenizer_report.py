@@ -236,6 +236,7 @@ def test_a_level_that_only_tells_items_apart_explains_nothing() -> None:
     assert figures["collisions_raw"] == before["collisions_raw"]
     assert figures["levels"][3]["variance_explained"] == before["levels"][2]["variance_explained"]
     assert "margin" not in figures["levels"][3]
+    assert figures["levels"][3]["codes_used"] == int(extra.max()) + 1
     assert figures["items_changed"] == 0
     assert "<svg" in render(figures, longer, ["x"] * 120, 0, vectors)
 

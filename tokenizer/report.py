@@ -71,10 +71,10 @@ def measure(vectors: Rows, sids: SemanticIds, seed: int, categories: list[str] |
 
 
 def _levels(sids: SemanticIds, total: float, errors: list[float], found: np.ndarray) -> list[dict[str, Any]]:
-    """Per level: use of the codes, and for those that the quantizer gave, error after the level and margins [n, L]."""
+    """Per level: use of the codes and error after it; margins [n, L] of those that the quantizer gave. A dedup token has its use as used."""
     levels = []
     for level, size in enumerate(sids.level_sizes):
-        figures = usage(sids.codes_raw[:, level], size)
+        figures = usage((sids.codes_raw if level < found.shape[1] else sids.codes)[:, level], size)
         error = errors[min(level, len(errors) - 1)]
         figures |= {
             "variance_explained": round(1.0 - error / total if total > 1e-12 else 0.0, DIGITS),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,8 @@ def render(
     training: what training.json holds, its `rows` a measurement each; lora: what lora.json holds.
     """
     assert len(titles) == sids.n_items
+    coded = sum("margin" in level for level in figures["levels"])
+    quantized = replace(sids, codes_raw=np.concatenate([sids.codes_raw[:, :coded], sids.codes[:, coded:]], axis=1))
     parts = [
         _introduction(sids, titles),
         "<h2>At a glance</h2>",
@@ -66,9 +69,9 @@ def render(
         plot(sid_plots.item_map(vectors, sids, seed), MAP_CAPTION.format(shown=sid_plots.MAPPED_ITEMS)),
         "<h2>How evenly the codes are used</h2>" + USE_TEXT,
         _level_table(figures),
-        '<div class="plots">' + plot(sid_plots.usage_plot(sids), USAGE_CAPTION),
-        (plot(sid_plots.fan_out_heat_map(sids), FAN_OUT_CAPTION) if sids.n_levels > 1 else "") + "</div>",
-        plot(sid_plots.usage_heat_map(sids), HEAT_CAPTION),
+        '<div class="plots">' + plot(sid_plots.usage_plot(quantized), USAGE_CAPTION),
+        (plot(sid_plots.fan_out_heat_map(quantized), FAN_OUT_CAPTION) if sids.n_levels > 1 else "") + "</div>",
+        plot(sid_plots.usage_heat_map(quantized), HEAT_CAPTION),
         "<h2>One item, one ID</h2>" + UNIQUE_TEXT,
         table(("", "before", "after"), _collision_rows(figures)),
         plot(sid_plots.collision_plot(figures), COLLISION_CAPTION),
@@ -90,7 +93,7 @@ def _glance(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
     """What is named, its figure, and what that means."""
     levels, neighbours, collided = figures["levels"], figures["neighbours"], figures["collisions_raw"]
     paths = math.prod(level["codes"] for level in levels)
-    used = ", ".join(f"{level['perplexity']:.0f} of {level['codes']:,}" for level in levels)
+    used = ", ".join(f"{level['perplexity']:.0f} of {level['codes']:,}" for level in levels if "margin" in level)
     kind = "" if figures["reconstruction"] == "quantizer" else " (with vectors fitted to the codes)"
     rows = [
         ("Items", f"{figures['items']:,}", f"with {paths:,} possible IDs"),
