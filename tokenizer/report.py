@@ -71,7 +71,7 @@ def measure(vectors: Rows, sids: SemanticIds, seed: int, categories: list[str] |
 
 
 def _levels(sids: SemanticIds, total: float, errors: list[float], found: np.ndarray) -> list[dict[str, Any]]:
-    """Per level: use of the codes and error after it; margins [n, L] of those that the quantizer gave. A dedup token has its use as used."""
+    """Per level: use of the codes and error after it; margins [n, L] of those that the quantizer gave. A dedup token: its use as used."""
     levels = []
     for level, size in enumerate(sids.level_sizes):
         figures = usage((sids.codes_raw if level < found.shape[1] else sids.codes)[:, level], size)
