@@ -83,6 +83,17 @@ def test_one_item_left_all_left_and_none_left():
     assert_open_as_by_brute_force(trie, sids.codes, eligibility, [{17}, set(range(60)), set()])
 
 
+def test_excluding_an_item_that_was_removed_changes_nothing():
+    sids = make_sids(40, [4, 5, 6])
+    items = torch.arange(0, 80, 2)  # 1, 3, … have no leaf
+    trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes, items)
+    eligibility = Eligibility(trie, 3, [np.array([4]), np.array([1, 3, 77, 500, -1]), np.array([1, 6])])
+    allowed = [set(trie.item_of_leaf[:][row].tolist()) for row in eligibility.leaves()]
+    everything = set(items.tolist())
+    assert allowed == [everything - {4}, everything, everything - {6}]
+    assert eligibility.n_eligible.tolist() == [39, 40, 39]
+
+
 def test_exclusions_may_be_of_one_request_only_and_lists_of_all():
     sids = make_sids(60, [4, 5, 6])
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
