@@ -12,7 +12,7 @@ kept, and then at least `beams` are candidates. So min(beams, live nodes) are ke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ class _Frontier:
     """The beams of every request after some codes, best first; all [B, W] but the last.
 
     node: in the trie. log_prob: of the codes so far, -inf where there is no beam. key, log_draw: the Gumbel key and log φ when
-    stochastic (else log_prob). token: of the last code. sees: bool [B, W, appended], its ancestors among the appended positions.
+    stochastic (else log_prob). token: of the last code. rank: its place among the beams, by which noise is drawn (0 is best). sees:
+    bool [B, W, appended], its ancestors among the appended positions.
     """
 
     node: Tensor
@@ -69,14 +70,14 @@ class _Frontier:
     key: Tensor
     log_draw: Tensor
     token: Tensor
+    rank: Tensor
     sees: Tensor
 
     @classmethod
     def root(cls, n_requests: int, key: Tensor) -> _Frontier:
         zero = torch.zeros(n_requests, 1, device=key.device)
-        return cls(
-            zero.long(), zero, key, zero, zero.long(), torch.zeros(n_requests, 1, 0, dtype=torch.bool).to(key.device)
-        )
+        sees = torch.zeros(n_requests, 1, 0, dtype=torch.bool, device=key.device)
+        return cls(zero.long(), zero, key, zero, zero.long(), zero.long(), sees)
 
     def take(self, order: Tensor) -> _Frontier:
         """The beams at `order`, int64 [B, W']."""
@@ -86,6 +87,7 @@ class _Frontier:
             key=self.key.gather(1, order),
             log_draw=self.log_draw.gather(1, order),
             token=self.token.gather(1, order),
+            rank=self.rank.gather(1, order),
             sees=_rows(self.sees, order),
         )
 
@@ -101,13 +103,16 @@ def beam_search(
     eligible: Eligibility | Tensor | None = None,
     generators: list[torch.Generator] | None = None,
     normaliser: Normaliser = "children",
+    static_shapes: bool | None = None,
 ) -> Beams:
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
     input_ids, attention_mask: int64 [B, T], left-padded. eligible: what each request may be given (or bool [B, n_slots] by item
     index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each
     request with its own randomness. normaliser: what scores are normalised over; a stochastic search draws by the children's softmax
-    whatever it is.
+    whatever it is. static_shapes: run every beam at every level, so that what the model is given has shapes that follow from the
+    prompts' shape, the beams and the trie alone, as a compiled model or a CUDA graph wants it; None: everywhere but on the CPU,
+    where beams that have only forced codes left are not run.
     Returns min(beams, eligible items) distinct eligible items a request; `log_probs` are log π over the whole catalogue: what is
     not eligible is passed over, not renormalised away. Of equal scores the lower leaf (the SID first in order) comes first.
     Raises InputError when the model's scores are not numbers.
@@ -118,7 +123,10 @@ def beam_search(
     if isinstance(eligible, Tensor):
         eligible = Eligibility.of_mask(trie, eligible)
     assert eligible is None or eligible.trie is trie, "eligibility by another trie"
-    step = _Step(prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser)
+    is_static = device.type != "cpu" if static_shapes is None else static_shapes
+    step = _Step(
+        prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser, is_static
+    )
     frontier = _Frontier.root(n_requests, step.noise(1, 1, n_requests)[..., 0].to(device))
     for level in range(trie.n_levels):
         if level == 0:
@@ -148,17 +156,17 @@ class _Step:
     eligible: Eligibility | None
     generators: list[torch.Generator] | None
     normaliser: Normaliser
+    is_static: bool
 
     def run(self, frontier: _Frontier, level: int) -> tuple[_Frontier, Tensor]:
         """Run the model on the beams' last tokens. Returns the frontier, the run beams first, and their states [B, n, H].
 
-        A beam with a single item below has only forced codes left, of probability 1: on the CPU it is not run. Elsewhere a few
-        positions more cost nothing, and shapes that depend on the trie alone are worth more.
+        A beam with a single item below has only forced codes left, of probability 1: it need not be run.
         """
         n_run = frontier.node.shape[1]
         if self.normaliser == "children" and self.trie.n_nodes[level] == self.trie.n_items:
             n_run = 0
-        elif self.normaliser == "children" and frontier.node.device.type == "cpu":
+        elif self.normaliser == "children" and not self.is_static:
             leaves = self.trie.first_leaf[level]
             is_open = (leaves[frontier.node + 1] - leaves[frontier.node] > 1) & (frontier.log_prob != -torch.inf)
             n_run = int(is_open.sum(1).max())
@@ -170,9 +178,7 @@ class _Step:
         itself = torch.eye(width, n_run, dtype=torch.bool, device=frontier.node.device).expand(n_requests, -1, -1)
         sees = torch.cat([frontier.sees, itself], dim=2)
         hidden = self.prefix.extend(frontier.token[:, :n_run], sees[:, :n_run], depth=level)
-        return _Frontier(
-            frontier.node, frontier.log_prob, frontier.key, frontier.log_draw, frontier.token, sees
-        ), hidden
+        return replace(frontier, sees=sees), hidden
 
     def expand(self, frontier: _Frontier, hidden: Tensor, level: int) -> _Frontier:
         """Give every beam its children and keep the best of each request. hidden: [B, n, H], states of the first n beams."""
@@ -201,7 +207,7 @@ class _Step:
         log_draws = keys = log_probs
         if self.generators is not None:
             log_draws = frontier.log_draw[..., None] + step.log_softmax(2).masked_fill(step == -torch.inf, -torch.inf)
-            noise = self.noise(width, n_children, n_requests).to(child.device)
+            noise = _rows(self.noise(width, n_children, n_requests).to(child.device), frontier.rank)
             keys = _conditioned_keys(frontier.key, log_draws + noise)
         kept = min(self.beams, width * n_children, trie.n_nodes[level + 1])
         best = best_first(keys.flatten(1), child.flatten(1), kept)
@@ -210,6 +216,7 @@ class _Step:
             log_prob=log_probs.flatten(1).gather(1, best),
             key=keys.flatten(1).gather(1, best),
             log_draw=log_draws.flatten(1).gather(1, best),
+            rank=torch.arange(kept, device=child.device).expand(n_requests, -1),
             token=codes.flatten(1).gather(1, best) + self.vocabulary.first_tokens[level],
             sees=_rows(frontier.sees, best // n_children),
         )
@@ -233,9 +240,9 @@ def best_first(keys: Tensor, nodes: Tensor, n: int) -> Tensor:
     return ((rising.long() << 32) | (LARGEST_NODE - nodes)).topk(n, dim=1).indices
 
 
-def _rows(sees: Tensor, order: Tensor) -> Tensor:
-    """bool [B, W', appended]: the rows of `sees` [B, W, appended] at `order`, int64 [B, W']."""
-    return sees.gather(1, order[..., None].expand(-1, -1, sees.shape[2]))
+def _rows(values: Tensor, order: Tensor) -> Tensor:
+    """[B, W', M]: the rows of `values` [B, W, M] at `order`, int64 [B, W']."""
+    return values.gather(1, order[..., None].expand(-1, -1, values.shape[2]))
 
 
 def _conditioned_keys(parent_keys: Tensor, perturbed: Tensor) -> Tensor:

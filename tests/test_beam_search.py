@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from data.stage import InputError
+from decoding import output_head
 from decoding.beam_search import beam_search, best_first
 from decoding.exhaustive import leaf_log_probs
 from decoding.output_head import OutputHead
 from decoding.policy import NORMALISERS, SidVocabulary
-from decoding.shared_prefix import check_decoder
+from decoding.shared_prefix import SharedPrefix, check_decoder
 from decoding.trie import SidTrie
 
 SIZES = [6, 5, 7]
@@ -239,6 +240,56 @@ def test_whatever_the_generation_config_and_the_tail_of_the_prompt(case):
         for request in range(3):
             exact = one_by_one(model, other, request, "children")
             torch.testing.assert_close(found.log_probs[request], exact[found.items[request]].float(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("normaliser", NORMALISERS)
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_static_shapes_find_the_same(normaliser, stochastic, case, monkeypatch):
+    """What the model is given has the same shapes for any scores; without, a level whose codes are all forced is not run."""
+    shapes: list[torch.Size] = []
+    extend = SharedPrefix.extend
+
+    def recorded(prefix, tokens, sees, depth):
+        shapes.append(sees.shape)
+        return extend(prefix, tokens, sees, depth)
+
+    monkeypatch.setattr(SharedPrefix, "extend", recorded)
+    codes = torch.cat([case.codes[:12], torch.tensor([[5, 0, 0], [5, 0, 1], [5, 1, 0]])])
+    trie = SidTrie(codes.unique(dim=0), SIZES)
+    found, runs = [], []
+    for family, is_static in (("qwen3", True), ("qwen3", False), ("gpt2", True)):
+        shapes.clear()
+        generators = [torch.Generator().manual_seed(i) for i in range(3)] if stochastic else None
+        found.append(
+            beam_search(
+                make_model(family),
+                case.input_ids,
+                case.mask,
+                VOCABULARY,
+                trie,
+                4,
+                generators=generators,
+                normaliser=normaliser,
+                static_shapes=is_static,
+            )
+        )
+        runs.append(list(shapes))
+    assert runs[0] == runs[2], "another model, other scores, the same shapes"
+    positions = [sum(width for _, width, _ in run) for run in runs]
+    assert positions[1] < positions[0] if normaliser == "children" else positions[1] == positions[0]
+    assert torch.equal(found[0].items, found[1].items)
+    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-6, rtol=0)
+    if stochastic:
+        torch.testing.assert_close(found[0].draws.weights, found[1].draws.weights, atol=1e-5, rtol=1e-4)
+
+
+def test_the_sum_over_all_tokens_in_parts(monkeypatch):
+    monkeypatch.setattr(output_head, "CPU_CHUNK", 1)
+    head = OutputHead(torch.randn(3000, 8), torch.randn(3000), softcap=2.0, scale=0.5)
+    hidden = torch.randn(5, 8)
+    logits = (hidden @ head.weight.T + head.bias) * 0.5
+    torch.testing.assert_close(head.log_sum(hidden), (2 * torch.tanh(logits / 2)).logsumexp(1))
+    torch.testing.assert_close(head.logits(hidden, 1000, 2500), 2 * torch.tanh(logits / 2)[:, 1000:2500])
 
 
 def test_models_that_cannot_be_decoded_are_named(case):
