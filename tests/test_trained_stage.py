@@ -28,6 +28,8 @@ def run_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(quantize, "render", lambda *_: "a page takes seconds and is tested elsewhere")
+
     def call(*flags: str, folder: Path = run_dir) -> None:
         own = str(run_dir.parent / "own.npy")
         words = ["command", "--run_dir", str(folder), "--sources", own, "--level_sizes", "8", "8", *SHORT, *flags]

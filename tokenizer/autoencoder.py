@@ -87,12 +87,23 @@ class Quantized:
 
 
 class ResidualAutoencoder(nn.Module):
-    """encoder: [n, D] → [n, e]; codebooks: one module a level (the same one on every level when it is shared); decoder: [n, e] → [n, D]."""
+    """encoder: [n, D] → [n, e]; codebooks: one module a level (the same one on every level when it is shared); decoder: [n, e] → [n, D].
+
+    scale: every x is multiplied by it first, and all losses are of those larger vectors. The numbers of a vector of unit length are small,
+    and a step of the optimizer is as long for small weights as for large ones: unscaled, codebooks jitter. `quantizer` takes the scale
+    out again, without changing a bit when it is a power of two.
+    """
 
     def __init__(
-        self, encoder: Mlp, codebooks: list[Codebook | EmaCodebook], decoder: Mlp, settings: TrainingSettings
+        self,
+        encoder: Mlp,
+        codebooks: list[Codebook | EmaCodebook],
+        decoder: Mlp,
+        settings: TrainingSettings,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
+        self.scale = scale
         self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.codebooks: Any = nn.ModuleList(codebooks)
 
@@ -101,6 +112,7 @@ class ResidualAutoencoder(nn.Module):
 
         progress: share of the training steps that are done, for what a variant anneals.
         """
+        x = x * self.scale
         z = self.encode(x)
         quantized = self.quantize(z, progress)
         reconstructed = self.decode(self.pass_through(z, quantized.zq))
@@ -189,12 +201,20 @@ class ResidualAutoencoder(nn.Module):
                 revived += book.revive(residuals, self.settings.dead_code_share, rng)
         return revived
 
+    @property
+    def latent_scale(self) -> float:
+        """How much larger this model's latents are than those of its quantizer."""
+        return self.scale if self.encoder.skip else 1.0
+
     def start_codebooks(self, books: list[np.ndarray]) -> None:
-        """Put vectors into the distinct codebooks, [K, e] each."""
+        """Put vectors, of the quantizer's latents, into the distinct codebooks, [K, e] each."""
         for book, vectors in zip(self.distinct_codebooks(), books, strict=True):
-            book.start(torch.from_numpy(vectors))
+            book.start(torch.from_numpy(vectors) * self.latent_scale)
 
     def quantizer(self) -> Quantizer:
-        """What has been learnt so far."""
-        books = [codebook.vectors().detach().numpy().copy() for codebook in self.codebooks]
-        return Quantizer(Codebooks(books), self.encoder, self.decoder)
+        """What has been learnt so far, for vectors as they are."""
+        own, latent = self.scale, self.latent_scale
+        books = [(codebook.vectors().detach() / latent).numpy().copy() for codebook in self.codebooks]
+        return Quantizer(
+            Codebooks(books), self.encoder.rescaled(own, 1 / latent), self.decoder.rescaled(latent, 1 / own)
+        )

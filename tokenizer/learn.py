@@ -50,7 +50,7 @@ def learn(
     if settings.quantizer == "coarse_to_fine":
         return Quantizer(coarse_to_fine.fit(vectors, level_sizes, seed, settings.kmeans))
     if settings.quantizer in AUTOENCODERS:
-        model = trained_quantizer.build(settings, len(vectors), vectors.shape[1], level_sizes, seed)
+        model = trained_quantizer.build(settings, vectors, level_sizes, seed)
         return trained_quantizer.learn_by_training(model, settings, vectors, level_sizes, seed, folder)
     if settings.quantizer == "lora":
         model = build_lora(settings, source_blocks(vectors), level_sizes, seed)

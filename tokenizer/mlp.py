@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,20 @@ class Mlp(nn.Module):
     def settings(self) -> dict[str, list[list[int]] | list[int] | bool]:
         """The constructor's arguments, as JSON can hold them."""
         return {"blocks": [list(block) for block in self.blocks], "hidden": self.hidden, "skip": self.skip}
+
+    def rescaled(self, gain_in: float, gain_out: float) -> Mlp:
+        """A copy whose output is gain_out times this one's at gain_in times the input, to the bit where the gains are powers of two.
+
+        With a skip, the product of the gains must be 1.
+        """
+        assert not self.skip or gain_in * gain_out == 1
+        copy = deepcopy(self)
+        with torch.no_grad():
+            for stack in copy.stacks:
+                stack[0].weight *= gain_in  # type: ignore[index]
+                stack[-1].weight *= gain_out  # type: ignore[index]
+                stack[-1].bias *= gain_out  # type: ignore[index]
+        return copy
 
     def forward(self, x: Tensor) -> Tensor:
         """[n, sum of in] to [n, sum of out]."""

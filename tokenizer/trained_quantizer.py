@@ -9,6 +9,7 @@ vq              rqvae with a single level. (VQ-VAE, arXiv 1711.00937)
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from tokenizer.residual_kmeans import fit
 from tokenizer.training import Training
 
 DEFAULT_E_DIM = 32
+SAMPLED_ROWS = 4096
 
 
 def check(settings: QuantizerSettings, dimensions: int, level_sizes: list[int]) -> None:
@@ -65,10 +67,16 @@ def book_sizes(settings: QuantizerSettings, level_sizes: list[int]) -> list[int]
     return level_sizes[:1] if settings.training.shared_codebook else level_sizes
 
 
-def build(
-    settings: QuantizerSettings, n_items: int, dimensions: int, level_sizes: list[int], seed: int
-) -> ResidualAutoencoder:
-    """The model before it has seen a vector; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`."""
+def fitting_scale(vectors: Rows) -> float:
+    """The power of two that brings the root mean square of the numbers in `vectors` [N, D] nearest to 1, seen in at most 4,096 rows."""
+    rows = vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
+    square = float(np.square(rows, dtype=np.float64).mean())
+    return 2.0 ** round(-0.5 * math.log2(square)) if square > 0 else 1.0
+
+
+def build(settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], seed: int) -> ResidualAutoencoder:
+    """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`."""
+    n_items, dimensions = len(vectors), vectors.shape[1]
     training, plus, e = settings.training, settings.quantizer == "rqkmeans_plus", latent_width(settings, dimensions)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,9 +90,9 @@ def build(
             books.append(EmaCodebook(start, training.ema_decay, rows_per_step))
         else:
             books.append(Codebook(start))
-    return ResidualAutoencoder(
-        encoder, books * len(level_sizes) if training.shared_codebook else books, decoder, training
-    )
+    by_level = books * len(level_sizes) if training.shared_codebook else books
+    # RQ-VAE is left as it is: scaled, its codebooks learn too slowly to follow their own encoder
+    return ResidualAutoencoder(encoder, by_level, decoder, training, fitting_scale(vectors) if plus else 1.0)
 
 
 def start_codebooks(
@@ -116,12 +124,12 @@ def learn_by_training(
 ) -> Quantizer:
     """Start the codebooks of `model`, train it on `vectors` [N, D], and return what it learnt.
 
-    folder: where checkpoints are kept while it trains, and the training curve is written to training.json; None for neither. Raises
-    InputError when the loss is not finite.
+    folder: where checkpoints are kept while it trains, and the training curve is written to training.json, with the `scale` of the vectors
+    whose losses it holds; None for neither. Raises InputError when the loss is not finite.
     """
     config = settings.recorded() | {"level_sizes": level_sizes, "seed": seed, "shape": list(vectors.shape)}
     training = Training(model, vectors, settings.training, seed, config, folder)
     curve = training.run(lambda: start_codebooks(model, settings, vectors, level_sizes, seed))
     if folder:
-        write_json(folder / "training.json", curve)
+        write_json(folder / "training.json", curve | {"scale": model.scale})
     return model.quantizer()
