@@ -11,7 +11,7 @@ from data.stage import InputError
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 
-# first a file of configs/tokenizer without .yaml, where there is one of this name, else a quantizer; then flags
+# the name of a file in configs/tokenizer, or of a quantizer that needs none, then flags
 QUANTIZERS = {
     "random": "random",
     "rqkmeans_plain": "rqkmeans --clusters plain --lloyd_iterations 60",  # until it hardly moves
@@ -28,10 +28,12 @@ QUANTIZERS = {
     "product": "product",
     "coarse_to_fine": "coarse_to_fine",
     "fsq": "fsq",
+    "fsq_residual": "fsq_residual",
     "rqkmeans_fsq": "rqkmeans_fsq",
 }
-# levels of an FSQ token with about so many codes (arXiv 2309.15505 gives those of 240)
-FSQ_LEVELS = {64: (8, 8), 128: (5, 5, 5), 256: (8, 6, 5)}
+# levels of an FSQ token with about so many codes; residual tokens share their dimensions, so they have more of fewer levels
+FSQ_LEVELS = {64: (8, 8), 256: (8, 6, 5)}
+RESIDUAL_FSQ_LEVELS = {64: (4, 4, 4), 256: (3, 3, 3, 3, 3)}
 
 
 def check_names(names: list[str]) -> None:
@@ -47,15 +49,15 @@ def flags_of(name: str, level_sizes: list[int]) -> list[str]:
     config = ROOT / "configs" / "tokenizer" / f"{first}.yaml"
     flags = ["--config", str(config)] if config.exists() else ["--quantizer", first]
     sizes = list(level_sizes)
-    if first in ("fsq", "rqkmeans_fsq"):
-        nearest = min(FSQ_LEVELS, key=lambda size: abs(size - sizes[-1]))
-        flags += ["--fsq_levels", *map(str, FSQ_LEVELS[nearest])]
-        codes = math.prod(FSQ_LEVELS[nearest])
-        if first == "fsq":
-            flags += ["--fsq_tokens", str(len(sizes))]
-            sizes = [codes] * len(sizes)
+    if "fsq" in first:
+        choices = RESIDUAL_FSQ_LEVELS if first == "fsq_residual" else FSQ_LEVELS
+        fsq_levels = choices[min(choices, key=lambda size: abs(size - sizes[-1]))]
+        flags += ["--fsq_levels", *map(str, fsq_levels)]
+        if first == "rqkmeans_fsq":
+            sizes[-1] = math.prod(fsq_levels)
         else:
-            sizes[-1] = codes
+            flags += ["--fsq_tokens", str(len(sizes))]
+            sizes = [math.prod(fsq_levels)] * len(sizes)
     return [*flags, *changes, "--level_sizes", *map(str, sizes)]
 
 

@@ -70,7 +70,7 @@ PLANS = {
     ),
     "amazon-beauty": Plan(
         prepare="--dataset own --interactions {raw_dir}/interactions.parquet --items {raw_dir}/items.csv",
-        sft=f"{SFT} --max_items 20 --num_train_epochs 8 --per_device_train_batch_size 64",
+        sft=f"{SFT} --max_items 20 --num_train_epochs 5 --per_device_train_batch_size 64",
         level_sizes=[256, 256],
         deeper=[256, 256, 256],
     ),
