@@ -275,12 +275,35 @@ def test_static_shapes_find_the_same(normaliser, stochastic, case, monkeypatch):
         )
         runs.append(list(shapes))
     assert runs[0] == runs[2], "another model, other scores, the same shapes"
+    assert len(runs[0]) == len(SIZES) - 1, "a step a code but the first, none for a forced end token"
     positions = [sum(width for _, width, _ in run) for run in runs]
     assert positions[1] < positions[0] if normaliser == "children" else positions[1] == positions[0]
     assert torch.equal(found[0].items, found[1].items)
     torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-6, rtol=0)
     if stochastic:
         torch.testing.assert_close(found[0].draws.weights, found[1].draws.weights, atol=1e-5, rtol=1e-4)
+
+
+def test_a_compiled_decoder_has_one_graph_a_level(case):
+    """New prompts, other paddings and other choices neither break the graph nor make another."""
+    model, plain = make_model("qwen3"), make_model("qwen3")
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[Tensor]):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model.model.forward = torch.compile(model.model.forward, backend=count, dynamic=False, fullgraph=True)
+    for shift in (0, 1, 7):
+        ids = (case.input_ids + shift) % 40 * case.mask.roll(shift, dims=0)
+        mask = case.mask.roll(shift, dims=0)
+        found = beam_search(model, ids, mask, VOCABULARY, case.trie, BEAMS, static_shapes=True)
+        wanted = beam_search(plain, ids, mask, VOCABULARY, case.trie, BEAMS)
+        assert torch.equal(found.items, wanted.items)
+        torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-5, rtol=0)
+        assert len(graphs) == len(SIZES)
+    torch.compiler.reset()
 
 
 def test_the_sum_over_all_tokens_in_parts(monkeypatch):
