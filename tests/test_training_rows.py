@@ -12,27 +12,26 @@ import torch
 from data.stage import InputError
 from tokenizer import training_rows
 from tokenizer.balance import codes_of_equal_size
-from tokenizer.nearest import BLOCK
 from tokenizer.processes import encode_together, join_processes
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.residual_kmeans import fit
-from tokenizer.training_rows import TrainingRows
+from tokenizer.training_rows import DEALT, TrainingRows
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {
-    "plain": KmeansSettings(clusters="plain"),
-    "relaxed": KmeansSettings(),
-    "slack": KmeansSettings(clusters="balanced", slack=1.5, balanced_iterations=4),
-    "exact": KmeansSettings(clusters="exact", balanced_iterations=3),
+    "plain": KmeansSettings(clusters="plain", lloyd_iterations=6),
+    "relaxed": KmeansSettings(balanced_iterations=3, lloyd_iterations=4),
+    "slack": KmeansSettings(clusters="balanced", slack=1.5, balanced_iterations=3),
+    "exact": KmeansSettings(clusters="exact", balanced_iterations=2),
 }
 
 
 def vectors() -> np.ndarray:
-    """[7000, 8]: blocks of 2048 for both processes, the last one not whole; so few distinct rows that codes get empty."""
+    """[40000, 8]: blocks of 16,384 for both processes, the last one not whole; with many equal rows, so that codes get empty."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((7000, 8)).astype(np.float32)
-    rows[:6000] = rows[rng.integers(0, 40, 6000)]
+    rows = rng.standard_normal((40_000, 8)).astype(np.float32)
+    rows[:39_000] = rows[rng.integers(0, 40, 39_000)]
     return rows
 
 
@@ -76,22 +75,22 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
 
 def test_blocks_are_dealt_in_turn_and_thinned_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = vectors()
-    items = torch.arange(1000, 7000)
+    items = torch.arange(1000, 37_000)
     shares = []
     for rank in (0, 1):
         as_rank(monkeypatch, rank)
         shares.append(TrainingRows.read(rows, items))
     for share in shares:
-        assert share.total == 6000
+        assert share.total == 36_000
         np.testing.assert_array_equal(share.values, rows[1000 + share.positions])
-    assert shares[0].positions[:BLOCK].tolist() == list(range(BLOCK))
+    assert shares[0].positions[: DEALT + 1].tolist() == [*range(DEALT), 2 * DEALT]
     both = torch.cat([share.positions for share in shares])
-    assert both.sort().values.tolist() == list(range(6000))
-    thin = [share.thinned(700) for share in shares]  # every eighth of 6,000
+    assert both.sort().values.tolist() == list(range(36_000))
+    thin = [share.thinned(4400) for share in shares]  # every eighth
     for share in thin:
-        assert share.total == 750
+        assert share.total == 4500
         np.testing.assert_array_equal(share.values, rows[1000 + 8 * share.positions])
-    assert torch.cat([share.positions for share in thin]).sort().values.tolist() == list(range(750))
+    assert torch.cat([share.positions for share in thin]).sort().values.tolist() == list(range(4500))
 
 
 def test_thinning_keeps_between_the_number_asked_for_and_twice_as_many() -> None:
@@ -102,7 +101,7 @@ def test_thinning_keeps_between_the_number_asked_for_and_twice_as_many() -> None
         7000,
         3500,
         1750,
-        4,
+        2,
     ]
 
 

@@ -76,13 +76,16 @@ def codes_of_equal_size(rows: TrainingRows, priced: torch.Tensor) -> torch.Tenso
     room[counts.argsort(descending=True, stable=True)[: N % K]] += 1
     while bool((room < 0).any()):
         movable = (room[codes] < 0).nonzero().flatten()
-        scores = everything[movable]
-        own = scores.gather(1, codes[movable, None])[:, 0]
+        own, scores = codes[movable], everything[movable]
         cost, target = (scores + torch.where(room > 0, 0.0, float("inf"))).min(1)
-        for index in (cost - own).argsort(stable=True).tolist():
-            old, new = int(codes[movable[index]]), int(target[index])
-            if room[old] < 0 < room[new]:
-                codes[movable[index]] = new
-                room[old] += 1
-                room[new] -= 1
+        order = (cost - scores.gather(1, own[:, None])[:, 0]).argsort(stable=True)
+        left, moves = room.tolist(), []
+        for row, old, new in zip(movable[order].tolist(), own[order].tolist(), target[order].tolist(), strict=True):
+            if left[old] < 0 < left[new]:
+                moves.append((row, new))
+                left[old] += 1
+                left[new] -= 1
+        moved, to = torch.tensor(moves).T
+        codes[moved] = to
+        room = torch.tensor(left)
     return codes[rows.positions]

@@ -8,7 +8,7 @@ sub-codebook of a product quantizer is zero outside its own dimensions, the grid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from tokenizer.item_vectors import Rows, chunks
-from tokenizer.nearest import BLOCK, nearest_codes
+from tokenizer.nearest import BLOCK, nearest_codes, nearest_in
 
 
 @dataclass(frozen=True)
@@ -76,27 +76,34 @@ class Codebooks:
         """The nearest code on every level, each given the codes before it. latents: [N, e]. Returns int32 [N, L]."""
         assert latents.shape[1] == self.width, f"latents are {latents.shape}, codebooks hold vectors of {self.width}"
         codes = np.empty((len(latents), len(self.books)), dtype=np.int32)
+        searches = [self._search(level) for level in range(len(self.books))]
         conditional = any(book.ndim == 3 for book in self.books)
         for rows, chunk in chunks(latents):
             step = len(chunk) if conditional else BLOCK  # all levels of a block while it is in the cache
             for start in range(0, len(chunk), step):
                 residual = torch.tensor(chunk[start : start + step])  # a copy: it is written to
                 here = codes[rows][start : start + step]  # a view
-                for level in range(len(self.books)):
-                    here[:, level] = self._nearest(residual, level, here)
-                    residual -= torch.from_numpy(self.vectors_of(level, here))
+                for level, search in enumerate(searches):
+                    here[:, level] = search(residual, here)
+                    if level + 1 < len(searches):
+                        residual -= torch.from_numpy(self.vectors_of(level, here))
         return codes
 
-    def _nearest(self, residual: torch.Tensor, level: int, codes: np.ndarray) -> np.ndarray:
-        """Index of the nearest code, [n]; the lowest index among equals. codes: [n, L], filled up to `level`."""
+    def _search(self, level: int) -> Callable[[torch.Tensor, np.ndarray], np.ndarray]:
+        """(residual [n, e], codes [n, L], filled up to `level`) → the nearest code, [n]; the lowest index among equals."""
         book, price = torch.from_numpy(self.books[level]), torch.from_numpy(self.prices[level])
         if book.ndim == 2:
-            return nearest_codes(residual, book, price).numpy()
-        nearest = np.empty(len(residual), dtype=np.int64)
-        for previous in np.unique(codes[:, level - 1]):
-            own = np.flatnonzero(codes[:, level - 1] == previous)
-            nearest[own] = nearest_codes(residual[own], book[previous], price).numpy()
-        return nearest
+            search = nearest_in(book, price)
+            return lambda residual, codes: search(residual).numpy()
+
+        def of_previous(residual: torch.Tensor, codes: np.ndarray) -> np.ndarray:
+            nearest = np.empty(len(residual), dtype=np.int64)
+            for previous in np.unique(codes[:, level - 1]):
+                own = np.flatnonzero(codes[:, level - 1] == previous)
+                nearest[own] = nearest_codes(residual[own], book[previous], price).numpy()
+            return nearest
+
+        return of_previous
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """The latents that the codes stand for: the sum over the codes given. codes: [n, <= L]. Returns float32 [n, e]."""

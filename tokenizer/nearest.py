@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -33,13 +34,20 @@ def distances(rows: torch.Tensor, codebook: torch.Tensor, prices: torch.Tensor |
 
 def nearest_codes(rows: torch.Tensor, codebook: torch.Tensor, prices: torch.Tensor | None = None) -> torch.Tensor:
     """argmin_k ||r - c_k||^2 (+ price_k), the lowest index among equals: int64 [n]. rows: float32 [n, e]; codebook: float32 [K, e]."""
-    K, width = codebook.shape
-    worthwhile = width >= LEAST_WIDTH and min(len(rows), BLOCK) * K * width >= FEWEST_PRODUCTS
-    if worthwhile and bf16_is_faster():
-        return _nearest_through_bf16(rows, codebook, prices)
-    if len(rows) == 0:
-        return torch.empty(0, dtype=torch.int64)
-    return torch.cat([distances(block, codebook, prices).argmin(1) for block in rows.split(BLOCK)])
+    return nearest_in(codebook, prices)(rows)
+
+
+def nearest_in(codebook: torch.Tensor, prices: torch.Tensor | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`nearest_codes` of one codebook, prepared for rows that come in pieces."""
+    products_of_block = BLOCK * codebook.numel()
+    if codebook.shape[1] >= LEAST_WIDTH and products_of_block >= FEWEST_PRODUCTS and bf16_is_faster():
+        return NearestThroughBf16(codebook, prices)
+    return lambda rows: _nearest_in_float32(rows, codebook, prices)
+
+
+def _nearest_in_float32(rows: torch.Tensor, codebook: torch.Tensor, prices: torch.Tensor | None) -> torch.Tensor:
+    blocks = [distances(block, codebook, prices).argmin(1) for block in rows.split(BLOCK)]
+    return torch.cat(blocks) if len(rows) else torch.empty(0, dtype=torch.int64)
 
 
 @functools.cache
@@ -66,32 +74,40 @@ def _seconds_of_product(dtype: torch.dtype) -> float:
     return best
 
 
-def _nearest_through_bf16(rows: torch.Tensor, codebook: torch.Tensor, prices: torch.Tensor | None) -> torch.Tensor:
+class NearestThroughBf16:
     """As `nearest_codes`. Scores are made positive, and then carry their code in their lowest bits, so that a minimum finds both."""
-    n, (K, width) = len(rows), codebook.shape
-    low_bits = (K - 1).bit_length()
-    mask = (1 << low_bits) - 1
-    bias = codebook.square().sum(1) + (0 if prices is None else prices)
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    lowest = 1.1 * float(norms.max()) ** 2 - (0.0 if prices is None else min(float(prices.min()), 0.0))
-    shifted = bias + lowest  # ||c||^2 - 2 r·c >= -||r||^2, so that scores with this bias are positive
-    from_inputs = norms * (INPUT_ROUNDING / width**0.5 * float(torch.linalg.vector_norm(codebook, dim=1).max()))
-    narrow, codes = (-2 * codebook).bfloat16().T, torch.arange(K, dtype=torch.int32)
-    nearest, unsure = torch.empty(n, dtype=torch.int64), torch.empty(n, dtype=torch.bool)
-    scores_of_block, flags_of_block = torch.empty(min(n, BLOCK), K), torch.empty(min(n, BLOCK), K)
-    for start in range(0, n, BLOCK):
-        here = slice(start, min(start + BLOCK, n))
-        scores, flags = scores_of_block[: here.stop - start], flags_of_block[: here.stop - start]  # [block, K]
-        scores.copy_(torch.mm(rows[here].bfloat16(), narrow))
-        largest = -scores.amin(1)  # of the products that compete, where they are negative
-        coded = scores.add_(shifted).view(torch.int32).bitwise_and_(~mask).bitwise_or_(codes)
+
+    def __init__(self, codebook: torch.Tensor, prices: torch.Tensor | None) -> None:
+        K, width = codebook.shape
+        self.codebook, self.prices = codebook, prices
+        bias = codebook.square().sum(1) + (0 if prices is None else prices)
+        self.narrow_bias = bias.bfloat16()
+        self.rest_of_bias = bias - self.narrow_bias
+        self.lowest_price = 0.0 if prices is None else min(float(prices.min()), 0.0)
+        self.narrow = (-2 * codebook).bfloat16().T  # [e, K]
+        self.input_rounding = INPUT_ROUNDING / width**0.5 * float(torch.linalg.vector_norm(codebook, dim=1).max())
+        self.low_bits = (K - 1).bit_length()
+        self.codes = torch.arange(K, dtype=torch.int32)
+        self.scores, self.flags = torch.empty(BLOCK, K), torch.empty(BLOCK, K)
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """rows: float32 [n, e]. Returns int64 [n]."""
+        pieces = [self._of_block(block) for block in rows.split(BLOCK)]
+        return torch.cat(pieces) if len(rows) else torch.empty(0, dtype=torch.int64)
+
+    def _of_block(self, rows: torch.Tensor) -> torch.Tensor:
+        scores, flags = self.scores[: len(rows)], self.flags[: len(rows)]  # [n, K]
+        norms = torch.linalg.vector_norm(rows, dim=1)
+        shift = 1.1 * float(norms.max()) ** 2 - self.lowest_price  # ||c||^2 - 2 r·c >= -||r||^2: makes scores positive
+        mask = (1 << self.low_bits) - 1
+        scores.copy_(torch.addmm(self.narrow_bias, rows.bfloat16(), self.narrow)).add_(self.rest_of_bias + shift)
+        coded = scores.view(torch.int32).bitwise_and_(~mask).bitwise_or_(self.codes)
         least = coded.amin(1)
-        nearest[here] = least & mask
         best = least.view(torch.float32)
-        largest = largest.clamp_min(0) + (best - lowest).clamp_min(0)
-        limit = best * (1 + 2.0 ** (low_bits - 22)) + 2 * ROUNDING * largest + from_inputs[here]
-        unsure[here] = torch.le(scores, limit[:, None], out=flags).sum(1) > 1
-    again = unsure.nonzero().flatten()
-    for part in again.split(BLOCK):
-        nearest[part] = distances(rows[part], codebook, prices).argmin(1)
-    return nearest
+        rounding = 2 * ROUNDING * (best - shift).abs() + self.input_rounding * norms  # of two scores near the best
+        limit = best * (1 + 2.0 ** (self.low_bits - 22)) + rounding
+        nearest = least.bitwise_and(mask).long()
+        unsure = (torch.le(scores, limit[:, None], out=flags).sum(1) > 1).nonzero().flatten()
+        if len(unsure):
+            nearest[unsure] = distances(rows[unsure], self.codebook, self.prices).argmin(1)
+        return nearest

@@ -62,13 +62,13 @@ def fit(
     )
     with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
         task = progress.add_task("k-means iterations", total=len(level_sizes) * _iterations(settings))
-        for size in level_sizes:
+        for level, size in enumerate(level_sizes):
             start = rows.at(torch.randperm(n_train, generator=generator)[:size])
             book, price = _cluster(rows, start, settings, lambda: progress.advance(task))
-            codes = nearest_codes(rows.values, book, price)
-            rows = rows.with_values(rows.values - book[codes])
             books.append(book.numpy())
             prices.append(price.numpy())
+            if level + 1 < len(level_sizes):
+                rows = rows.with_values(rows.values - book[nearest_codes(rows.values, book, price)])
     return Codebooks(books, prices)
 
 
@@ -85,16 +85,18 @@ def _cluster(
     """One level, from the centroids `start` [K, D]: its codebook [K, D] and its prices [K]."""
     K = len(start)
     few = rows.thinned(EARLY_ROWS_PER_CODE * K)
-    if settings.clusters == "plain":
+    centroids, prices = start, torch.zeros(K)
+    if settings.clusters != "plain" and settings.balanced_iterations:
+        centroids = _plain_iterations(few, centroids, WARM_UP, advance)
+        most = MOST_DISTANCES // K
+        some = (few if settings.clusters == "relaxed" else rows).thinned(most)
+        centroids, balanced = balanced_iterations(some, centroids, settings, advance)
+        prices = prices if settings.clusters == "relaxed" else balanced
+    if settings.clusters in ("plain", "relaxed"):
         early = settings.lloyd_iterations // 2
-        centroids = _plain_iterations(few, start, early, advance)
-        return _plain_iterations(rows, centroids, settings.lloyd_iterations - early, advance), torch.zeros(K)
-    warm_up = WARM_UP if settings.balanced_iterations else 0
-    centroids = _plain_iterations(few, start, warm_up, advance)
-    if settings.clusters == "relaxed":
-        centroids, _ = balanced_iterations(few.thinned(MOST_DISTANCES // K), centroids, settings, advance)
-        return _plain_iterations(rows, centroids, settings.lloyd_iterations, advance), torch.zeros(K)
-    return balanced_iterations(rows.thinned(MOST_DISTANCES // K), centroids, settings, advance)
+        centroids = _plain_iterations(few, centroids, early, advance)
+        centroids = _plain_iterations(rows, centroids, settings.lloyd_iterations - early, advance)
+    return centroids, prices
 
 
 def _plain_iterations(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from tokenizer.item_vectors import CHUNK, Rows
-from tokenizer.nearest import BLOCK
 from tokenizer.processes import rank_and_processes, summed
+
+DEALT = 16_384  # rows of a block; a power of two
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,14 @@ class TrainingRows:
     values: torch.Tensor
     positions: torch.Tensor
     total: int
-    block: int = BLOCK
+    block: int = DEALT
 
     @classmethod
     def read(cls, vectors: Rows, items: torch.Tensor) -> TrainingRows:
         """This process's share of `vectors` at `items` (int64 [total], ascending), read piece by piece."""
         rank, processes = rank_and_processes()
         positions = torch.arange(len(items))
-        positions = positions[positions // BLOCK % processes == rank]
+        positions = positions[positions // DEALT % processes == rank]
         values = torch.empty(len(positions), vectors.shape[1])
         for start in range(0, len(positions), CHUNK):
             here = items[positions[start : start + CHUNK]].numpy()
