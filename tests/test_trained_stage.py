@@ -71,7 +71,7 @@ def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         command(*flags)
     assert (run_dir / "sid" / CHECKPOINT).exists()
-    with pytest.raises(InputError, match=r"sid was made with commitment=0.25, not 0.5"):
+    with pytest.raises(InputError, match=r"sid was made with commitment=None, not 0.5"):
         command(*flags, "--commitment", "0.5")
     command(*flags)
     assert begun == [*range(1, 13), *range(11, 21)]

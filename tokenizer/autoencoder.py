@@ -34,6 +34,8 @@ from tokenizer.rotation import rotate
 from tokenizer.sinkhorn import balanced_codes
 from tokenizer.soft_usage import unevenness
 
+USUAL_COMMITMENT = 0.25  # beta where none is set
+
 
 class Codebook(nn.Module):
     """One level's vectors [K, e], learnt by gradient. Other kinds of codebook offer the same five methods."""
@@ -104,6 +106,7 @@ class ResidualAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.scale = scale
+        self.commitment = USUAL_COMMITMENT if settings.commitment is None else settings.commitment
         self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.codebooks: Any = nn.ModuleList(codebooks)
 
@@ -167,7 +170,7 @@ class ResidualAutoencoder(nn.Module):
         codebook = torch.stack([mse_loss(e, r.detach()) for r, e in pairs]).mean()
         commitment = torch.stack([mse_loss(r, e.detach()) for r, e in pairs]).mean()
         reconstruction = (l1_loss if settings.reconstruction == "l1" else mse_loss)(reconstructed, x)
-        loss = reconstruction + settings.quantization_weight * (codebook + settings.commitment * commitment)
+        loss = reconstruction + settings.quantization_weight * (codebook + self.commitment * commitment)
         losses = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}
         if settings.diversity_weight > 0:
             losses["diversity"] = self.diversity(quantized)

@@ -26,10 +26,10 @@ class KmeansSettings:
         metadata={"help": "balanced: the largest cluster may hold this many times N/K items; 1 = all about equal."},
     )
     balanced_iterations: int = field(
-        default=10, metadata={"help": "k-means iterations per level with balanced clusters."}
+        default=20, metadata={"help": "k-means iterations per level with clusters of equal size."}
     )
     lloyd_iterations: int = field(
-        default=10, metadata={"help": "Plain k-means iterations per level after the balanced ones."}
+        default=5, metadata={"help": "Plain k-means iterations per level, after the balanced ones; for `plain` use 20."}
     )
     train_rows_per_code: int = field(
         default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
@@ -90,8 +90,11 @@ class TrainingSettings:
     )
     reconstruction: str = field(default="mse", metadata={"help": "Reconstruction loss: `mse` or `l1`."})
     quantization_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
-    commitment: float = field(
-        default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
+    commitment: float | None = field(
+        default=None,
+        metadata={
+            "help": "beta: weight of the commitment loss beside the codebook loss; default: 1 for rqkmeans_plus, 0.25 for the others."
+        },
     )
     commitment_levels: str = field(
         default="all",
@@ -155,6 +158,8 @@ class TrainingSettings:
             raise InputError(f"hidden_sizes is {sizes!r}; give a list of whole numbers of at least 1, such as 512 256.")
         if self.e_dim is not None:
             _check_range(self, "e_dim", 1)
+        if self.commitment is not None:
+            _check_range(self, "commitment", 0.0)
         for name, least in LEAST.items():
             _check_range(self, name, least)
         for name in ("learning_rate", "gradient_clip", "quantization_weight"):
@@ -187,7 +192,6 @@ LEAST: dict[str, int | float] = {  # whole numbers where the least is one
     "weight_decay": 0.0,
     "gradient_clip": 0.0,
     "quantization_weight": 0.0,
-    "commitment": 0.0,
     "ema_decay": 0.0,
     "reset_every": 0,
     "dead_code_share": 0.0,

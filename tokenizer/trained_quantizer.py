@@ -10,6 +10,7 @@ vq              rqvae with a single level. (VQ-VAE, arXiv 1711.00937)
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ from tokenizer.residual_kmeans import fit
 from tokenizer.training import Training
 
 DEFAULT_E_DIM = 32
+PLUS_COMMITMENT = (
+    1.0  # holds X + MLP(X) near X; with 0.25 the latents grow, and items held out lose what the others win
+)
 SAMPLED_ROWS = 4096
 
 
@@ -78,6 +82,8 @@ def build(settings: QuantizerSettings, vectors: Rows, level_sizes: list[int], se
     """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`."""
     n_items, dimensions = len(vectors), vectors.shape[1]
     training, plus, e = settings.training, settings.quantizer == "rqkmeans_plus", latent_width(settings, dimensions)
+    if plus and training.commitment is None:
+        training = replace(training, commitment=PLUS_COMMITMENT)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Mlp([(dimensions, e)], training.hidden_sizes, skip=plus)
