@@ -96,7 +96,7 @@ class DownstreamConfig:
         metadata={"help": "Every quantizer runs with the first; the best two and plain k-means with the others too."},
     )
     cases: int = field(
-        default=5000, metadata={"help": "Valid cases, and test cases, at most; drawn once, the same for every row."}
+        default=10_000, metadata={"help": "Valid cases, and test cases, at most; drawn once, the same for every row."}
     )
     threads: int = field(default=1, metadata={"help": "Threads of each stage, so that two data sets can run at once."})
     overwrite: bool = field(default=False, metadata={"help": "Run these rows again, even if they are finished."})

@@ -33,6 +33,14 @@ def test_every_quantizer_of_the_tables_can_be_asked_for(name: str) -> None:
     assert "--level_sizes" in flags_of(name, [256, 256, 256])
 
 
+def test_changes_win_over_the_file() -> None:
+    training = read_settings("rqkmeans_plus_published", [256, 256])[0].training
+    assert (training.decoder, training.commitment_levels, training.learning_rate) == ("mlp", "first", 1e-4)
+    ema, rqvae = (read_settings(name, [256, 256])[0].training for name in ("ema_reset", "rqvae"))
+    assert (ema.codebook_start, ema.codebook_update, ema.reset_every > 0) == ("random", "ema", True)
+    assert (rqvae.codebook_start, rqvae.codebook_update) == ("random", "gradient")
+
+
 def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:
     """VQ has one level, so that it cannot tell the items of a catalogue apart; given codes are the user's own."""
     assert {read_settings(name, [256] * 3)[0].quantizer for name in QUANTIZERS} == set(USED_BY) - {"vq", "given"}
