@@ -12,7 +12,7 @@ import torch
 from data.stage import InputError
 from tokenizer import training_rows
 from tokenizer.balance import codes_of_equal_size
-from tokenizer.processes import encode_together, join_processes
+from tokenizer.processes import encode_together, join_processes, leave_processes
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.residual_kmeans import fit
@@ -51,6 +51,7 @@ def write_what_was_learnt() -> None:
     rank = join_processes("rqkmeans")
     torch.set_num_threads(1)
     np.savez(Path(sys.argv[1]) / f"{rank}.npz", **learn_all())
+    leave_processes()
 
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:

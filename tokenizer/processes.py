@@ -31,6 +31,13 @@ def join_processes(quantizer: str) -> int:
     return PartialState(cpu=True).process_index
 
 
+def leave_processes() -> None:
+    """End the work in common: each process goes on, or ends, alone. Without it, one that ends first could take the others with it."""
+    if rank_and_processes()[1] > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def rank_and_processes() -> tuple[int, int]:
     """This process's number and how many there are; (0, 1) without a process group."""
     if not (distributed.is_available() and distributed.is_initialized()):

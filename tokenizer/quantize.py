@@ -27,7 +27,7 @@ from tokenizer.item_vectors import ItemVectors
 from tokenizer.learn import check, learn_codes
 from tokenizer.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
 from tokenizer.lora_report import summary as lora_summary
-from tokenizer.processes import join_processes
+from tokenizer.processes import join_processes, leave_processes
 from tokenizer.quantizer import Quantizer
 from tokenizer.quantizer_settings import KINDS, QuantizerSettings
 from tokenizer.report import measure
@@ -93,6 +93,7 @@ def main() -> None:
     else:
         folder = stage.folder if settings.is_trained else None
         quantizer, codes_raw = learn_codes(settings, vectors, level_sizes, config.seed, folder)
+        leave_processes()
     if rank > 0:
         return  # the first process does the rest
     sids = semantic_ids(quantizer, vectors, codes_raw, config.unique)

@@ -131,4 +131,4 @@ def balanced_iterations(
 def _distances_into(squared: torch.Tensor, rows: torch.Tensor, centroids: torch.Tensor) -> None:
     """Write the distances [n, K], block by block."""
     for block, into in zip(rows.split(BLOCK), squared.split(BLOCK), strict=True):
-        into.copy_(distances(block, centroids))
+        distances(block, centroids, out=into)

@@ -48,12 +48,12 @@ class TrainingRows:
         return TrainingRows(values, self.positions, self.total, self.block)
 
     def thinned(self, most: int) -> TrainingRows:
-        """Every 2^j-th row (no copy), with the smallest j that leaves at most twice `most`; all rows when there are fewer."""
+        """Every 2^j-th row, with the largest j that leaves at least `most`; all rows when there are fewer than twice as many."""
         stride = 1
         while self.total // (2 * stride) >= most and 2 * stride <= self.block:
             stride *= 2
         kept = self.positions[::stride] // stride
-        return TrainingRows(self.values[::stride], kept, -(-self.total // stride), self.block // stride)
+        return TrainingRows(self.values[::stride].contiguous(), kept, -(-self.total // stride), self.block // stride)
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
         """The rows at `positions` [k], on every process: [k, D]."""
