@@ -22,10 +22,26 @@ from decoding.trie import SidTrie
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The catalogue at one moment: its trie, and the allow-lists of that trie by name."""
+    """The catalogue at one moment: its trie, and the allow-lists of that trie by name.
+
+    codes: int16 or int32 [n_slots, L], on the CPU, the SID of every item that is or was there, by which histories are rendered: an item
+    that was removed keeps it; -1 in the rows of items that never were.
+    """
 
     trie: SidTrie
+    codes: Tensor
     allow_lists: Mapping[str, AllowList]
+
+    def never_held(self, items: Tensor) -> Tensor:
+        """The ones of `items` (int64 [R]) that the catalogue does not hold and never held."""
+        outside = (items < 0) | (items >= len(self.codes))
+        return items[outside | (self.codes[items.masked_fill(outside, 0), 0] < 0)]
+
+    def allow_list(self, name: str) -> AllowList:
+        """Raises InputError when there is none of that name."""
+        if name not in self.allow_lists:
+            raise InputError(f"there is no allow-list {name!r}; make it first with `set_allow_list`.")
+        return self.allow_lists[name]
 
 
 class LiveCatalogue:
@@ -36,7 +52,7 @@ class LiveCatalogue:
     """
 
     def __init__(self, trie: SidTrie) -> None:
-        self.snapshot = Snapshot(trie, {})
+        self.snapshot = Snapshot(trie, _codes_by_item(trie), {})
         self._allowed: dict[str, Tensor] = {}  # bool, by item index; what lies beyond its end is not allowed
         self._changing = threading.Lock()
 
@@ -47,36 +63,34 @@ class LiveCatalogue:
         items join. Raises InputError when an item or a semantic ID is there already, twice in the call, or out of range.
         """
         with self._changing:
-            self._refuse_unknown(allow_lists)
+            for name in allow_lists:
+                self.snapshot.allow_list(name)
             trie = with_items(self.snapshot.trie, items, codes)
-            lists = {name: _padded(allowed, trie.n_slots) for name, allowed in self._allowed.items()}
+            codes_after = _grown(self.snapshot.codes, trie.n_slots)
+            codes_after[torch.as_tensor(items).long()] = torch.as_tensor(codes).to(codes_after.dtype)
+            lists = {name: _grown(allowed, trie.n_slots) for name, allowed in self._allowed.items()}
             for name, allowed in lists.items():
-                allowed[torch.as_tensor(items)] = name in allow_lists
-            self._swap(trie, lists)
+                allowed[torch.as_tensor(items).long()] = name in allow_lists
+            self._swap(trie, codes_after, lists)
 
     def remove(self, items: np.ndarray) -> None:
         """Take items (int64 [M]) out. Raises InputError when one is not in the catalogue, or none would be left."""
         with self._changing:
-            self._swap(without_items(self.snapshot.trie, items), self._allowed)
+            self._swap(without_items(self.snapshot.trie, items), self.snapshot.codes, self._allowed)
 
     def set_allow_list(self, name: str, items: np.ndarray) -> None:
         """Make or replace an allow-list: the items (int64 [M]) that it allows."""
         with self._changing:
-            trie, items = self.snapshot.trie, np.asarray(items)
+            now, trie, items = self.snapshot, self.snapshot.trie, np.asarray(items)
             _refuse_outside(items, trie)
             allowed = torch.zeros(trie.n_slots, dtype=torch.bool)
             allowed[torch.as_tensor(items)] = True
             self._allowed = self._allowed | {name: allowed}
-            self.snapshot = Snapshot(trie, {**self.snapshot.allow_lists, name: AllowList(trie, allowed)})
+            self.snapshot = Snapshot(trie, now.codes, {**now.allow_lists, name: AllowList(trie, allowed)})
 
-    def _swap(self, trie: SidTrie, allowed: dict[str, Tensor]) -> None:
+    def _swap(self, trie: SidTrie, codes: Tensor, allowed: dict[str, Tensor]) -> None:
         self._allowed = allowed
-        self.snapshot = Snapshot(trie, {name: AllowList(trie, items) for name, items in allowed.items()})
-
-    def _refuse_unknown(self, names: tuple[str, ...]) -> None:
-        unknown = [name for name in names if name not in self._allowed]
-        if unknown:
-            raise InputError(f"there is no allow-list {unknown[0]!r}; make it first with `set_allow_list`.")
+        self.snapshot = Snapshot(trie, codes, {name: AllowList(trie, items) for name, items in allowed.items()})
 
 
 def with_items(trie: SidTrie, items: np.ndarray, codes: np.ndarray) -> SidTrie:
@@ -173,6 +187,17 @@ def _refuse_outside(items: np.ndarray, trie: SidTrie) -> None:
         raise InputError(f"item {wrong[0]} is not in the catalogue, whose item indices are below {trie.n_slots}.")
 
 
-def _padded(flags: Tensor, n: int) -> Tensor:
-    """A copy of bool flags, with false up to length n."""
-    return torch.nn.functional.pad(flags, (0, n - len(flags)))
+def _codes_by_item(trie: SidTrie) -> Tensor:
+    """int16 or int32 [n_slots, L]: the SID of every item of the trie, -1 in the rows of holes."""
+    trie = trie.to("cpu")
+    rows = trie.sorted_codes()
+    codes = rows.new_full((trie.n_slots, trie.n_levels), -1)
+    codes[trie.item_of_leaf.stored.long()] = rows
+    return codes
+
+
+def _grown(table: Tensor, n: int) -> Tensor:
+    """A copy with n rows, the new ones false, or -1."""
+    grown = table.new_full((n, *table.shape[1:]), False if table.dtype == torch.bool else -1)
+    grown[: len(table)] = table
+    return grown

@@ -33,15 +33,10 @@ class SidVocabulary:
     first_tokens: tuple[int, ...]
     level_sizes: tuple[int, ...]
 
-    def level_logits(self, hidden: Tensor, head: Tensor | OutputHead, level: int) -> Tensor:
-        """float32 [R, K_level]: logits of the level's codes only. hidden [R, H]; head: the model's head, or its rows [V, H]."""
+    def level_logits(self, hidden: Tensor, head: OutputHead, level: int) -> Tensor:
+        """float32 [R, K_level]: logits of the level's codes only. hidden: [R, H]."""
         first = self.first_tokens[level]
-        return as_head(head).logits(hidden, first, first + self.level_sizes[level])
-
-
-def as_head(head: Tensor | OutputHead) -> OutputHead:
-    """Output rows [V, H] alone are a head without bias."""
-    return OutputHead(head) if isinstance(head, Tensor) else head
+        return head.logits(hidden, first, first + self.level_sizes[level])
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
@@ -52,7 +47,7 @@ def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
 
 def code_log_probs(
     hidden: Tensor,
-    head: Tensor | OutputHead,
+    head: OutputHead,
     vocabulary: SidVocabulary,
     level: int,
     codes: Tensor,
@@ -69,16 +64,16 @@ def code_log_probs(
     logits = level_logits.gather(1, codes)
     if normaliser == "children":
         return child_log_probs(logits, exists)
-    total = level_logits.logsumexp(-1) if normaliser == "level" else as_head(head).log_sum(hidden)
+    total = level_logits.logsumexp(-1) if normaliser == "level" else head.log_sum(hidden)
     return (logits - total[:, None]).masked_fill(~exists, -torch.inf)
 
 
 def next_code_log_probs(
-    hidden: Tensor, items: Tensor, head: Tensor | OutputHead, vocabulary: SidVocabulary, trie: SidTrie, level: int
+    hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie, level: int
 ) -> tuple[Tensor, Tensor]:
     """The policy's distribution at one level under each item's own prefix.
 
-    hidden: [R, H], the states that predict the level's code. items: int64 [R]. head: the model's head, or its rows [V, H].
+    hidden: [R, H], the states that predict the level's code. items: int64 [R].
     Returns float32 [R, K_level] of log-probabilities, -inf for codes that do not exist, and int64 [R], the items' codes.
     """
     logits = vocabulary.level_logits(hidden, head, level)
@@ -86,13 +81,11 @@ def next_code_log_probs(
     return log_probs, trie.code[level][trie.node_of_item[level + 1][items]].long()
 
 
-def item_log_probs(
-    hidden: Tensor, items: Tensor, head: Tensor | OutputHead, vocabulary: SidVocabulary, trie: SidTrie
-) -> Tensor:
+def item_log_probs(hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
     """float32 [R, L]: log π of each code of `items`, given the codes before it.
 
-    hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. head: the model's head, or
-    its rows [V, H]. The sum over levels is the item's log-probability.
+    hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. The sum over levels is the
+    item's log-probability.
     """
     assert hidden.ndim == 3
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"

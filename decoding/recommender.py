@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from data.stage import InputError, require_finished
 from decoding.beam_search import Beams, beam_search
+from decoding.catalogue import LiveCatalogue, Snapshot
 from decoding.eligibility import Eligibility
 from decoding.exhaustive import exact_top, leaf_log_probs
 from decoding.renderer import Renderer
@@ -37,9 +38,20 @@ class Recommendations:
 
 @dataclass(frozen=True)
 class Recommender:
+    """Any number of threads may ask it while others change its catalogue: a call takes one snapshot and keeps it to its end.
+
+    renderer: as the model was trained; the histories of a call are rendered with the codes of its snapshot. catalogue: insert items
+    under new SIDs, remove items, make allow-lists. A removed item is not recommended, and may still stand in histories.
+    """
+
     model: PreTrainedModel
     renderer: Renderer
-    trie: SidTrie
+    catalogue: LiveCatalogue
+
+    @property
+    def trie(self) -> SidTrie:
+        """The catalogue's trie at this moment."""
+        return self.catalogue.snapshot.trie
 
     @classmethod
     def load(cls, run_dir: Path, stage: str) -> Recommender:
@@ -55,7 +67,7 @@ class Recommender:
         """Raises InputError when the model is of a kind that decoding cannot continue from a shared prompt."""
         check_decoder(model, renderer.vocabulary)
         trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
-        return cls(model, renderer, trie.to(model.device))
+        return cls(model, renderer, LiveCatalogue(trie.to(model.device)))
 
     def recommend(
         self,
@@ -65,65 +77,76 @@ class Recommender:
         progress: str | None = None,
         beams: int = FEWEST_BEAMS,
         exact: bool = False,
+        allow: str | None = None,
     ) -> Recommendations:
         """The k most probable next items of every history: min(k, reachable) of them, distinct, best first.
 
         histories: item indices, oldest first. exclude_seen: leave out the items of the history, inside the search, so that k
         results are k unseen items. progress: a label for a progress bar. beams: width of the search, raised to k where it is less:
         a search of k beams finds k items where there are k (see `decoding.beam_search`). exact: score the whole catalogue instead
-        of searching. Of equal scores, the item whose SID is first in order comes first.
-        Raises InputError for a k or beams below 1, an empty history or an item outside the catalogue.
+        of searching. allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item
+        whose SID is first in order comes first.
+        Raises InputError for a k or beams below 1, an unknown allow-list, an empty history or an item that never was in the catalogue.
         """
         if k < 1 or beams < 1:
             raise InputError(f"k={k} recommendations by {beams} beams cannot be made; ask for 1 or more of both.")
-        self._check(histories)
+        snapshot = self.catalogue.snapshot  # once: what changes from here on is for later calls
+        allowed = None if allow is None else snapshot.allow_list(allow)
+        _check(histories, snapshot)
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
         reachable = np.zeros(len(histories), dtype=np.int64)
-        longest = max(1, SCORES_PER_BATCH // self.trie.n_items) if exact else len(histories)
+        longest = max(1, SCORES_PER_BATCH // snapshot.trie.n_items) if exact else len(histories)
         batches = self._batches(histories, longest)
         for rows in track(batches, description=progress or "", disable=progress is None, transient=True):
             batch = [histories[row] for row in rows]
-            eligible = Eligibility(self.trie, len(batch), excluded=batch) if exclude_seen else None
-            found = self._score(batch, eligible, k) if exact else self._search(batch, eligible, max(k, beams))
+            eligible = None
+            if exclude_seen or allowed is not None:
+                eligible = Eligibility(snapshot.trie, len(batch), batch if exclude_seen else None, allowed)
+            search, width = (self._score, k) if exact else (self._search, max(k, beams))
+            found = search(snapshot, batch, eligible, width)
             width = min(k, found.items.shape[1])
             items[rows, :width] = found.items[:, :width].cpu().numpy()
             log_probs[rows, :width] = found.log_probs[:, :width].cpu().numpy()
             reachable[rows] = found.reachable.cpu().numpy()
         return Recommendations(items, log_probs, reachable)
 
-    def _check(self, histories: list[np.ndarray]) -> None:
-        for row, history in enumerate(histories):
-            if len(history) == 0:
-                raise InputError(f"history {row} is empty; a recommendation needs at least one item.")
-            if min(history) < 0 or max(history) >= self.trie.n_slots:
-                raise InputError(f"history {row} holds an item outside the catalogue of {self.trie.n_slots} items.")
-
-    def _search(self, histories: list[np.ndarray], eligible: Eligibility | None, beams: int) -> Beams:
-        input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(histories))
+    def _search(
+        self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, beams: int
+    ) -> Beams:
+        input_ids, attention_mask = self._prompts(snapshot, histories)
         vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
         return beam_search(
-            self.model, input_ids, attention_mask, vocabulary, self.trie, beams, eligible, normaliser=normaliser
+            self.model, input_ids, attention_mask, vocabulary, snapshot.trie, beams, eligible, normaliser=normaliser
         )
 
-    def _score(self, histories: list[np.ndarray], eligible: Eligibility | None, k: int) -> Beams:
+    def _score(self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, k: int) -> Beams:
         """The exact first k, by scoring every item."""
-        scores = self.leaf_log_probs(histories)
+        scores = self.leaf_log_probs(histories, snapshot)
         if eligible is not None:
             scores = scores.masked_fill(~eligible.leaves(), -torch.inf)
         leaves, log_probs = exact_top(scores, k)
-        items = self.trie.item_of_leaf[leaves].masked_fill(log_probs == -torch.inf, -1)
+        items = snapshot.trie.item_of_leaf[leaves].masked_fill(log_probs == -torch.inf, -1)
         return Beams(items, log_probs, (scores > -torch.inf).sum(1))
 
-    def leaf_log_probs(self, histories: list[np.ndarray]) -> torch.Tensor:
-        """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch."""
-        input_ids, attention_mask = (tensor.to(self.model.device) for tensor in self.renderer.batch(histories))
+    def leaf_log_probs(self, histories: list[np.ndarray], snapshot: Snapshot | None = None) -> torch.Tensor:
+        """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch.
+
+        snapshot: whose trie; None: the catalogue's at this moment.
+        """
+        snapshot = self.catalogue.snapshot if snapshot is None else snapshot
+        input_ids, attention_mask = self._prompts(snapshot, histories)
         vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
-        return leaf_log_probs(self.model, input_ids, attention_mask, vocabulary, self.trie, normaliser)
+        return leaf_log_probs(self.model, input_ids, attention_mask, vocabulary, snapshot.trie, normaliser)
+
+    def _prompts(self, snapshot: Snapshot, histories: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        input_ids, attention_mask = self.renderer.with_codes(snapshot.codes).batch(histories)
+        return input_ids.to(self.model.device), attention_mask.to(self.model.device)
 
     def _batches(self, histories: list[np.ndarray], longest: int) -> list[list[int]]:
         """Row numbers in batches of similar length, each of at most TOKENS_PER_BATCH padded tokens (or one row), `longest` rows."""
-        lengths = [1 + min(len(history), self.renderer.max_items) * self.trie.n_levels for history in histories]
+        n_levels = len(self.renderer.vocabulary.level_sizes)
+        lengths = [1 + min(len(history), self.renderer.max_items) * n_levels for history in histories]
         batches: list[list[int]] = []
         for row in sorted(range(len(histories)), key=lambda i: (lengths[i], i)):
             if batches and len(batches[-1]) < longest and (len(batches[-1]) + 1) * lengths[row] <= TOKENS_PER_BATCH:
@@ -131,3 +154,14 @@ class Recommender:
             else:
                 batches.append([row])
         return batches
+
+
+def _check(histories: list[np.ndarray], snapshot: Snapshot) -> None:
+    for row, history in enumerate(histories):
+        if len(history) == 0:
+            raise InputError(f"history {row} is empty; a recommendation needs at least one item.")
+        unknown = snapshot.never_held(torch.as_tensor(history))
+        if len(unknown):
+            raise InputError(
+                f"history {row} holds item {int(unknown[0])}, which is outside the catalogue and never was in it; insert it first."
+            )

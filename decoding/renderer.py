@@ -7,7 +7,7 @@ follow at once. Of a history longer than `max_items`, the newest items are kept.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,11 @@ RENDERER_FILE = "sidrec.json"
 
 @dataclass(frozen=True)
 class Renderer:
-    """item_tokens: int64 [N, L], the token ids of every item's SID. max_items: longest history that the model is given. normaliser:
-    what the model's probabilities are normalised over, in training and so in ranking."""
+    """codes: integers [N, L], on the CPU, the SID of every item. max_items: longest history that the model is given. normaliser: what
+    the model's probabilities are normalised over, in training and so in ranking."""
 
     vocabulary: SidVocabulary
-    item_tokens: Tensor
+    codes: Tensor
     max_items: int
     sid_digest: str
     normaliser: Normaliser = "children"
@@ -37,13 +37,25 @@ class Renderer:
     def build(
         cls, sids: SemanticIds, vocabulary: SidVocabulary, max_items: int, normaliser: Normaliser = "children"
     ) -> Renderer:
-        tokens = torch.from_numpy(sids.codes.astype(np.int64)) + torch.tensor(vocabulary.first_tokens)
-        return cls(vocabulary, tokens, max_items, sids.digest, normaliser)
+        return cls(vocabulary, torch.from_numpy(sids.codes), max_items, sids.digest, normaliser)
+
+    def with_codes(self, codes: Tensor) -> Renderer:
+        """For a catalogue whose items have changed. codes: integers [N', L], in which the model's items keep theirs."""
+        return replace(self, codes=codes)
+
+    @property
+    def item_tokens(self) -> Tensor:
+        """int64 [N, L]: the token ids of every item's SID."""
+        return self.tokens_of(torch.arange(len(self.codes)))
+
+    def tokens_of(self, items: Tensor) -> Tensor:
+        """int64 [R, L]: the token ids of the SIDs of `items`, int64 [R]."""
+        return self.codes[items] + torch.tensor(self.vocabulary.first_tokens)
 
     def tokens(self, history: np.ndarray) -> Tensor:
         """int64 [1 + min(len(history), max_items) · L]. history: item indices, oldest first."""
         items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
-        return torch.cat([torch.tensor([self.vocabulary.start_token]), self.item_tokens[items].flatten()])
+        return torch.cat([torch.tensor([self.vocabulary.start_token]), self.tokens_of(items).flatten()])
 
     def batch(self, histories: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Left-padded input ids and attention mask, both int64 [B, T]; the last column is the last token of every history."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from decoding.output_head import OutputHead, causal_model
 from decoding.policy import SidVocabulary, next_code_log_probs
 from decoding.trie import SidTrie
 
@@ -46,7 +47,7 @@ def pack_groups(prompt_ids: Tensor, prompt_mask: Tensor) -> PackedGroups:
 
 def group_log_probs(
     model: nn.Module,
-    head: Tensor,
+    head: OutputHead,
     prompt_ids: Tensor,
     prompt_mask: Tensor,
     items: Tensor,
@@ -55,7 +56,7 @@ def group_log_probs(
 ) -> tuple[Tensor, Tensor]:
     """log π and entropy, each float32 [B, L], of every row's codes under its prompt.
 
-    model: the wrapped model. head: output rows [V, H]. prompt_ids, prompt_mask: int64 [B, P], left-padded. items: int64 [B].
+    model: the wrapped model. head: its own. prompt_ids, prompt_mask: int64 [B, P], left-padded. items: int64 [B].
     """
     assert prompt_ids.shape == prompt_mask.shape
     assert len(prompt_ids) == len(items)
@@ -68,7 +69,7 @@ def group_log_probs(
     steps = trie.n_levels - 1
     completions = tokens[packed.row][..., :steps].reshape(n_groups, width * steps)
 
-    mask, positions = _tree_mask(packed.prompt_mask, width, steps, head.dtype)
+    mask, positions = _tree_mask(packed.prompt_mask, width, steps, causal_model(model).dtype)
     states = model(
         input_ids=torch.cat([packed.prompt_ids, completions], dim=1),
         attention_mask=mask,

@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from decoding.beam_search import beam_search
+from decoding.output_head import OutputHead
 from rl.group_log_probs import group_log_probs
 from sft.validation import RecommendingValidation
 
@@ -43,7 +44,7 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         )
         first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=input_ids.device)
         items = self.trie.item_of(input_ids[:, -logits_to_keep:] - first_tokens)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings().weight
+        head = OutputHead.of(self.accelerator.unwrap_model(model))
         with self.accelerator.autocast():
             log_probs, entropies = group_log_probs(
                 model,
@@ -102,7 +103,7 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
         )
     items = found.items.flatten().cpu()
     assert bool((items >= 0).all()), f"fewer than {group_size} items could be drawn"
-    completion_ids = trainer.renderer.item_tokens[items]
+    completion_ids = trainer.renderer.tokens_of(items)
     codes = completion_ids - torch.tensor(trainer.renderer.vocabulary.first_tokens)
     return {
         "prompt_ids": [ids for ids in prompt_ids for _ in range(group_size)],

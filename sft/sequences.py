@@ -55,7 +55,7 @@ class SequenceCollator:
         self.pad_token = pad_token
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        n_levels = self.renderer.item_tokens.shape[1]
+        n_levels = self.renderer.codes.shape[1]
         longest = max(len(row["items"]) for row in rows)
         input_ids = torch.full((len(rows), 1 + longest * n_levels), self.pad_token)
         items = torch.full((len(rows), longest), NO_ITEM)

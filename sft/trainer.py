@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
+from decoding.output_head import OutputHead
 from decoding.policy import SidVocabulary, item_log_probs
 from decoding.trie import SidTrie
 from sft.sequences import NO_ITEM
@@ -26,24 +27,25 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
 
         `num_items_in_batch`: codes with a loss in the batches of all processes and accumulation steps.
         """
-        total = sequence_loss(
-            model, self._head(), inputs["input_ids"], inputs["items"], self.renderer.vocabulary, self.trie
-        )
+        head = OutputHead.of(self.accelerator.unwrap_model(self.model))
+        total = sequence_loss(model, head, inputs["input_ids"], inputs["items"], self.renderer.vocabulary, self.trie)
         if num_items_in_batch is None:
             return total / (inputs["items"] != NO_ITEM).sum() / self.trie.n_levels
         # the gradients of the processes are averaged, and each divides by the codes of all of them
         return total * self.accelerator.num_processes / num_items_in_batch
 
-    def _head(self) -> Tensor:
-        return self.accelerator.unwrap_model(self.model).get_output_embeddings().weight
-
 
 def sequence_loss(
-    model: PreTrainedModel, head: Tensor, input_ids: Tensor, items: Tensor, vocabulary: SidVocabulary, trie: SidTrie
+    model: PreTrainedModel,
+    head: OutputHead,
+    input_ids: Tensor,
+    items: Tensor,
+    vocabulary: SidVocabulary,
+    trie: SidTrie,
 ) -> Tensor:
     """Sum of -log π over the codes of all `items` that have a loss.
 
-    model: the wrapped model (its forward is called, so that gradients are reduced). head: output rows [V, H]. input_ids: int64
+    model: the wrapped model (its forward is called, so that gradients are reduced). head: its own. input_ids: int64
     [B, 1 + J·L]. items: int64 [B, J], NO_ITEM where there is no loss.
     """
     n_rows, n_items = items.shape

@@ -9,6 +9,7 @@ import torch
 
 from data.dataset import Cases
 from data.stage import InputError
+from decoding.catalogue import LiveCatalogue
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
@@ -57,7 +58,7 @@ def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
     was_training = model.training
     model.eval()
     share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
-    recommender = Recommender(model, trainer.renderer, trainer.trie)
+    recommender = Recommender(model, trainer.renderer, LiveCatalogue(trainer.trie))
     lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
     model.train(was_training)
     hits = lists == share.targets[:, None]

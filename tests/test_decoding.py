@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from data.stage import InputError
 from decoding.beam_search import Beams, beam_search
+from decoding.catalogue import LiveCatalogue
 from decoding.eligibility import AllowList, Eligibility
+from decoding.output_head import OutputHead
 from decoding.policy import SidVocabulary, child_log_probs, item_log_probs
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
@@ -167,7 +169,7 @@ def recommender_for(model, codes: np.ndarray, sizes: list[int]) -> Recommender:
     first_tokens = tuple(int(first) for first in 41 + np.cumsum([0, *sizes[:-1]]))
     sids = SemanticIds(codes, codes, [np.zeros((size, 2), np.float32) for size in sizes])
     renderer = Renderer.build(sids, SidVocabulary(40, first_tokens, tuple(sizes)), max_items=3)
-    return Recommender(model, renderer, SidTrie(torch.from_numpy(codes), sizes))
+    return Recommender(model, renderer, LiveCatalogue(SidTrie(torch.from_numpy(codes), sizes)))
 
 
 @torch.no_grad()
@@ -351,8 +353,8 @@ def test_the_checkpoint_says_what_its_scores_are_normalised_over(recommender, tm
 
 def test_item_log_probs_against_the_formula_and_forced_codes_cost_nothing(recommender):
     trie, vocabulary = recommender.trie, recommender.renderer.vocabulary
-    head = recommender.model.get_output_embeddings().weight.detach()
-    hidden = torch.randn(50, 3, head.shape[1], requires_grad=True)
+    head = OutputHead(recommender.model.get_output_embeddings().weight.detach())
+    hidden = torch.randn(50, 3, head.weight.shape[1], requires_grad=True)
     log_probs = item_log_probs(hidden, torch.arange(50), head, vocabulary, trie)
     n_children = torch.stack([trie.children_mask(d, trie.node_of_item[d][:]).sum(1) for d in range(3)], dim=1)
     forced = n_children == 1

@@ -11,6 +11,7 @@ from conftest import make_sids
 
 from decoding import exhaustive
 from decoding.exhaustive import beam_regret, exact_top, leaf_log_probs
+from decoding.output_head import OutputHead
 from decoding.policy import item_log_probs
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
@@ -34,7 +35,7 @@ def recommender(tiny_model) -> Recommender:
 def scores_alone(recommender: Recommender, history: np.ndarray) -> torch.Tensor:
     """float32 [N]: of every item, in its own sequence, by the training loss's own function."""
     renderer, trie = recommender.renderer, recommender.trie
-    head = recommender.model.get_output_embeddings().weight
+    head = OutputHead.of(recommender.model)
     prompt = renderer.tokens(history)
     ids = torch.cat([prompt.expand(trie.n_items, -1), renderer.item_tokens], dim=1)
     states = recommender.model(ids, output_hidden_states=True).hidden_states[-1][:, len(prompt) - 1 : -1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import make_sids
 
+from decoding.output_head import OutputHead
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
 from rl.group_log_probs import group_log_probs, pack_groups
@@ -35,9 +36,7 @@ def test_sequence_loss_is_the_sum_over_codes_of_a_masked_cross_entropy(recommend
     model, trie, renderer = recommender.model, recommender.trie, recommender.renderer
     rows = training_rows([np.array([3, 1, 7, 9, 2]), np.array([5, 6])], max_items=4)
     batch = SequenceCollator(renderer, pad_token=0)(list(rows))
-    loss = sequence_loss(
-        model, model.get_output_embeddings().weight, batch["input_ids"], batch["items"], renderer.vocabulary, trie
-    )
+    loss = sequence_loss(model, OutputHead.of(model), batch["input_ids"], batch["items"], renderer.vocabulary, trie)
     loss.backward()
     ours = gradients(model)
 
@@ -64,7 +63,7 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
     row_history = torch.tensor([0, 1, 2, 1, 0, 1, 1, 2])
     items = torch.tensor([4, 4, 9, 11, 17, 0, 31, 22])
     prompt_ids, prompt_mask = renderer.batch([histories[i] for i in row_history])
-    head = model.get_output_embeddings().weight
+    head = OutputHead.of(model)
     log_probs, entropies = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
     weights = torch.randn(8, 3)
     (log_probs * weights).sum().backward()
