@@ -19,7 +19,8 @@ def balancing_prices(distances: torch.Tensor, prices: torch.Tensor, slack: float
     this form: raise the price of a code that has too many rows, lower it where there are fewer, with one step size
     per price that grows while the sign of its error stays and halves when it turns (as in Rprop). With slack above 1 prices are at
     least 0, and a code that is not full costs nothing. distances: [n, K], this process's rows (any constant per row may be missing);
-    prices: [K], where to go on from. Returns the prices [K] with the smallest largest load that was seen.
+    prices: [K], where to go on from. Returns the prices [K] with the highest dual value that was seen, mean_i min_k (d_ik + p_k) - slack
+    mean_k p_k: many equal rows cannot be parted by prices, and loads alone would then be lowered at any cost.
     """
     n, K = distances.shape
     assert prices.shape == (K,)
@@ -30,14 +31,16 @@ def balancing_prices(distances: torch.Tensor, prices: torch.Tensor, slack: float
     gaps = summed(torch.stack([(two_nearest[:, 1] - two_nearest[:, 0]).double().sum(), torch.tensor(n).double()]))
     scale, N = float(gaps[0] / gaps[1]), float(gaps[1])
     steps, previous = torch.full((K,), scale), torch.zeros(K)
-    best_load, best_prices = float("inf"), prices
+    best_value, best_prices = -float("inf"), prices
     for _ in range(PRICE_ROUNDS):
-        excess = loads(distances, prices) * (K / (slack * N)) - 1  # 0: exactly the most it may have
-        load = float(excess.max())
-        if load < max(best_load, LOAD_TOLERANCE):  # with slack, later prices that are good enough waste less
-            best_load, best_prices = load, prices
+        counts, least = loads(distances, prices)
+        excess = counts * (K / (slack * N)) - 1  # 0: exactly the most it may have
+        value = least / N - slack * float(prices.double().mean())
+        if value > best_value:
+            best_value, best_prices = value, prices
         free = (excess < -LOAD_TOLERANCE) & (prices > 0)  # room left, yet at a price
-        if best_load < LOAD_TOLERANCE and (slack == 1 or not free.any()):
+        if float(excess.max()) < LOAD_TOLERANCE and (slack == 1 or not free.any()):
+            best_prices = prices
             break
         turned = excess * previous < 0
         steps = torch.where(turned, steps * 0.5, steps * 1.25).clamp(scale * 1e-3, scale * 50)
@@ -48,18 +51,23 @@ def balancing_prices(distances: torch.Tensor, prices: torch.Tensor, slack: float
     return best_prices
 
 
-def loads(distances: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
-    """How many rows of all processes have each code as argmin_k (distance + price), the lowest index among equals: float32 [K]."""
+def loads(distances: torch.Tensor, prices: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """How many rows of all processes have each code as argmin_k (distance + price), the lowest index among equals: float32 [K].
+
+    And the sum over these rows of the least distance + price.
+    """
     n, K = distances.shape
-    counts = torch.zeros(K)
+    counts, total = torch.zeros(K), torch.zeros(1, dtype=torch.float64)
     priced, least = torch.empty(min(n, BLOCK), K), torch.empty(min(n, BLOCK), K)
     for block in distances.split(BLOCK):
         scores = torch.add(block, prices, out=priced[: len(block)])
-        hits = torch.le(scores, scores.amin(1, keepdim=True), out=least[: len(block)]).sum(0)
+        lowest = scores.amin(1, keepdim=True)
+        hits = torch.le(scores, lowest, out=least[: len(block)]).sum(0)
         if float(hits.sum()) > len(block):  # equal scores
             hits = torch.bincount(scores.argmin(1), minlength=K).float()
         counts += hits
-    return summed(counts)
+        total += lowest.sum(dtype=torch.float64)
+    return summed(counts), float(summed(total))
 
 
 def codes_of_equal_size(rows: TrainingRows, priced: torch.Tensor) -> torch.Tensor:

@@ -40,9 +40,9 @@ def fit(
 ) -> Codebooks:
     """Learn the codebooks, level by level, as `settings.clusters` says.
 
-    `plain`: Lloyd iterations from random rows. `relaxed`: WARM_UP of them, then balanced iterations (clusters of equal size), then
-    plain ones. `balanced`, `exact`: no plain ones after the balanced, whose prices stay in the codebooks, so that items that come
-    later follow them. vectors: float32 [N, D], N >= every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of
+    `plain`: Lloyd iterations from random rows. `relaxed`: WARM_UP of them, then iterations with clusters of exactly equal size, then
+    plain ones. `balanced`, `exact`: no plain ones after those of (nearly) equal size, whose prices stay in the codebooks, so that items
+    that come later follow them. vectors: float32 [N, D], N >= every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of
     that many is used. The same bytes for the same seed, however many processes learn.
     """
     settings = settings or KmeansSettings()
@@ -119,8 +119,8 @@ def balanced_iterations(
         _distances_into(squared, rows.values, centroids)
         prices = balancing_prices(squared, prices, settings.slack)
         squared += prices
-        codes = codes_of_equal_size(rows, squared) if settings.clusters == "exact" else squared.argmin(1)
-        centroids = rows.means(codes, centroids)
+        codes = squared.argmin(1) if settings.clusters == "balanced" else codes_of_equal_size(rows, squared)
+        centroids = rows.means(codes, centroids, move_empty=False)  # the price of an empty code falls until it has rows
         advance()
     if settings.clusters != "relaxed":
         _distances_into(squared, rows.values, centroids)

@@ -70,15 +70,20 @@ class TrainingRows:
         together[self.positions] = figures
         return summed(together)
 
-    def means(self, codes: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-        """Mean of each code's rows, [K, D]; a code without rows moves to one of the worst fitting rows. codes: int64 [n]."""
+    def means(self, codes: torch.Tensor, old: torch.Tensor, move_empty: bool = True) -> torch.Tensor:
+        """Mean of each code's rows, [K, D]. codes: int64 [n].
+
+        A code without rows moves to one of the worst fitting rows, or stays where it is.
+        """
         counts = summed(torch.bincount(codes, minlength=len(old)))
         sums = torch.zeros(old.shape, dtype=torch.float64)
         for rows, own in zip(self.values.split(self.block), codes.split(self.block), strict=True):
             sums += torch.zeros_like(old).index_add_(0, own, rows)
         means = (summed(sums) / counts.clamp_min(1)[:, None]).float()
         empty = (counts == 0).nonzero().flatten()
-        if len(empty):
+        if not move_empty:
+            means[empty] = old[empty]
+        elif len(empty):
             errors = self.whole((self.values - means[codes]).square().sum(1))
             means[empty] = self.at(errors.sort(descending=True, stable=True).indices[: len(empty)])
         return means
