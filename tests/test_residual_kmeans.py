@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from data.stage import InputError
+from tokenizer import nearest
 from tokenizer.balance import balancing_prices
 from tokenizer.codebooks import Codebooks
 from tokenizer.collaborative_embeddings import ppmi_svd
@@ -135,6 +137,95 @@ def test_balanced_start_does_not_collapse_where_plain_kmeans_does() -> None:
         perplexities[name] = min(usage(codes[:, level], 32)["perplexity"] for level in range(3))
     assert errors["default"] < 0.95 * errors["plain"]
     assert perplexities["default"] > 20 > 12 > perplexities["plain"]
+
+
+def largest_share(vectors: np.ndarray, books: Codebooks, level: int) -> float:
+    """The most items that a code has, in units of N / K."""
+    counts = np.bincount(books.encode(vectors)[:, level], minlength=books.sizes[level])
+    return float(counts.max() * books.sizes[level] / len(vectors))
+
+
+def test_balanced_clusters_stay_balanced_by_their_prices() -> None:
+    vectors = clustered(2000)
+    shares = {
+        name: largest_share(vectors, fit(vectors, [16, 8], 0, KmeansSettings(clusters=name)), 0)
+        for name in ("plain", "relaxed", "balanced", "exact")
+    }
+    assert shares["plain"] > 1.8
+    assert shares["relaxed"] > 1.3
+    assert shares["balanced"] < 1.1
+    assert shares["exact"] < 1.1
+
+
+def test_items_that_come_later_follow_the_prices() -> None:
+    """Other rows of the same kind; without the prices they would crowd."""
+    vectors, later = clustered(4000)[:2000], clustered(4000)[2000:]
+    books = fit(vectors, [16], 0, KmeansSettings(clusters="balanced"))
+    assert largest_share(later, books, 0) < 1.35 < largest_share(later, Codebooks(books.books), 0)
+    squared = ((later[:, None, :].astype(np.float64) - books.books[0]) ** 2).sum(-1) + books.prices[0]
+    chosen = squared[np.arange(2000), books.encode(later)[:, 0]]
+    np.testing.assert_allclose(chosen, squared.min(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("slack", [1.25, 1.5, 2.0])
+def test_slack_lets_clusters_grow_up_to_it(slack: float) -> None:
+    vectors = clustered(2000)
+    books = fit(vectors, [16], 0, KmeansSettings(clusters="balanced", slack=slack))
+    assert 1.1 < largest_share(vectors, books, 0) < slack * 1.1
+    assert books.prices[0].min() == 0
+    assert books.prices[0].max() > 0
+    strict = fit(vectors, [16], 0, KmeansSettings(clusters="balanced"))
+    assert error_of(vectors, books) < error_of(vectors, strict)
+
+
+def test_more_slack_than_any_cluster_needs_costs_nothing() -> None:
+    vectors = clustered(500)
+    squared = torch.cdist(torch.from_numpy(vectors), torch.from_numpy(vectors[:8])).square()
+    assert balancing_prices(squared, torch.zeros(8), slack=8).tolist() == [0.0] * 8
+
+
+def test_exact_clusters_are_learnt_as_means_of_equal_sizes() -> None:
+    """As many codes as rows: every cluster must be one row."""
+    vectors = clustered(24)
+    books = fit(vectors, [24], 0, KmeansSettings(clusters="exact"))
+    found = books.books[0][np.lexsort(books.books[0].T)]
+    np.testing.assert_allclose(found, vectors[np.lexsort(vectors.T)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings_of", "message"),
+    [
+        ({"clusters": "even"}, "clusters is 'even'; it must be one of `plain`, `relaxed`, `balanced`, `exact`"),
+        ({"clusters": "balanced", "slack": 0.9}, "slack is 0.9; it must be a number of at least 1"),
+        ({"slack": 1.5}, "slack is set, but has no effect while --clusters is relaxed"),
+        ({"clusters": "plain", "balanced_iterations": 4}, "balanced_iterations is set, but has no effect"),
+        ({"clusters": "exact", "lloyd_iterations": 4}, "lloyd_iterations is set, but has no effect"),
+        (
+            {"clusters": "exact", "balanced_iterations": 0},
+            "balanced_iterations is 0; it must be a whole number of at least 1",
+        ),
+        ({"lloyd_iterations": -1}, "lloyd_iterations is -1"),
+        ({"train_rows_per_code": 0}, "train_rows_per_code is 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings_of: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        KmeansSettings(**settings_of)
+    assert message in str(error.value)
+
+
+def test_a_large_level_through_bf16_gives_the_codebooks_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the products are rounded, no code: the same assignments, hence the same means."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(3000, 256, generator=generator).numpy()
+    wanted = KmeansSettings(clusters="plain", lloyd_iterations=3)
+    learnt = []
+    for answer in (True, False):
+        monkeypatch.setattr(nearest, "bf16_is_faster", lambda answer=answer: answer)
+        books = fit(vectors, [256, 256], 0, wanted)
+        learnt.append((books.books, books.encode(vectors)))
+    np.testing.assert_allclose(learnt[0][0], learnt[1][0], atol=1e-6)
+    np.testing.assert_array_equal(learnt[0][1], learnt[1][1])
 
 
 @pytest.mark.parametrize("clusters", ["plain", "relaxed"])

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokenizer.codebooks import Codebooks
 from tokenizer.residual_kmeans import fit
-from tokenizer.unique_sids import make_unique
+from tokenizer.unique_sids import Occupied, make_unique
 
 
 def squared_error(vectors: np.ndarray, codes: np.ndarray, codebooks: Codebooks) -> float:
@@ -169,3 +170,94 @@ def test_the_added_error_is_below_that_of_taking_turns() -> None:
     )
     assert raw < resolved < turns
     assert resolved - raw < 0.9 * (turns - raw)
+
+
+def conditional_codebooks(rng: np.random.Generator, width: int = 3) -> Codebooks:
+    """4 x 3 x 3 codes; the vectors of the last two levels depend on the code before."""
+    shapes = [(4, width), (4, 3, width), (3, 3, width)]
+    return Codebooks([(rng.standard_normal(shape) / 2**level).astype(np.float32) for level, shape in enumerate(shapes)])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("conditional", [False, True])
+def test_overfull_prefixes_against_brute_force(conditional: bool, seed: int) -> None:
+    """Six items in a prefix with three last codes, and others elsewhere: the cheapest three stay, and every one of the others, in
+    item order, takes the cheapest path that is free; the beam holds all prefixes here.
+    """
+    rng = np.random.default_rng(seed)
+    codebooks = conditional_codebooks(rng)
+    if not conditional:
+        codebooks = Codebooks([codebooks.books[0], codebooks.books[1][0], codebooks.books[2][0]])
+    paths = list(itertools.product(range(4), range(3), range(3)))
+    crowd = np.repeat(codebooks.reconstruct(np.array([[1, 2, 0]])), 6, axis=0)
+    vectors = np.concatenate([crowd, rng.standard_normal((8, 3))]) + 0.05 * rng.standard_normal((14, 3))
+    vectors = vectors.astype(np.float32)
+    codes = codebooks.encode(vectors)
+    codes[:6, :2] = [1, 2]
+    elsewhere = [path for path in paths if path[:2] != (1, 2)]
+    codes[6:] = [elsewhere[i] for i in rng.choice(len(elsewhere), 8, replace=False)]
+    unique = make_unique(vectors, codes, codebooks)
+    np.testing.assert_array_equal(unique[6:], codes[6:])
+
+    def cost(item: int, path: tuple[int, ...]) -> float:
+        return squared_error(vectors[[item]], np.array([path]), codebooks)
+
+    best = min(
+        itertools.permutations(range(6), 3),
+        key=lambda who: sum(cost(item, (1, 2, last)) for last, item in enumerate(who)),
+    )
+    for last, item in enumerate(best):
+        assert tuple(unique[item].tolist()) == (1, 2, last)
+    taken = {tuple(row) for item, row in enumerate(unique.tolist()) if item in best or item >= 6}
+    for item in sorted(set(range(6)) - set(best)):
+        path = min((path for path in paths if path not in taken), key=lambda path, item=item: cost(item, path))
+        assert tuple(unique[item].tolist()) == path
+        taken.add(path)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_conditional_codebooks_fill_every_path(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codebooks = conditional_codebooks(rng)
+    vectors = rng.standard_normal((36, 3)).astype(np.float32)
+    unique = make_unique(vectors, codebooks.encode(vectors), codebooks)
+    assert {tuple(row) for row in unique.tolist()} == set(itertools.product(range(4), range(3), range(3)))
+
+
+@given(st.integers(0, 2**16), st.lists(st.integers(2, 4), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_what_is_occupied_is_the_same_built_at_once_or_path_by_path(seed: int, sizes: list[int]) -> None:
+    rng = np.random.default_rng(seed)
+    every = np.array(list(itertools.product(*(range(size) for size in sizes))), dtype=np.int32)
+    taken = rng.permutation(every)[: rng.integers(0, len(every) + 1)]
+    one_by_one = Occupied(sizes)
+    for path in taken.tolist():
+        one_by_one.take(tuple(path))
+    at_once = Occupied.of(taken, sizes)
+    for depth in range(len(sizes)):
+        for prefix in itertools.product(*(range(size) for size in sizes[:depth])):
+            full = sorted(
+                child
+                for child in range(sizes[depth])
+                if all(
+                    any((path == other).all() for other in taken)
+                    for path in every
+                    if path[: depth + 1].tolist() == [*prefix, child]
+                )
+            )
+            assert sorted(at_once.children(prefix).tolist()) == full
+            assert sorted(one_by_one.children(prefix).tolist()) == full
+
+
+def test_many_displaced_items_are_quick() -> None:
+    """800 equal-prefix items of which 768 must move, 64 dimensions: a fraction of a second."""
+    rng = np.random.default_rng(0)
+    codebooks = Codebooks([(rng.standard_normal((32, 64)) / 2**level).astype(np.float32) for level in range(3)])
+    vectors = codebooks.reconstruct(np.zeros((800, 3), dtype=np.int32)) + 0.1 * rng.standard_normal((800, 64)).astype(
+        np.float32
+    )
+    start = time.process_time()
+    unique = make_unique(vectors, np.zeros((800, 3), dtype=np.int32), codebooks)
+    assert time.process_time() - start < 8
+    assert is_unique(unique)
+    assert (unique[:, :2] == 0).all(axis=1).sum() == 32
