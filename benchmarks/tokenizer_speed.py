@@ -151,8 +151,8 @@ def distortion(vectors: Rows, book: np.ndarray, codes: np.ndarray) -> float:
 def against_faiss(vectors: np.ndarray, config: SpeedConfig) -> dict[str, float]:
     """One level: learn the codebook on 256 rows a code, as faiss does by default, and code all rows.
 
-    The short form of the default is taken, 2 balanced iterations and 8 plain ones: less work than faiss's 20 iterations, at about the
-    same distortion.
+    A short form of the default is taken, 3 balanced iterations and 10 plain ones, half of them on a part of the sample: less work than
+    faiss's 20 iterations, at about the same distortion.
     """
     import faiss
 
@@ -162,7 +162,7 @@ def against_faiss(vectors: np.ndarray, config: SpeedConfig) -> dict[str, float]:
         return kmeans.centroids, kmeans.index.search(vectors, 1)[1][:, 0]
 
     def ours() -> tuple[np.ndarray, np.ndarray]:
-        settings = KmeansSettings(balanced_iterations=2, lloyd_iterations=8)
+        settings = KmeansSettings(balanced_iterations=3, lloyd_iterations=10)
         learnt = fit(vectors, [config.codes], config.seed, settings)
         return learnt.books[0], learnt.encode(vectors)[:, 0]
 

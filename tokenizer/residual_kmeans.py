@@ -28,7 +28,10 @@ from tokenizer.quantizer_settings import KmeansSettings
 from tokenizer.training_rows import TrainingRows
 
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
-EARLY_ROWS_PER_CODE = 64  # enough rows for iterations that later ones, on all rows, correct
+WARM_UP_ROWS_PER_CODE = 32  # enough rows for them
+EARLY_ROWS_PER_CODE = (
+    64  # enough for the balanced and the first plain iterations: the last ones, on all rows, correct them
+)
 MOST_DISTANCES = 2**28  # about as many are kept at once by all processes while clusters are balanced: 1 to 2 GiB
 
 
@@ -42,8 +45,9 @@ def fit(
 
     `plain`: Lloyd iterations from random rows. `relaxed`: WARM_UP of them, then iterations with clusters of exactly equal size, then
     plain ones. `balanced`, `exact`: no plain ones after those of (nearly) equal size, whose prices stay in the codebooks, so that items
-    that come later follow them. vectors: float32 [N, D], N >= every K_l. With more than `train_rows_per_code` · max K_l rows, a random sample of
-    that many is used. The same bytes for the same seed, however many processes learn.
+    that come later follow them. vectors: float32 [N, D], N >= every K_l. With more than `train_rows_per_code` · max K_l rows, a random
+    sample of that many is used, and a part of that for the iterations that others follow. The same bytes for the same seed, however many
+    processes learn.
     """
     settings = settings or KmeansSettings()
     assert len(vectors.shape) == 2, f"vectors must be [N, D], got {vectors.shape}"
@@ -87,7 +91,7 @@ def _cluster(
     few = rows.thinned(EARLY_ROWS_PER_CODE * K)
     centroids, prices = start, torch.zeros(K)
     if settings.clusters != "plain" and settings.balanced_iterations:
-        centroids = _plain_iterations(few, centroids, WARM_UP, advance)
+        centroids = _plain_iterations(rows.thinned(WARM_UP_ROWS_PER_CODE * K), centroids, WARM_UP, advance)
         most = MOST_DISTANCES // K
         some = (few if settings.clusters == "relaxed" else rows).thinned(most)
         centroids, balanced = balanced_iterations(some, centroids, settings, advance)
