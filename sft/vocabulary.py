@@ -57,12 +57,14 @@ def codebook_rows(codebook: np.ndarray, hidden_size: int, seed: int) -> Tensor:
     all the same (a dedup token's) have no geometry: they get random directions.
     """
     assert codebook.ndim == 2
-    centred = torch.from_numpy(codebook - codebook.mean(axis=0)).float()
+    # in float64, rounded at the end: the last bits of an SVD depend on where its input lies in memory
+    vectors = torch.tensor(codebook, dtype=torch.float64)
+    centred = vectors - vectors.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
     kept = centred @ directions[:hidden_size].T  # [K, r]
     generator = torch.Generator().manual_seed(seed)
-    lift, _ = torch.linalg.qr(torch.randn(hidden_size, kept.shape[1], generator=generator))  # [hidden_size, r]
-    rows = kept @ lift.T
+    lift, _ = torch.linalg.qr(torch.randn(hidden_size, kept.shape[1], generator=generator).double())  # [hidden_size, r]
+    rows = (kept @ lift.T).float()
     if not centred.any():
         rows = torch.randn(len(codebook), hidden_size, generator=generator)
     return rows / rows.norm(dim=1).mean().clamp(min=1e-12)

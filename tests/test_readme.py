@@ -18,8 +18,13 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
+from benchmarks.constrained_decoding import ConstrainedDecodingConfig
+from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
+from benchmarks.tokenizer_downstream import DownstreamConfig
+from benchmarks.tokenizer_quality import QualityConfig
+from benchmarks.tokenizer_speed import SpeedConfig
 from data.config import parse_configs
 from data.prepare import PrepareConfig
 from data.readers import read_own
@@ -29,11 +34,13 @@ from evaluation.evaluate import EvaluateConfig
 from rl.grpo import RlConfig, SidGRPOConfig
 from sft.backbone import BackboneConfig
 from sft.train import SftConfig, SidTrainingConfig
+from tokenizer.add_items import AddItemsConfig
+from tokenizer.compare import CompareConfig
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer_settings import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CONTRIBUTING.md")
+PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md")
 DATACLASSES: dict[str, tuple[type, ...]] = {
     "data.prepare": (PrepareConfig,),
     "run_tokenizer.sh": (TokenizerConfig, *KINDS),
@@ -41,8 +48,15 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "rl/grpo.py": (RlConfig, SidGRPOConfig),
     "evaluation.evaluate": (EvaluateConfig,),
     "decoding.recommend": (RecommendConfig,),
+    "tokenizer.add_items": (AddItemsConfig,),
+    "tokenizer.compare": (CompareConfig,),
+    "benchmarks.constrained_decoding": (ConstrainedDecodingConfig,),
+    "benchmarks.item_texts": (ItemTextsConfig,),
     "benchmarks.kill_and_resume": (KillConfig,),
     "benchmarks.main_job": (MainJobConfig,),
+    "benchmarks.tokenizer_downstream": (DownstreamConfig,),
+    "benchmarks.tokenizer_quality": (QualityConfig,),
+    "benchmarks.tokenizer_speed": (SpeedConfig,),
 }
 REQUIRED_COMMANDS = (
     "bash run_quickstart.sh",
@@ -77,6 +91,8 @@ def check(command: str) -> None:
             check_quickstart(flags)
         case ["bash", "run_tests.sh", *flags]:
             check_pytest_flags(flags)
+        case ["bash", "run_tokenizer.sh", config, *flags] if config.endswith(".yaml"):
+            check_flags("run_tokenizer.sh", ["--config", config, *flags])
         case ["bash", "run_tokenizer.sh", *flags]:
             check_flags("run_tokenizer.sh", flags)
         case ["bash", "install.sh"]:

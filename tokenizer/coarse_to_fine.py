@@ -33,7 +33,7 @@ def fit(vectors: Rows, level_sizes: list[int], seed: int, settings: KmeansSettin
     n_vectors = max(size * before for size, before in zip(level_sizes, [1, *level_sizes], strict=False))
     n_train = min(len(vectors), settings.train_rows_per_code * n_vectors)
     sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:n_train])
-    residual = torch.from_numpy(np.array(vectors[sample], dtype=np.float32))  # [n, D]
+    residual = torch.tensor(vectors[sample], dtype=torch.float32)  # [n, D]
     first = fit_kmeans(residual.numpy(), level_sizes[:1], seed, settings)
     books, prices = list(first.books), list(first.prices)
     codes = torch.from_numpy(first.encode(residual.numpy())[:, 0]).long()  # [n]

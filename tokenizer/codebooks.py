@@ -91,7 +91,8 @@ class Codebooks:
 
     def _search(self, level: int) -> Callable[[torch.Tensor, np.ndarray], np.ndarray]:
         """(residual [n, e], codes [n, L], filled up to `level`) → the nearest code, [n]; the lowest index among equals."""
-        book, price = torch.from_numpy(self.books[level]), torch.from_numpy(self.prices[level])
+        # copies: they lie as torch aligns memory, so that products have the same bits in every run
+        book, price = torch.tensor(self.books[level]), torch.tensor(self.prices[level])
         if book.ndim == 2:
             search = nearest_in(book, price)
             return lambda residual, codes: search(residual).numpy()

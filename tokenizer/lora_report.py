@@ -60,7 +60,7 @@ def usage_report(model: LoraAutoencoder, vectors: Rows) -> dict[str, Any]:
     alone = [[Tally() for _ in blocks] for _ in model.codebooks]
     errors = {"soft": 0.0, "hard": 0.0}
     for _, chunk in chunks(vectors):
-        x = torch.from_numpy(chunk)
+        x = torch.tensor(chunk)
         z = model.encode(x)
         hard = model.quantize_at(z, None)
         errors["hard"] += float((model.decode(hard.zq) - x).square().sum()) / len(vectors)

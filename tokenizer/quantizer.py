@@ -57,7 +57,7 @@ class Quantizer:
     @torch.inference_mode()
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Vectors [n, D] from (quantized) latents [n, e]."""
-        return latents if self.decoder is None else self.decoder(torch.from_numpy(latents)).numpy()
+        return latents if self.decoder is None else self.decoder(torch.tensor(latents)).numpy()
 
     def reconstruct(self, codes: np.ndarray) -> np.ndarray:
         """The vectors that codes stand for. codes: [n, <= L]. Returns float32 [n, D]."""
@@ -124,7 +124,7 @@ class _Latents:
 
     @torch.inference_mode()
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        latents = torch.from_numpy(np.asarray(self.vectors[rows], dtype=np.float32))
+        latents = torch.tensor(self.vectors[rows], dtype=torch.float32)
         if self.quantizer.encoder is not None:
             latents = self.quantizer.encoder(latents)
         if self.quantizer.fsq_levels:

@@ -88,7 +88,7 @@ def measure(model: Trainable, vectors: Rows) -> dict[str, Any]:
     totals: dict[str, float] = {}
     pieces = []
     for start in range(0, len(vectors), MEASURED_ROWS):
-        x = torch.from_numpy(np.array(vectors[start : start + MEASURED_ROWS], dtype=np.float32))
+        x = torch.tensor(vectors[start : start + MEASURED_ROWS], dtype=torch.float32)
         scalars, coded = model(x, 1.0)
         for name, scalar in scalars.items():
             totals[name] = totals.get(name, 0.0) + float(scalar) * len(x) / len(vectors)
@@ -180,7 +180,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.settings)
         rows = self.vectors[self.batches.rows(step)]
-        x = torch.from_numpy(np.array(rows, dtype=np.float32))
+        x = torch.tensor(rows, dtype=torch.float32)
         scalars, coded = self.model(x, (step - 1) / max(self.settings.training_steps - 1, 1))
         self.optimizer.zero_grad()
         scalars["loss"].backward()

@@ -85,9 +85,7 @@ def _margin(residual: np.ndarray, books: Codebooks, level: int, codes: np.ndarra
         book = books.vectors_after(level, previous)
         if len(book) < 2:
             continue
-        squared = distances(
-            torch.from_numpy(residual[own]), torch.from_numpy(book), torch.from_numpy(books.prices[level])
-        )
+        squared = distances(torch.tensor(residual[own]), torch.tensor(book), torch.tensor(books.prices[level]))
         two = squared.topk(2, largest=False).indices.numpy()  # with prices, as items are coded
         near, second = (np.linalg.norm(residual[own] - book[two[:, place]], axis=1) for place in (0, 1))
         near, second = np.minimum(near, second).astype(np.float64), np.maximum(near, second).astype(np.float64)
@@ -118,14 +116,14 @@ def nearest_items(rows: Rows, items: np.ndarray, k: int, description: str = "nei
 
     rows: [N, D], N > k, read once in pieces; items: int [n], ascending.
     """
-    queries = torch.from_numpy(np.array(rows[items], dtype=np.float32))
+    queries = torch.tensor(rows[items], dtype=torch.float32)
     best = torch.full((len(items), k), float("inf"))
     who = torch.zeros((len(items), k), dtype=torch.int64)
     total = -(-len(rows) // CHUNK)
     quiet = not get_console().is_terminal
     for where, piece in track(chunks(rows), description=description, total=total, transient=True, disable=quiet):
         for start in range(where.start, where.stop, BLOCK):
-            block = torch.from_numpy(np.ascontiguousarray(piece[start - where.start :][:BLOCK]))
+            block = torch.tensor(piece[start - where.start :][:BLOCK])
             squared = distances(queries, block)  # [n, block], less the query's own square: the order is the same
             own = np.flatnonzero((items >= start) & (items < start + len(block)))
             squared[own, items[own] - start] = float("inf")
