@@ -158,10 +158,13 @@ def test_balanced_clusters_stay_balanced_by_their_prices() -> None:
 
 
 def test_items_that_come_later_follow_the_prices() -> None:
-    """Other rows of the same kind; without the prices they would crowd."""
+    """Other rows of the same kind; without the prices they would crowd, on the mean of three seeds."""
     vectors, later = clustered(4000)[:2000], clustered(4000)[2000:]
-    books = fit(vectors, [16], 0, KmeansSettings(clusters="balanced"))
-    assert largest_share(later, books, 0) < 1.35 < largest_share(later, Codebooks(books.books), 0)
+    learnt = [fit(vectors, [16], seed, KmeansSettings(clusters="balanced")) for seed in range(3)]
+    without_prices = [Codebooks(books.books) for books in learnt]
+    assert np.mean([largest_share(later, books, 0) for books in learnt]) < 1.3
+    assert np.mean([largest_share(later, books, 0) for books in without_prices]) > 1.5
+    books = learnt[0]
     squared = ((later[:, None, :].astype(np.float64) - books.books[0]) ** 2).sum(-1) + books.prices[0]
     chosen = squared[np.arange(2000), books.encode(later)[:, 0]]
     np.testing.assert_allclose(chosen, squared.min(axis=1), atol=1e-5)
