@@ -174,6 +174,7 @@ def main() -> None:
         valid_cases=valid_cases,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
+    trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
     finish(stage, trainer, sids, sft_folder)
 
 

@@ -154,6 +154,7 @@ def main() -> None:
         valid_cases=valid_cases,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
+    trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
 
     trainer.save_model(str(stage.folder))
     if trainer.accelerator.is_main_process:

@@ -22,15 +22,10 @@ from sft import train
 pytestmark = pytest.mark.slow
 
 ACCELERATE = Path(sys.executable).parent / "accelerate"
-LAUNCHERS = [
-    "two_processes",
-    pytest.param(
-        "zero2",
-        marks=pytest.mark.skipif(
-            shutil.which("c++") is None, reason="DeepSpeed compiles its CPU communication, which needs a C++ compiler"
-        ),
-    ),
-]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None, reason="DeepSpeed compiles its CPU communication, which needs a C++ compiler"
+)
+LAUNCHERS = ["two_processes", pytest.param("zero2", marks=needs_compiler)]
 # dropout is drawn by each process for itself; 59 cases do not halve
 SFT = {
     "dropout": 0,
@@ -103,6 +98,31 @@ def test_rl_by_two_processes_is_rl_by_one(rl_alone, tmp_path_factory, tmp_path, 
     assert_agree(rl_alone, printed, names, digits=3, steps=4)
     assert_agree(rl_alone, printed, ["eval_recall@10", "eval_ndcg@10"], digits=3, steps=2)
     assert Recommender.load(run_dir, "rl").trie.n_items == 60
+
+
+@needs_compiler
+@pytest.mark.parametrize("module", [train, grpo])
+def test_no_process_deletes_the_best_checkpoint_before_all_have_read_it(module, tmp_path_factory, tmp_path):
+    """The second process reads the best checkpoint two seconds after the first has; DeepSpeed reads one in each process."""
+    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
+    script = tmp_path / "late.py"
+    script.write_text(
+        f"""
+import os, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from transformers import Trainer
+from {module.__name__} import main
+
+load = Trainer._load_best_model
+Trainer._load_best_model = lambda self: (time.sleep(2 * int(os.environ["RANK"])), load(self))
+main()
+""",
+        encoding="utf-8",
+    )
+    config = ["--config_file", str(ROOT / "configs" / "accelerate" / "zero2.yaml")]
+    chosen = {train: SFT, grpo: RL}[module] | {"overwrite": True, "per_device_train_batch_size": 16}
+    code, out, err = launch(str(script), config, flags(module, run_dir, **chosen))
+    assert code == 0, out + err
 
 
 def test_two_processes_that_accelerate_would_not_start_are_refused(tmp_path):
