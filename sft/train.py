@@ -10,22 +10,27 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, run_as_command
+from decoding.policy import Normaliser, SidVocabulary
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from sft.artefact import complete_folder
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
+from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
 from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
-from sft.sequences import SequenceCollator, training_rows
+from sft.row_starts import check_row_start, row_start_for
+from sft.tasks import TaskConfig, task_rows
 from sft.trainer import SidSFTTrainer
 from sft.validation import sample_cases
 from sft.vocabulary import add_sid_tokens
+from sft.weights import WeightsConfig, merge, with_adapters
 from tokenizer.semantic_ids import SemanticIds
 
 # the fields of the training configuration that decide the result: another value means another model
@@ -67,7 +72,28 @@ class SftConfig:
         default=500,
         metadata={"help": "Valid cases (at most) on which Recall@10 is measured during training, drawn once."},
     )
+    row_start: str = field(
+        default="codebook+text",
+        metadata={
+            "help": "Where the SID tokens' rows start from: `codebook` (the code vectors), `text` (the words of the items under a code), "
+            "`codebook+text` (both; for a model made from scratch, which knows no words, `codebook`), or `mean` (of the old rows)."
+        },
+    )
+    normaliser: Normaliser = field(
+        default="children",
+        metadata={
+            "help": "What a code's probability is normalised over, in training and in ranking: the codes that exist under its prefix "
+            "(children), all codes of its level (level), or the whole vocabulary (full), as usual for language models."
+        },
+    )
+    chat_template: bool = field(
+        default=False,
+        metadata={"help": "Put every example into the model's chat template, as the assistant's answer to a question."},
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete what sft/ holds and train again."})
+
+    def __post_init__(self) -> None:
+        check_row_start(self.row_start)
 
 
 @dataclass
@@ -122,23 +148,28 @@ class SidTrainingConfig(SFTConfig):
 
 def main() -> None:
     refuse_fewer_processes_than_asked()
-    config, backbone, training = parse_configs((SftConfig, BackboneConfig, SidTrainingConfig))
-    identity = {"max_items": config.max_items, "valid_users": config.valid_users} | asdict(backbone)
+    kinds = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SidTrainingConfig)
+    config, tasks, backbone, weights, training = parse_configs(kinds)
+    identity = {
+        name: getattr(config, name) for name in ("max_items", "valid_users", "row_start", "normaliser", "chat_template")
+    }
+    identity |= asdict(tasks) | asdict(backbone) | asdict(weights)
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
     inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
     stage = Stage(config.run_dir, "sft", identity, inputs)
     if finished_already(stage, config.overwrite):
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    check(dataset, sids, config)
+    check(dataset, sids, config, tasks)
     refuse_unsaved_measurements(training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
-    model, tokenizer = load_backbone(backbone, training.seed)
-    vocabulary = add_sid_tokens(model, tokenizer, sids, training.seed)
+    model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, training.seed)
+    render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
+    rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, training.seed)
+    model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None:
         add_dropout(model, backbone.dropout)
-    renderer = Renderer.build(sids, vocabulary, config.max_items)
 
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
@@ -146,22 +177,60 @@ def main() -> None:
         model=model,
         args=training,
         processing_class=tokenizer,
-        train_dataset=training_rows(dataset.train_sequences, config.max_items),
-        eval_dataset=training_rows(dataset.train_sequences[:1], config.max_items),  # asked for by Trainer, never read
-        data_collator=SequenceCollator(renderer, tokenizer.pad_token_id),
-        renderer=renderer,
+        train_dataset=rows,
+        eval_dataset=rows.select([0]),  # asked for by Trainer, never read
+        data_collator=ExampleCollator(render, tokenizer.pad_token_id),
+        renderer=render.renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
         valid_cases=valid_cases,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
 
-    trainer.save_model(str(stage.folder))
-    if trainer.accelerator.is_main_process:
-        finish(stage, trainer, sids)
+    trainer.save_model(str(stage.folder if weights.train_weights == "full" else stage.folder / "adapter"))
+    if not trainer.accelerator.is_main_process:
+        return
+    if weights.train_weights != "full":
+        base, _, _ = start_model(dataset, sids, config, backbone, training.seed)
+        merge(base, stage.folder / "adapter").save_pretrained(stage.folder)
+        tokenizer.save_pretrained(stage.folder)
+    finish(stage, trainer, sids)
 
 
-def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
+def start_model(
+    dataset: Dataset, sids: SemanticIds, config: SftConfig, backbone: BackboneConfig, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
+    """The model that training begins with, SID tokens in its vocabulary: the same at every call."""
+    model, tokenizer = load_backbone(backbone, seed)
+    row_start = row_start_for(config.row_start, from_scratch=backbone.model_name_or_path is None)
+    texts = dataset.items["text"].to_list()
+    return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, row_start, seed)
+
+
+def example_renderer(
+    dataset: Dataset,
+    sids: SemanticIds,
+    config: SftConfig,
+    tasks: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SidVocabulary,
+) -> ExampleRenderer:
+    """From rows of tasks to tokens; items' texts are tokenised only when a task asks for them."""
+    openings = chat_openings(tokenizer) if config.chat_template else {}
+    renderer = Renderer.build(sids, vocabulary, config.max_items, config.normaliser, openings.get("next_item", ()))
+    texts = dataset.items["text"].to_list() if tasks.with_text else [""] * dataset.n_items
+    titles = dataset.titles if tasks.with_text else texts
+    longest = tasks.text_tokens
+    return ExampleRenderer(
+        renderer,
+        token_ids(texts, tokenizer, longest),
+        token_ids(titles, tokenizer, longest),
+        tokenizer.eos_token_id,
+        openings,
+    )
+
+
+def check(dataset: Dataset, sids: SemanticIds, config: SftConfig, tasks: TaskConfig) -> None:
     """Raise InputError for what would fail, or mean nothing, after hours of training."""
     if sids.n_items != dataset.n_items:
         raise InputError(
@@ -170,6 +239,10 @@ def check(dataset: Dataset, sids: SemanticIds, config: SftConfig) -> None:
         )
     if config.max_items < 2:
         raise InputError(f"max_items={config.max_items} is too short: a context holds at least 2 items.")
+    if tasks.next_item_windows and tasks.window_items >= config.max_items:
+        raise InputError(
+            f"window_items={tasks.window_items} must be less than max_items={config.max_items}: a window holds an answer, too."
+        )
 
 
 def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:

@@ -24,7 +24,7 @@ N_ITEMS = 24
 def recommender(tiny_model) -> Recommender:
     model, tokenizer = tiny_model
     sids = make_sids(N_ITEMS, LEVELS)
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
 
 

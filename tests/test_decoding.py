@@ -34,7 +34,7 @@ EXAMPLES = int(os.environ.get("SIDREC_EXAMPLES", "150"))  # random tries of the 
 def recommender(tiny_model):
     model, tokenizer = tiny_model
     sids = make_sids(50, LEVELS)
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
 
 
@@ -109,7 +109,7 @@ def test_exactly_k_distinct_eligible_items_whatever_the_mask(k, eligible, recomm
 def recommender_for_properties():
     model, tokenizer = load_backbone(BackboneConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1), seed=3)
     sids = make_sids(50, LEVELS)
-    vocabulary = add_sid_tokens(model.eval(), tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model.eval(), tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
 
 

@@ -27,7 +27,7 @@ HISTORIES = [np.array([3]), np.array([7, 1, 44, 9]), np.array([5, 6, 7, 8, 9, 10
 def recommender(tiny_model) -> Recommender:
     model, tokenizer = tiny_model
     sids = make_sids(N_ITEMS, LEVELS)
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
 
 
@@ -90,7 +90,7 @@ def test_the_exact_ranking_is_what_a_wide_beam_finds(recommender):
 def test_one_item_and_one_level(tiny_model):
     model, tokenizer = tiny_model
     sids = make_sids(6, [6])
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     flat = Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
     torch.testing.assert_close(flat.leaf_log_probs([np.array([2])]).exp().sum(), torch.tensor(1.0))
     single = make_sids(1, [6])

@@ -22,7 +22,7 @@ from sft.vocabulary import add_sid_tokens
 def recommender(tiny_model):
     model, tokenizer = tiny_model
     sids = make_sids(40, [4, 4, 5])
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=8), sids)
 
 

@@ -80,7 +80,7 @@ def test_the_right_weights_moved(run_dir, trainer):
         **{name: SFT_FLAGS[name] for name in BackboneConfig.__dataclass_fields__ if name in SFT_FLAGS}
     )
     before, tokenizer = load_backbone(config, seed=0)
-    add_sid_tokens(before, tokenizer, SemanticIds.load(run_dir), seed=0)
+    add_sid_tokens(before, tokenizer, SemanticIds.load(run_dir), Dataset.load(run_dir).titles, "codebook", seed=0)
     final = load_file(run_dir / "sft" / "model.safetensors")
     embedding = "model.embed_tokens.weight"
     for name, weight in before.state_dict().items():

@@ -1,4 +1,4 @@
-"""SID tokens in the vocabulary: whole, consecutive, and with rows that keep the codebooks' geometry."""
+"""SID tokens in the vocabulary: whole and consecutive, in tied and untied models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from conftest import make_sids
 
 from data.stage import InputError
 from sft.backbone import BackboneConfig, byte_tokenizer, load_backbone
-from sft.vocabulary import START_TOKEN, add_sid_tokens, codebook_rows
+from sft.vocabulary import START_TOKEN, add_sid_tokens
 
 
 def test_tokens_are_whole_and_consecutive_and_old_rows_stay(tiny_model):
@@ -17,7 +17,7 @@ def test_tokens_are_whole_and_consecutive_and_old_rows_stay(tiny_model):
     before = model.get_input_embeddings().weight.detach().clone()
     old = len(tokenizer)
     sids = make_sids(20, [4, 6])
-    vocabulary = add_sid_tokens(model, tokenizer, sids, seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, [""] * 20, "codebook", seed=0)
     text = START_TOKEN + sids.text(3) + " a title " + sids.text(5)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids[:3] == [vocabulary.start_token, *(np.array(vocabulary.first_tokens) + sids.codes[3])]
@@ -29,39 +29,18 @@ def test_tokens_are_whole_and_consecutive_and_old_rows_stay(tiny_model):
     assert model.get_output_embeddings().weight is weight
     assert torch.equal(weight[:old], before[:old])
     with pytest.raises(InputError, match="already has the token"):
-        add_sid_tokens(model, tokenizer, sids, seed=0)
+        add_sid_tokens(model, tokenizer, sids, [""] * 20, "codebook", seed=0)
 
 
 def test_untied_heads_get_the_rows_too(tiny_model):
     model, tokenizer = tiny_model
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone() * 3)
     model.config.tie_word_embeddings = False
-    vocabulary = add_sid_tokens(model, tokenizer, make_sids(20, [4, 6]), seed=0)
+    vocabulary = add_sid_tokens(model, tokenizer, make_sids(20, [4, 6]), [""] * 20, "codebook", seed=0)
     span = slice(vocabulary.first_tokens[0], vocabulary.first_tokens[0] + 4)
     head, table = model.get_output_embeddings().weight[span], model.get_input_embeddings().weight[span]
     torch.testing.assert_close(head, table * (head.norm() / table.norm()))
     assert head.norm() > 2 * table.norm()
-
-
-@pytest.mark.parametrize("dim", [5, 40])
-def test_codebook_rows_keep_distances(dim):
-    codebook = np.random.default_rng(0).normal(size=(12, dim)).astype(np.float32)
-    rows = codebook_rows(codebook, hidden_size=32, seed=0)
-    assert rows.shape == (12, 32)
-    assert rows.norm(dim=1).mean().item() == pytest.approx(1.0, abs=1e-5)
-    wanted = torch.cdist(torch.from_numpy(codebook), torch.from_numpy(codebook))
-    ratio = torch.cdist(rows, rows)[wanted > 0] / wanted[wanted > 0]
-    assert ratio.std() / ratio.mean() < 1e-3  # min(D, H) ≥ K - 1 here, so the lift is an isometry up to one scale
-
-
-def test_codes_without_vectors_get_rows_of_their_own():
-    """A dedup token's codebook is of zeros: its rows must differ, and be as long as any other level's."""
-    rows = codebook_rows(np.zeros((5, 7), dtype=np.float32), hidden_size=32, seed=0)
-    assert torch.isfinite(rows).all()
-    assert rows.norm(dim=1).mean().item() == pytest.approx(1.0, abs=1e-5)
-    assert torch.pdist(rows).min() > 0.5
-    torch.testing.assert_close(rows, codebook_rows(np.full((5, 7), 3, dtype=np.float32), hidden_size=32, seed=0))
-    assert not torch.allclose(rows, codebook_rows(np.zeros((5, 7), dtype=np.float32), hidden_size=32, seed=1))
 
 
 def test_byte_tokenizer_writes_any_title():
