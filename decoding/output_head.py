@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 CPU_CHUNK = 1 << 18  # logits held at once while all tokens are summed over: 1 MB stays in a core's cache
 GPU_CHUNK = 1 << 26  # 256 MB: few launches
+WORDS_AT_ONCE = (
+    512  # tokens whose logits over the whole vocabulary are held at once: 300 MB for a vocabulary of 152,000
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,22 @@ class OutputHead:
             for first in range(0, n_tokens, chunk)
         ]
         return torch.stack(parts, dim=1).logsumexp(-1)
+
+    def token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [R]: log-softmax over the whole vocabulary at `tokens`, int64 [R]. hidden: [R, H].
+
+        A part of the rows at a time; where a gradient is wanted, the parts are computed again for it, so that no two lie in memory.
+        """
+        return torch.cat(
+            [
+                checkpoint(self._token_log_probs, *part, use_reentrant=False)
+                for part in zip(hidden.split(WORDS_AT_ONCE), tokens.split(WORDS_AT_ONCE), strict=True)
+            ]
+        )
+
+    def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        logits = self.logits(hidden, 0, torch.iinfo(torch.int64).max)
+        return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:

@@ -69,20 +69,38 @@ def code_log_probs(
 
 
 def next_code_log_probs(
-    hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie, level: int
+    hidden: Tensor,
+    items: Tensor,
+    head: OutputHead,
+    vocabulary: SidVocabulary,
+    trie: SidTrie,
+    level: int,
+    normaliser: Normaliser = "children",
 ) -> tuple[Tensor, Tensor]:
-    """The policy's distribution at one level under each item's own prefix.
+    """The distribution at one level under each item's own prefix.
 
     hidden: [R, H], the states that predict the level's code. items: int64 [R].
     Returns float32 [R, K_level] of log-probabilities, -inf for codes that do not exist, and int64 [R], the items' codes.
     """
     logits = vocabulary.level_logits(hidden, head, level)
-    log_probs = child_log_probs(logits, trie.children_mask(level, trie.node_of_item[level][items]))
+    mask = trie.children_mask(level, trie.node_of_item[level][items])
+    if normaliser == "children":
+        log_probs = child_log_probs(logits, mask)
+    else:
+        total = logits.logsumexp(-1) if normaliser == "level" else head.log_sum(hidden)
+        log_probs = (logits - total[:, None]).masked_fill(~mask, -torch.inf)
     return log_probs, trie.code[level][trie.node_of_item[level + 1][items]].long()
 
 
-def item_log_probs(hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
-    """float32 [R, L]: log π of each code of `items`, given the codes before it.
+def item_log_probs(
+    hidden: Tensor,
+    items: Tensor,
+    head: OutputHead,
+    vocabulary: SidVocabulary,
+    trie: SidTrie,
+    normaliser: Normaliser = "children",
+) -> Tensor:
+    """float32 [R, L]: log-probability of each code of `items`, given the codes before it; by default log π.
 
     hidden: [R, L, H], the last hidden states from which the L codes are predicted. items: int64 [R]. The sum over levels is the
     item's log-probability.
@@ -91,6 +109,6 @@ def item_log_probs(hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: 
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"
     columns = []
     for level in range(trie.n_levels):
-        log_probs, codes = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level)
+        log_probs, codes = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level, normaliser)
         columns.append(log_probs.gather(1, codes[:, None])[:, 0])
     return torch.stack(columns, dim=1)

@@ -145,8 +145,7 @@ class Recommender:
 
     def _batches(self, histories: list[np.ndarray], longest: int) -> list[list[int]]:
         """Row numbers in batches of similar length, each of at most TOKENS_PER_BATCH padded tokens (or one row), `longest` rows."""
-        n_levels = len(self.renderer.vocabulary.level_sizes)
-        lengths = [1 + min(len(history), self.renderer.max_items) * n_levels for history in histories]
+        lengths = [self.renderer.prompt_length(len(history)) for history in histories]
         batches: list[list[int]] = []
         for row in sorted(range(len(histories)), key=lambda i: (lengths[i], i)):
             if batches and len(batches[-1]) < longest and (len(batches[-1]) + 1) * lengths[row] <= TOKENS_PER_BATCH:

@@ -1,7 +1,8 @@
 """History → model input. One renderer for training, rollouts, evaluation and serving.
 
-Format 1: the start token, then the SID tokens of the items, oldest first: `<history><a_1><b_2><a_7><b_0>`. The next item's codes
-follow at once. Of a history longer than `max_items`, the newest items are kept.
+Format 2: the start token, then the SID tokens of the items, oldest first: `<history><a_1><b_2><a_7><b_0>`. The next item's codes
+follow at once. Of a history longer than `max_items`, the newest items are kept. A model with a chat template may have an opening before
+it: the user's question and the beginning of the assistant's turn, in which the history stands, so that every item of it is an answer.
 """
 
 from __future__ import annotations
@@ -18,26 +19,35 @@ from data.stage import InputError, write_json
 from decoding.policy import NORMALISERS, Normaliser, SidVocabulary
 from tokenizer.semantic_ids import SemanticIds
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 RENDERER_FILE = "sidrec.json"
+# consecutive in the vocabulary. <history>: the items taken so far follow; <next>: the item taken after the texts before it follows;
+# <item>: an item follows; <text>: a text follows. Serving uses the first only, training on texts (sft/examples.py) all.
+CONTROL_TOKENS = ("<history>", "<next>", "<item>", "<text>")
 
 
 @dataclass(frozen=True)
 class Renderer:
     """codes: integers [N, L], on the CPU, the SID of every item. max_items: longest history that the model is given. normaliser: what
-    the model's probabilities are normalised over, in training and so in ranking."""
+    the model's probabilities are normalised over, in training and so in ranking. opening: token ids before the start token."""
 
     vocabulary: SidVocabulary
     codes: Tensor
     max_items: int
     sid_digest: str
     normaliser: Normaliser = "children"
+    opening: tuple[int, ...] = ()
 
     @classmethod
     def build(
-        cls, sids: SemanticIds, vocabulary: SidVocabulary, max_items: int, normaliser: Normaliser = "children"
+        cls,
+        sids: SemanticIds,
+        vocabulary: SidVocabulary,
+        max_items: int,
+        normaliser: Normaliser = "children",
+        opening: tuple[int, ...] = (),
     ) -> Renderer:
-        return cls(vocabulary, torch.from_numpy(sids.codes), max_items, sids.digest, normaliser)
+        return cls(vocabulary, torch.from_numpy(sids.codes), max_items, sids.digest, normaliser, opening)
 
     def with_codes(self, codes: Tensor) -> Renderer:
         """For a catalogue whose items have changed. codes: integers [N', L], in which the model's items keep theirs."""
@@ -52,10 +62,19 @@ class Renderer:
         """int64 [R, L]: the token ids of the SIDs of `items`, int64 [R]."""
         return self.codes[items] + torch.tensor(self.vocabulary.first_tokens)
 
+    def control(self, token: str) -> int:
+        """The id of one of CONTROL_TOKENS."""
+        return self.vocabulary.start_token + CONTROL_TOKENS.index(token)
+
     def tokens(self, history: np.ndarray) -> Tensor:
-        """int64 [1 + min(len(history), max_items) · L]. history: item indices, oldest first."""
+        """int64 [prompt_length(len(history))]. history: item indices, oldest first."""
         items = torch.as_tensor(history[-self.max_items :], dtype=torch.long)
-        return torch.cat([torch.tensor([self.vocabulary.start_token]), self.tokens_of(items).flatten()])
+        start = torch.tensor([*self.opening, self.vocabulary.start_token])
+        return torch.cat([start, self.tokens_of(items).flatten()])
+
+    def prompt_length(self, n_items: int) -> int:
+        """Tokens that a history of `n_items` is rendered to."""
+        return len(self.opening) + 1 + min(n_items, self.max_items) * self.codes.shape[1]
 
     def batch(self, histories: list[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Left-padded input ids and attention mask, both int64 [B, T]; the last column is the last token of every history."""
@@ -71,9 +90,8 @@ class Renderer:
     def save(self, folder: Path) -> None:
         """Write the format, the vocabulary's place and the SID set's sha256 beside a model."""
         record = {"format_version": FORMAT_VERSION, "max_items": self.max_items, "sid_digest": self.sid_digest}
-        write_json(
-            folder / RENDERER_FILE, record | {"vocabulary": asdict(self.vocabulary), "normaliser": self.normaliser}
-        )
+        record |= {"vocabulary": asdict(self.vocabulary), "normaliser": self.normaliser, "opening": self.opening}
+        write_json(folder / RENDERER_FILE, record)
 
     @classmethod
     def load(cls, folder: Path, sids: SemanticIds) -> Renderer:
@@ -96,4 +114,4 @@ class Renderer:
             )
         saved = record["vocabulary"]
         vocabulary = SidVocabulary(saved["start_token"], tuple(saved["first_tokens"]), tuple(saved["level_sizes"]))
-        return cls.build(sids, vocabulary, record["max_items"], record["normaliser"])
+        return cls.build(sids, vocabulary, record["max_items"], record["normaliser"], tuple(record["opening"]))

@@ -22,10 +22,11 @@ def training_prompts(
     Columns: prompt (the rendered history as text, which the tokenizer turns back into the very same ids), target (item index).
     The newest are taken because they are closest to what will be asked after training.
     """
+    opening = tokenizer.decode(renderer.opening)
     rows: dict[str, list] = {"prompt": [], "target": []}
     for sequence in sequences:
         for position in range(max(1, len(sequence) - positions_per_user), len(sequence)):
-            tokens = renderer.tokens(sequence[:position]).tolist()
-            rows["prompt"].append("".join(tokenizer.convert_ids_to_tokens(tokens)))
+            tokens = renderer.tokens(sequence[:position]).tolist()[len(renderer.opening) :]
+            rows["prompt"].append(opening + "".join(tokenizer.convert_ids_to_tokens(tokens)))
             rows["target"].append(int(sequence[position]))
     return TrainingRows.from_dict(rows)

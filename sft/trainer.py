@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from decoding.output_head import OutputHead
-from decoding.policy import SidVocabulary, item_log_probs
+from decoding.policy import item_log_probs
+from decoding.renderer import Renderer
 from decoding.trie import SidTrie
-from sft.sequences import NO_ITEM
+from sft.examples import NO_ITEM, NO_LABEL
 from sft.validation import RecommendingValidation
 
 
@@ -23,37 +25,38 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Mean over codes of -log π, forced codes counted as the zeros they are.
+        """Mean over answer tokens of -log of their probability, forced codes counted as the zeros they are.
 
-        `num_items_in_batch`: codes with a loss in the batches of all processes and accumulation steps.
+        `num_items_in_batch`: answer tokens in the batches of all processes and accumulation steps.
         """
         head = OutputHead.of(self.accelerator.unwrap_model(self.model))
-        total = sequence_loss(model, head, inputs["input_ids"], inputs["items"], self.renderer.vocabulary, self.trie)
+        total = answer_loss(model, head, inputs, self.renderer, self.trie)
         if num_items_in_batch is None:
-            return total / (inputs["items"] != NO_ITEM).sum() / self.trie.n_levels
-        # the gradients of the processes are averaged, and each divides by the codes of all of them
+            return total / (inputs["labels"] != NO_LABEL).sum()
+        # the gradients of the processes are averaged, and each divides by the answer tokens of all of them
         return total * self.accelerator.num_processes / num_items_in_batch
 
 
-def sequence_loss(
-    model: PreTrainedModel,
-    head: OutputHead,
-    input_ids: Tensor,
-    items: Tensor,
-    vocabulary: SidVocabulary,
-    trie: SidTrie,
+def answer_loss(
+    model: PreTrainedModel, head: OutputHead, batch: dict[str, Tensor], renderer: Renderer, trie: SidTrie
 ) -> Tensor:
-    """Sum of -log π over the codes of all `items` that have a loss.
+    """Sum over the answers' tokens of -log p: codes of a SID by the renderer's normaliser, words over the whole vocabulary.
 
-    model: the wrapped model (its forward is called, so that gradients are reduced). head: its own. input_ids: int64
-    [B, 1 + J·L]. items: int64 [B, J], NO_ITEM where there is no loss.
+    model: the wrapped model (its forward is called, so that gradients are reduced). head: its own. batch: input_ids, items and labels,
+    int64 [B, T] (`sft/examples.py`).
     """
-    n_rows, n_items = items.shape
-    assert input_ids.shape == (n_rows, 1 + n_items * trie.n_levels), (
-        f"{tuple(input_ids.shape)} for {tuple(items.shape)} items"
-    )
+    input_ids, items, labels = batch["input_ids"], batch["items"], batch["labels"]
+    assert input_ids.shape == items.shape == labels.shape, f"{tuple(input_ids.shape)}, {tuple(items.shape)}"
     output = model(input_ids=input_ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
-    # the hidden state before a code's token predicts it: states 0 … L-1 predict the first item's codes
-    hidden = output.hidden_states[-1][:, :-1].unflatten(1, (n_items, trie.n_levels))  # [B, J, L, H]
-    with_loss = items != NO_ITEM
-    return -item_log_probs(hidden[with_loss], items[with_loss], head, vocabulary, trie).sum()
+    hidden = output.hidden_states[-1]  # [B, T, H]; the state before a token predicts it
+    rows, starts = (items != NO_ITEM).nonzero(as_tuple=True)
+    codes_at = starts[:, None] + torch.arange(trie.n_levels, device=starts.device)  # [R, L]
+    states = hidden[rows[:, None], codes_at - 1]
+    answers = items[rows, starts]
+    loss = -item_log_probs(states, answers, head, renderer.vocabulary, trie, renderer.normaliser).sum()
+    words = labels != NO_LABEL
+    words[rows[:, None], codes_at] = False
+    rows, at = words.nonzero(as_tuple=True)
+    if len(rows):
+        loss = loss - head.token_log_probs(hidden[rows, at - 1], labels[rows, at]).sum()
+    return loss

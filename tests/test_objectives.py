@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +15,9 @@ from decoding.renderer import Renderer
 from rl.group_log_probs import group_log_probs, pack_groups
 from rl.rewards import exact_hit, prefix_credit
 from sft.backbone import add_dropout
-from sft.sequences import SequenceCollator, training_rows
-from sft.trainer import sequence_loss
+from sft.examples import ExampleCollator, ExampleRenderer
+from sft.tasks import TASKS, TaskConfig, task_rows
+from sft.trainer import answer_loss
 from sft.vocabulary import add_sid_tokens
 
 
@@ -32,24 +35,42 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_sequence_loss_is_the_sum_over_codes_of_a_masked_cross_entropy(recommender):
-    model, trie, renderer = recommender.model, recommender.trie, recommender.renderer
-    rows = training_rows([np.array([3, 1, 7, 9, 2]), np.array([5, 6])], max_items=4)
-    batch = SequenceCollator(renderer, pad_token=0)(list(rows))
-    loss = sequence_loss(model, OutputHead.of(model), batch["input_ids"], batch["items"], renderer.vocabulary, trie)
+@pytest.mark.parametrize("normaliser", ["children", "level", "full"])
+def test_answer_loss_is_the_cross_entropy_of_the_answers_words_and_codes(recommender, normaliser):
+    """A batch of all kinds of examples: words among the whole vocabulary, codes among what `normaliser` says."""
+    model, trie = recommender.model, recommender.trie
+    renderer = replace(recommender.renderer, normaliser=normaliser)
+    words = [[10 + item % 7, 30, 40 + item % 11] for item in range(40)]
+    render = ExampleRenderer(renderer, words, [row[:2] for row in words], end_token=1, openings={})
+    tasks = TaskConfig(
+        text_to_item=0.1, item_to_text=0.1, titles_to_next_item=1, history_to_next_title=1, next_item_windows=0.5
+    )
+    sequences = [np.array([3, 1, 7, 9, 2]), np.array([5, 6])]
+    rows = task_rows(sequences, render.has_text, 3, 4, tasks, seed=0)
+    assert set(rows["task"]) == set(TASKS)
+    batch = ExampleCollator(render, pad_token=0)(list(rows))
+    loss = answer_loss(model, OutputHead.of(model), batch, renderer, trie)
     loss.backward()
     ours = gradients(model)
 
     expected = torch.zeros(())
     codes = renderer.item_tokens - torch.tensor(renderer.vocabulary.first_tokens)
-    for ids, items in zip(batch["input_ids"], batch["items"], strict=True):
+    counted = 0
+    for ids, items, labels in zip(batch["input_ids"], batch["items"], batch["labels"], strict=True):
         logits = model(ids[None]).logits[0]
-        for j, item in enumerate(items.tolist()):
-            for level in range(3) if item >= 0 else ():
+        sids = {at: int(item) for at, item in enumerate(items) if item >= 0}
+        for at in (labels != -100).nonzero().flatten().tolist():
+            begin = next((start for start in sids if start <= at < start + 3), None)
+            row, level = logits[at - 1], 0 if begin is None else at - begin
+            rivals = torch.arange(len(row))
+            if begin is not None and normaliser != "full":
+                item, first = sids[begin], renderer.vocabulary.first_tokens[level]
                 same = (codes[:, :level] == codes[item, :level]).all(1)
-                children = codes[same, level].unique() + renderer.vocabulary.first_tokens[level]
-                row = logits[3 * j + level]
-                expected = expected - row[renderer.item_tokens[item, level]] + row[children].logsumexp(0)
+                everything = torch.arange(renderer.vocabulary.level_sizes[level])
+                rivals = first + (codes[same, level].unique() if normaliser == "children" else everything)
+            expected = expected - row[labels[at]] + row[rivals].logsumexp(0)
+            counted += 1
+    assert counted == (batch["labels"] != -100).sum() > 60
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     expected.backward()
     for name, gradient in gradients(model).items():

@@ -44,7 +44,8 @@ from sft.vocabulary import START_TOKEN, add_sid_tokens
 from tokenizer.semantic_ids import SemanticIds
 
 N_BYTES = 258  # <pad>, <eos> and the bytes: rows that this project's own tokenizer has before SID tokens
-N_SID_TOKENS = 1 + sum(LEVEL_SIZES)
+FIRST_CODE = N_BYTES + 4  # after <history> and the control tokens of tasks with texts
+N_ROWS = FIRST_CODE + sum(LEVEL_SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +89,12 @@ def test_the_right_weights_moved(run_dir, trainer):
             assert not torch.equal(weight, final[name]), f"{name} did not move"
     old, new = before.state_dict()[embedding], final[embedding]
     moved = (old != new).any(dim=1)
-    assert moved[N_BYTES : N_BYTES + N_SID_TOKENS].all()
+    assert moved[N_BYTES]
+    assert moved[FIRST_CODE:N_ROWS].all()
     assert not moved[:N_BYTES].any(), "bytes never occur, so their rows get no gradient"
+    assert not moved[N_BYTES + 1 : FIRST_CODE].any(), "no task with texts was asked for"
     assert len(moved) == 320
-    assert not moved[N_BYTES + N_SID_TOKENS :].any(), "rows that only pad the matrix"
+    assert not moved[N_ROWS:].any(), "rows that only pad the matrix"
 
 
 def test_same_seed_same_bytes_other_seed_other_bytes(run_dir, trainer, tmp_path_factory, tmp_path):

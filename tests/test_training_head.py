@@ -15,8 +15,8 @@ from decoding.output_head import OutputHead
 from decoding.policy import SidVocabulary
 from decoding.trie import SidTrie
 from rl.trainer import SidGRPOTrainer
-from sft.sequences import NO_ITEM
-from sft.trainer import SidSFTTrainer, sequence_loss
+from sft.examples import NO_ITEM
+from sft.trainer import SidSFTTrainer, answer_loss
 
 LEVELS = [4, 5, 6]
 VOCABULARY = SidVocabulary(0, (1, 5, 10), (4, 5, 6))
@@ -59,14 +59,17 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
 
     targets = torch.arange(30)
     input_ids = torch.cat([prompt.expand(30, -1), tokens], dim=1)
-    items = torch.stack([torch.full((30,), NO_ITEM), torch.full((30,), NO_ITEM), targets], dim=1)
+    items = torch.full_like(input_ids, NO_ITEM)
+    items[:, prompt.shape[1]] = targets
+    renderer = SimpleNamespace(vocabulary=VOCABULARY, normaliser="children")
+    batch = {"input_ids": input_ids, "items": items, "labels": torch.where(torch.arange(10) < 7, -100, input_ids)}
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped, autocast=nullcontext, num_processes=1),
-        model=model, renderer=SimpleNamespace(vocabulary=VOCABULARY), trie=trie,
+        model=model, renderer=renderer, trie=trie,
     )  # fmt: skip
     with torch.no_grad():
         for row in range(30):
-            inputs = {"input_ids": input_ids[row : row + 1], "items": items[row : row + 1]}
+            inputs = {name: values[row : row + 1] for name, values in batch.items()}
             loss = SidSFTTrainer.compute_loss(trainer, model, inputs, num_items_in_batch=1)
             assert loss.item() == pytest.approx(-searched[row].item(), abs=1e-5)
         by_code, _, _ = SidGRPOTrainer._get_per_token_logps_and_entropies(
@@ -74,5 +77,5 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
         )
         torch.testing.assert_close(by_code.sum(1), searched, atol=1e-5, rtol=0)
         rows_alone = OutputHead(model.get_output_embeddings().weight)
-        without = sequence_loss(model, rows_alone, input_ids, items, VOCABULARY, trie)
+        without = answer_loss(model, rows_alone, batch, renderer, trie)
     assert (without + searched.sum()).abs() > 1, "the head's rows alone give the same: nothing is proved"

@@ -1,0 +1,155 @@
+"""What the model is taught: rows that say which items make an example of which task. `sft/examples.py` turns a row into tokens.
+
+A row has the columns task (one of TASKS), items (item indices, oldest first), context (how many of the first items are given; the
+others are answers) and length (tokens, about; for batches of similar length). Interactions for training only are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from datasets import Dataset as TrainingRows
+from datasets import concatenate_datasets
+
+from data.stage import InputError
+
+TASKS = (
+    "next_item",
+    "next_item_windows",
+    "text_to_item",
+    "item_to_text",
+    "titles_to_next_item",
+    "history_to_next_title",
+)
+TEXT_TASKS = TASKS[2:]
+SHARE = " Examples of this kind in the training set, as a share of all there are; 2: each of them twice, 0: none."
+
+
+@dataclass
+class TaskConfig:
+    """Weights of the tasks, and how long their examples are."""
+
+    next_item: float = field(
+        default=1.0, metadata={"help": "The next item after a history, learnt at every position at once." + SHARE}
+    )
+    next_item_windows: float = field(
+        default=0.0,
+        metadata={"help": "The next item after the newest `window_items` items, one answer an example." + SHARE},
+    )
+    text_to_item: float = field(default=0.0, metadata={"help": "An item's SID, given its text." + SHARE})
+    item_to_text: float = field(default=0.0, metadata={"help": "An item's text, given its SID." + SHARE})
+    titles_to_next_item: float = field(
+        default=0.0, metadata={"help": "The next item's SID, given the newest titles." + SHARE}
+    )
+    history_to_next_title: float = field(
+        default=0.0, metadata={"help": "The next item's title, given the newest items' SIDs." + SHARE}
+    )
+    window_items: int = field(default=10, metadata={"help": "Newest items given in tasks with one answer an example."})
+    text_tokens: int = field(default=64, metadata={"help": "Tokens of a title or text at most; the rest is cut off."})
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each task; at least one is positive."""
+        fields = asdict(self)
+        return {task: fields[task] for task in TASKS}
+
+    def __post_init__(self) -> None:
+        negative = [task for task, weight in self.weights.items() if not 0 <= weight < float("inf")]
+        if negative:
+            raise InputError(f"{negative[0]}={self.weights[negative[0]]} is no share of examples; give 0 or more.")
+        if not any(self.weights.values()):
+            raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
+        for name in ("window_items", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def with_text(self) -> bool:
+        return any(self.weights[task] for task in TEXT_TASKS)
+
+
+def task_rows(
+    sequences: Sequence[np.ndarray], texts: list[bool], n_levels: int, max_items: int, tasks: TaskConfig, seed: int
+) -> TrainingRows:
+    """The rows of all tasks that have a weight. sequences: every user's training items; texts: which items have a text."""
+    has_text = np.asarray(texts, dtype=bool)
+    makers: dict[str, Callable[[str], TrainingRows]] = {
+        "next_item": lambda task: next_item_rows(sequences, max_items, n_levels),
+        "next_item_windows": lambda task: window_rows(task, sequences, tasks, seed, None),
+        "text_to_item": lambda task: item_rows(task, has_text, tasks),
+        "item_to_text": lambda task: item_rows(task, has_text, tasks),
+        "titles_to_next_item": lambda task: window_rows(task, sequences, tasks, seed, has_text),
+        "history_to_next_title": lambda task: window_rows(task, sequences, tasks, seed, has_text),
+    }
+    parts = []
+    for number, (task, weight) in enumerate(tasks.weights.items()):
+        if weight:
+            rows = makers[task](task)
+            if not len(rows):
+                raise InputError(
+                    f"{task}={weight:g} has no examples in these data; set it to 0 or give the items texts."
+                )
+            parts.append(rows.select(picked(len(rows), weight, seed + number)))
+    return concatenate_datasets(parts)
+
+
+def picked(n: int, weight: float, seed: int) -> np.ndarray:
+    """Which of `n` examples are taken, ascending: all of them as often as `weight` is whole, and of the rest of it a random part."""
+    whole, part = divmod(weight, 1)
+    extra = np.random.default_rng(seed).choice(n, round(part * n), replace=False)
+    return np.sort(np.concatenate([np.tile(np.arange(n), int(whole)), extra]).astype(np.int64))
+
+
+def rows_of(task: str, items: list[list[int]], contexts: list[int], lengths: list[int]) -> TrainingRows:
+    return TrainingRows.from_dict({"task": [task] * len(items), "items": items, "context": contexts, "length": lengths})
+
+
+def next_item_rows(sequences: Sequence[np.ndarray], max_items: int, n_levels: int) -> TrainingRows:
+    """One row a user; a history longer than `max_items` is cut into windows that overlap by half.
+
+    Every item is an answer exactly once; the first items of a later window are given, because an earlier one asked for them.
+    """
+    assert max_items >= 2, f"a context of {max_items} items holds no history and target"
+    items, contexts = [], []
+    for sequence in sequences:
+        for start, stop, context in windows(len(sequence), max_items):
+            items.append(sequence[start:stop].tolist())
+            contexts.append(context)
+    return rows_of("next_item", items, contexts, [1 + n_levels * len(row) for row in items])
+
+
+def windows(length: int, max_items: int) -> list[tuple[int, int, int]]:
+    """(start, stop, context) of each window over a history of `length` items; the last one ends at the newest item."""
+    if length <= max_items:
+        return [(0, length, 0)]
+    step = max_items // 2
+    starts = [*range(0, length - max_items, step), length - max_items]
+    stops = [start + max_items for start in starts]
+    contexts = [0, *(previous - start for previous, start in zip(stops, starts[1:], strict=False))]
+    return list(zip(starts, stops, contexts, strict=True))
+
+
+def window_rows(
+    task: str, sequences: Sequence[np.ndarray], tasks: TaskConfig, seed: int, has_text: np.ndarray | None
+) -> TrainingRows:
+    """One row for every interaction that has another before it: the newest `window_items` items before it, then the answer.
+
+    With `has_text` (bool [N]), for tasks with titles: items without a text are left out, and an answer that stands in its own window is
+    not asked for, since its title would be both given and wanted.
+    """
+    items = []
+    for sequence in sequences:
+        known = sequence if has_text is None else sequence[has_text[sequence]]
+        for position in range(1, len(known)):
+            window = known[max(0, position - tasks.window_items) : position + 1].tolist()
+            if has_text is None or window[-1] not in window[:-1]:
+                items.append(window)
+    return rows_of(task, items, [len(row) - 1 for row in items], [tasks.text_tokens * len(row) for row in items])
+
+
+def item_rows(task: str, has_text: np.ndarray, tasks: TaskConfig) -> TrainingRows:
+    """One row for every item that has a text."""
+    items = [[int(item)] for item in np.flatnonzero(has_text)]
+    return rows_of(task, items, [0] * len(items), [tasks.text_tokens] * len(items))

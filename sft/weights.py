@@ -1,0 +1,73 @@
+"""Which weights are trained: all of them, LoRA adapters and the new rows, or the new rows alone; and the plain model after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft.utils.other import TrainableTokensWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from data.stage import InputError
+
+
+@dataclass
+class WeightsConfig:
+    train_weights: Literal["full", "lora", "sid_rows"] = field(
+        default="full",
+        metadata={
+            "help": "full: all weights. lora: low-rank adapters on every linear layer (arXiv 2106.09685) and the rows of the new "
+            "tokens. sid_rows: the rows of the new tokens alone. The model that is written is a plain one in each case."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "lora: rank of the adapters."})
+    lora_alpha: float = field(default=32.0, metadata={"help": "lora: adapters are scaled by lora_alpha / lora_rank."})
+    lora_dropout: float = field(default=0.05, metadata={"help": "lora: dropout (0 to 1) before the adapters."})
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise InputError(f"lora_rank={self.lora_rank} must be at least 1.")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout={self.lora_dropout} must be at least 0 and less than 1.")
+
+
+def with_adapters(model: PreTrainedModel, config: WeightsConfig, new_tokens: list[int]) -> PreTrainedModel | PeftModel:
+    """`model` with what `train_weights` names as its only trainable weights; the model itself for `full`.
+
+    new_tokens: token ids whose rows are trained in the embedding and in the head, which may be the same matrix.
+    """
+    if config.train_weights == "full":
+        return model
+    _give_token_rows_a_bias()
+    embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    matrices = [embedding] if tied else [embedding, head]
+    if config.train_weights == "sid_rows":
+        return get_peft_model(model, TrainableTokensConfig(token_indices=new_tokens, target_modules=matrices))
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules="all-linear",  # without the head
+        trainable_token_indices=dict.fromkeys(matrices, new_tokens),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora)
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    """The last part of the name of a module, which is how PEFT finds it."""
+    return next(name for name, module in model.named_modules() if module is wanted).rpartition(".")[2]
+
+
+def _give_token_rows_a_bias() -> None:
+    """PEFT 0.21 wraps a head whose rows are trained without passing on its bias, which TRL 1.16 asks every head for."""
+    TrainableTokensWrapper.bias = property(lambda wrapper: wrapper.token_adapter.base_layer.bias)
+
+
+def merge(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """`base` (the model that training began with, its SID tokens added) with a saved adapter's weights merged into its own."""
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload()
