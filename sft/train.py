@@ -16,6 +16,7 @@ from trl import SFTConfig
 from data.config import parse_configs
 from data.dataset import Dataset
 from data.stage import InputError, Stage, run_as_command
+from decoding.output_head import causal_model
 from decoding.policy import Normaliser, SidVocabulary
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
@@ -169,7 +170,7 @@ def main() -> None:
     rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, training.seed)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None:
-        add_dropout(model, backbone.dropout)
+        add_dropout(causal_model(model), backbone.dropout)
 
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
@@ -201,6 +202,7 @@ def start_model(
     dataset: Dataset, sids: SemanticIds, config: SftConfig, backbone: BackboneConfig, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
     """The model that training begins with, SID tokens in its vocabulary: the same at every call."""
+    torch.manual_seed(seed)  # rows of the control tokens are drawn
     model, tokenizer = load_backbone(backbone, seed)
     row_start = row_start_for(config.row_start, from_scratch=backbone.model_name_or_path is None)
     texts = dataset.items["text"].to_list()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -45,17 +45,23 @@ def with_adapters(model: PreTrainedModel, config: WeightsConfig, new_tokens: lis
     embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     matrices = [embedding] if tied else [embedding, head]
-    if config.train_weights == "sid_rows":
-        return get_peft_model(model, TrainableTokensConfig(token_indices=new_tokens, target_modules=matrices))
+    everywhere = config.train_weights == "lora"
+    # PEFT has no adapter for token rows alone that TRL takes: for them, one of rank 1 that stays at zero, on one layer
+    first_linear = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     lora = LoraConfig(
-        r=config.lora_rank,
+        r=config.lora_rank if everywhere else 1,
         lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules="all-linear",  # without the head
+        lora_dropout=config.lora_dropout if everywhere else 0,
+        target_modules="all-linear" if everywhere else [first_linear],  # never the head
         trainable_token_indices=dict.fromkeys(matrices, new_tokens),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora)
+    adapted = get_peft_model(model, lora)
+    if not everywhere:
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.requires_grad_(False)
+    return adapted
 
 
 def _name_of(model: nn.Module, wanted: nn.Module) -> str:

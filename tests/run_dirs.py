@@ -17,7 +17,8 @@ import polars as pl
 import pytest
 import torch
 from conftest import make_sids
-from transformers import Trainer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from data.dataset import Dataset
 from data.stage import Stage
@@ -31,6 +32,8 @@ THINGS = ["tea", "lamp", "boot", "drum", "rope", "vase", "coin", "harp", "kite",
 N_ITEMS = len(COLOURS) * len(THINGS)
 N_USERS = 60
 LEVEL_SIZES = [4, 4, 5]
+
+WORDS = ["<unk>", "<end>", *(f"word{i}" for i in range(38))]
 
 SFT_FLAGS: dict[str, object] = {
     "hidden_size": 16,
@@ -210,3 +213,26 @@ def weights(folder: Path) -> bytes:
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def save_pretrained(folder: Path, kind: str, tied: bool = False) -> torch.nn.Module:
+    """A tiny model with a word tokenizer that has no padding token, as many pretrained ones."""
+    torch.manual_seed(5)
+    config = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}[kind](
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=tied,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    model = {"Qwen3": Qwen3ForCausalLM, "Llama": LlamaForCausalLM}[kind](config)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    model.save_pretrained(folder)
+    return model

@@ -13,27 +13,20 @@ from run_dirs import (
     LEVEL_SIZES,
     N_ITEMS,
     SFT_FLAGS,
+    WORDS,
     assert_one_sentence,
     exit_code,
     finished_sft_run,
     flags,
     make_run_dir,
     run_stage,
+    save_pretrained,
     state,
     weights,
     write_sid_stage,
 )
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.dataset import Dataset
 from data.stage import InputError
@@ -176,32 +169,6 @@ def test_the_best_checkpoint_is_saved_not_the_last(tmp_path, monkeypatch):
     final = load_file(tmp_path / "run" / "sft" / "model.safetensors")
     assert all(torch.equal(final[name], seen[8][name]) for name in final)
     assert not all(torch.equal(final[name], seen[12][name]) for name in final)
-
-
-WORDS = ["<unk>", "<end>", *(f"word{i}" for i in range(38))]
-
-
-def save_pretrained(folder: Path, kind: str) -> torch.nn.Module:
-    """A tiny untied model with a word tokenizer that has no padding token, as many pretrained ones."""
-    torch.manual_seed(5)
-    config = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}[kind](
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        tie_word_embeddings=False,
-        eos_token_id=1,
-        bos_token_id=None,
-    )
-    model = {"Qwen3": Qwen3ForCausalLM, "Llama": LlamaForCausalLM}[kind](config)
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
-    model.save_pretrained(folder)
-    return model
 
 
 @pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
