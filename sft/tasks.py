@@ -77,11 +77,15 @@ def task_rows(
     has_text = np.asarray(texts, dtype=bool)
     makers: dict[str, Callable[[str], TrainingRows]] = {
         "next_item": lambda task: next_item_rows(sequences, max_items, n_levels),
-        "next_item_windows": lambda task: window_rows(task, sequences, tasks, seed, None),
+        "next_item_windows": lambda task: window_rows(task, sequences, tasks.window_items, n_levels),
         "text_to_item": lambda task: item_rows(task, has_text, tasks),
         "item_to_text": lambda task: item_rows(task, has_text, tasks),
-        "titles_to_next_item": lambda task: window_rows(task, sequences, tasks, seed, has_text),
-        "history_to_next_title": lambda task: window_rows(task, sequences, tasks, seed, has_text),
+        "titles_to_next_item": lambda task: window_rows(
+            task, sequences, tasks.window_items, tasks.text_tokens, has_text
+        ),
+        "history_to_next_title": lambda task: window_rows(
+            task, sequences, tasks.window_items, tasks.text_tokens, has_text
+        ),
     }
     parts = []
     for number, (task, weight) in enumerate(tasks.weights.items()):
@@ -132,7 +136,11 @@ def windows(length: int, max_items: int) -> list[tuple[int, int, int]]:
 
 
 def window_rows(
-    task: str, sequences: Sequence[np.ndarray], tasks: TaskConfig, seed: int, has_text: np.ndarray | None
+    task: str,
+    sequences: Sequence[np.ndarray],
+    window_items: int,
+    tokens_an_item: int,
+    has_text: np.ndarray | None = None,
 ) -> TrainingRows:
     """One row for every interaction that has another before it: the newest `window_items` items before it, then the answer.
 
@@ -143,10 +151,10 @@ def window_rows(
     for sequence in sequences:
         known = sequence if has_text is None else sequence[has_text[sequence]]
         for position in range(1, len(known)):
-            window = known[max(0, position - tasks.window_items) : position + 1].tolist()
+            window = known[max(0, position - window_items) : position + 1].tolist()
             if has_text is None or window[-1] not in window[:-1]:
                 items.append(window)
-    return rows_of(task, items, [len(row) - 1 for row in items], [tasks.text_tokens * len(row) for row in items])
+    return rows_of(task, items, [len(row) - 1 for row in items], [1 + tokens_an_item * len(row) for row in items])
 
 
 def item_rows(task: str, has_text: np.ndarray, tasks: TaskConfig) -> TrainingRows:
