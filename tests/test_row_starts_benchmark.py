@@ -17,7 +17,7 @@ from data.stage import InputError
 from sft.backbone import BackboneConfig, load_backbone
 from sft.row_starts import ROW_STARTS
 
-SMALL = ["--steps", "30", "--text_steps", "30", "--measure_every", "10", "--cases", "20", "--batch_size", "8"]
+SMALL = ["--steps", "20", "--text_steps", "30", "--measure_every", "10", "--cases", "20", "--batch_size", "8"]
 SMALL += ["--max_items", "8", "--hidden_size", "16", "--layers", "1", "--words", "300"]
 
 
@@ -39,12 +39,12 @@ def test_every_method_is_trained_alike_on_both_models(
     ]
     for row in rows:
         losses = row["losses"]
-        assert list(losses) == ["0", "10", "20", "30"]
-        assert losses["30"] < losses["0"] - 0.03, "nothing was learnt"
+        assert list(losses) == ["0", "10", "20"]
+        assert losses["20"] < losses["0"] - 0.02, "nothing was learnt"
         assert 1 <= row["effective_rank"] <= 13
         mean = row["row_start"] == "mean"
         assert (row["spread"] < 1e-3) == mean
-        assert row["share"] in ((1 / 3, 2 / 3, 1) if mean else (0, 1 / 3, 2 / 3, 1, None))
+        assert row["share"] in ((0.5, 1) if mean else (0, 0.5, 1, None))
     # where all rows are alike, a history says nothing yet: every code that may come is equally likely
     means = [row["losses"]["0"] for row in rows if row["row_start"] == "mean"]
     assert means[0] == pytest.approx(means[1], abs=1e-3)
