@@ -18,11 +18,13 @@ from decoding.exhaustive import exact_top, leaf_log_probs
 from decoding.renderer import Renderer
 from decoding.shared_prefix import check_decoder
 from decoding.trie import SidTrie
+from decoding.trie_file import open_trie
 from tokenizer.semantic_ids import SemanticIds
 
 TOKENS_PER_BATCH = 16_384
 SCORES_PER_BATCH = 1 << 26  # of exhaustive scoring: 256 MB
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
+SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # in a model's folder
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
 
 
@@ -57,10 +59,21 @@ class Recommender:
     def load(cls, run_dir: Path, stage: str) -> Recommender:
         """The model of a finished stage, "sft" or "rl". Raises InputError when it is missing or its SIDs have changed."""
         folder = require_finished(run_dir, stage, f"{STAGE_COMMANDS[stage]} --run_dir {run_dir}")
-        sids = SemanticIds.load(run_dir)
+        Renderer.load(folder, SemanticIds.load(run_dir))  # refuses a run whose SIDs are not the model's
+        return cls.from_folder(folder)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Recommender:
+        """The model of a folder alone, wherever it was copied to: it holds its own semantic IDs, and the trie in a file that is mapped.
+
+        Raises InputError when a part of it is missing.
+        """
+        sids = SemanticIds.read(folder / SIDS_FOLDER)
+        renderer = Renderer.load(folder, sids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
-        return cls.build(model, Renderer.load(folder, sids), sids)
+        check_decoder(model, renderer.vocabulary)
+        return cls(model, renderer, LiveCatalogue(open_trie(folder / SIDS_FOLDER / TRIE_FILE).to(model.device)))
 
     @classmethod
     def build(cls, model: PreTrainedModel, renderer: Renderer, sids: SemanticIds) -> Recommender:

@@ -28,6 +28,7 @@ from decoding.recommender import STAGE_COMMANDS, Recommender
 from evaluation import table
 from evaluation.baselines import Scorer, fit_markov, fit_popularity, rank_cases, tune_item_knn
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists
+from evaluation.model_cards import fill_cards
 from evaluation.sasrec import SasRecSettings, train_sasrec
 
 MODELS = ("sft", "rl", "popularity", "item_knn", "markov", "sasrec")
@@ -89,6 +90,7 @@ def main() -> None:
             metrics[name]["decoding"] = found
         comparison = compare(ranks, metrics, list_checks, dataset, config.seed)
         stage.finish(*save(stage.folder, ranks, metrics, comparison))
+    fill_cards(config.run_dir, config.models, (stage.folder / "table.md").read_text(encoding="utf-8"))
     show(stage.folder)
 
 

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from data.stage import Stage, write_json
+from decoding.recommender import SIDS_FOLDER, TRIE_FILE
 from decoding.renderer import Renderer
+from decoding.trie import SidTrie
+from decoding.trie_file import save_trie
 from sft.checkpoints import remove_checkpoints
+from sft.model_card import write_model_card
 from tokenizer.semantic_ids import SemanticIds
 
 MEASURED_FIELDS = ("step", "eval_recall@10", "eval_ndcg@10")
 
 
 def complete_folder(stage: Stage, renderer: Renderer, sids: SemanticIds, measured: list[dict[str, Any]]) -> None:
-    """Beside the saved model: its SIDs, its renderer and valid.json (`measured`, rows of the trainer's log); close the stage."""
+    """Beside the saved model: its SIDs with their trie, its renderer, valid.json (`measured`, rows of the trainer's log) and its card;
+    close the stage."""
     folder = stage.folder
-    sids.save(folder / "semantic_ids")
+    sids.save(folder / SIDS_FOLDER)
+    save_trie(SidTrie(torch.from_numpy(sids.codes), sids.level_sizes), folder / SIDS_FOLDER / TRIE_FILE)
     renderer.save(folder)
     write_json(folder / "valid.json", [{name: row[name] for name in MEASURED_FIELDS} for row in measured])
+    write_model_card(folder)
     stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
     remove_checkpoints(folder / "checkpoints")

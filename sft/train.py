@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,10 @@ from decoding.trie import SidTrie
 from sft.artefact import complete_folder
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
+from sft.early_stopping import early_stopping
+from sft.estimate import announce_estimate
 from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
+from sft.hub import HubRepository
 from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.row_starts import check_row_start, row_start_for
@@ -55,6 +59,15 @@ DECISIVE_FIELDS = (
     "eval_steps",
     "metric_for_best_model",
     "world_size",
+)
+# the same of SftConfig
+IDENTITY_FIELDS = (
+    "max_items",
+    "valid_users",
+    "row_start",
+    "normaliser",
+    "chat_template",
+    "early_stopping_patience",
 )
 
 
@@ -90,6 +103,12 @@ class SftConfig:
     chat_template: bool = field(
         default=False,
         metadata={"help": "Put every example into the model's chat template, as the assistant's answer to a question."},
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Measurements in a row without a better one (metric_for_best_model) that end training; 0: none."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what sft/ holds and train again."})
 
@@ -132,6 +151,9 @@ class SidTrainingConfig(SFTConfig):
     )
     metric_for_best_model: str = field(default="eval_recall@10", metadata={"help": "eval_recall@10 or eval_ndcg@10."})
     greater_is_better: bool = field(default=True, metadata={"help": "More Recall is better."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run goes on counting for early stopping."}
+    )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
@@ -151,18 +173,20 @@ def main() -> None:
     refuse_fewer_processes_than_asked()
     kinds = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SidTrainingConfig)
     config, tasks, backbone, weights, training = parse_configs(kinds)
-    identity = {
-        name: getattr(config, name) for name in ("max_items", "valid_users", "row_start", "normaliser", "chat_template")
-    }
+    identity = {name: getattr(config, name) for name in IDENTITY_FIELDS}
     identity |= asdict(tasks) | asdict(backbone) | asdict(weights)
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
     inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
     stage = Stage(config.run_dir, "sft", identity, inputs)
+    hub = HubRepository.asked_for(training)
     if finished_already(stage, config.overwrite):
+        if hub is not None:
+            hub.upload(stage.folder)
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config, tasks)
     refuse_unsaved_measurements(training)
+    callbacks = early_stopping(config.early_stopping_patience, training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, training.seed)
@@ -184,7 +208,9 @@ def main() -> None:
         renderer=render.renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
         valid_cases=valid_cases,
+        callbacks=callbacks,
     )
+    announce_estimate(trainer, np.asarray(rows["length"]), sids.level_sizes, tasks.with_text)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
 
@@ -196,6 +222,8 @@ def main() -> None:
         merge(base, stage.folder / "adapter").save_pretrained(stage.folder)
         tokenizer.save_pretrained(stage.folder)
     finish(stage, trainer, sids)
+    if hub is not None:
+        hub.upload(stage.folder)
 
 
 def start_model(

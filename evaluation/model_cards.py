@@ -1,0 +1,28 @@
+"""Test results in the model cards of a run: each stage's README.md has a place for them, which evaluation fills."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.stage import atomic_path
+
+CARD = "README.md"
+BEGIN, END = "<!-- test results -->", "<!-- end of test results -->"
+NOT_MEASURED = "Not measured yet: `python -m evaluation.evaluate` puts the table of test results here."
+
+
+def results_part(table: str) -> str:
+    """A card's part between the two marks, marks included."""
+    return f"{BEGIN}\n{table.strip()}\n{END}"
+
+
+def fill_cards(run_dir: Path, models: list[str], table: str) -> None:
+    """Put `table` (markdown) into the card of every one of `models` that has one with a place for it."""
+    for model in models:
+        card = run_dir / model / CARD
+        text = card.read_text(encoding="utf-8") if card.exists() else ""
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if begin and end:
+            with atomic_path(card) as temporary:
+                temporary.write_text(before + results_part(table) + after, encoding="utf-8")

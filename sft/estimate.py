@@ -1,0 +1,391 @@
+"""What a training run will need, said before it starts: memory of a process, steps and hours.
+
+Pure functions of numbers, and `measure_hardware`, which times a matrix product and a copy for a fraction of a second. Memory is counted
+from what is known to be kept: weights, gradients, AdamW's two moments, and what autograd saves of a forward pass (the formulas of Qwen
+and Llama layers as transformers 5 runs them). Time is the products' arithmetic at the measured speed, and what lies between the products
+(norms, activations, dropout, casts) as that many copies of what is saved.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import TrainingArguments
+
+from decoding.output_head import WORDS_AT_ONCE, causal_model
+
+# none: every process holds everything. zero1: optimizer states divided among the processes; zero2: gradients too; zero3, fsdp: weights too
+Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
+GIGABYTE = 1e9
+# (kind, bf16) -> bytes moved for each byte that autograd saves. On the CPU measured on models of 0.2M to 30M parameters, where fresh
+# pages and casts cost most; on a GPU assumed: written, read again forward and backward, and the same for its gradient
+TRAFFIC = {("cpu", False): 18, ("cpu", True): 36, ("cuda", False): 10, ("cuda", True): 10}
+STEP_SECONDS = 0.01  # of a step, whatever the model: collating, logging, the optimizer's calls
+MEASURE_SECONDS = 0.2
+COPIED_BYTES = 1 << 26  # more than any cache of a processor holds
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What the formulas need of a decoder.
+
+    parameters, trained: numbers of them, a shared matrix once. weight_bytes: as the model is held now. trained_bytes: of the trained
+    ones. matrices: parameters of the matrices in the layers, each used once a token. trained_matrices: those of them with a gradient.
+    query, key: width of all query heads, of all key heads. query_norm: whether queries and keys are normalised (Qwen3). copied_rows:
+    parameters of an embedding of which only some rows are trained, 0 where none is.
+    """
+
+    parameters: int
+    trained: int
+    weight_bytes: int
+    trained_bytes: int
+    matrices: int
+    trained_matrices: int
+    layers: int
+    hidden: int
+    query: int
+    key: int
+    inner: int
+    vocabulary: int
+    query_norm: bool = False
+    copied_rows: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ModelShape:
+        """The shape of a causal language model, bare or wrapped by PEFT, on any device."""
+        causal = causal_model(model)
+        config = causal.config.get_text_config()
+        heads = config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // heads
+        tables = [causal.get_input_embeddings(), causal.get_output_embeddings()]
+        table_ids = {id(weight) for table in tables for weight in table.parameters()}
+        weights = list(model.parameters())
+        matrices = [weight for weight in weights if _dimensions(weight) == 2 and id(weight) not in table_ids]
+        trained = [weight for weight in weights if weight.requires_grad]
+        only_rows = any(type(table).__name__ == "TrainableTokensWrapper" for table in tables)
+        return cls(
+            parameters=sum(map(_size, weights)),
+            trained=sum(map(_size, trained)),
+            weight_bytes=sum(_size(weight) * weight.element_size() for weight in weights),
+            trained_bytes=sum(_size(weight) * weight.element_size() for weight in trained),
+            matrices=sum(map(_size, matrices)),
+            trained_matrices=sum(_size(weight) for weight in matrices if weight.requires_grad),
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            query=heads * width,
+            key=(getattr(config, "num_key_value_heads", None) or heads) * width,
+            inner=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+            vocabulary=config.vocab_size,
+            query_norm=any(name.endswith("q_norm") for name, _ in causal.named_modules()),
+            copied_rows=config.vocab_size * config.hidden_size if only_rows else 0,
+        )
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One process's part of the machine.
+
+    kind: "cpu" or "cuda". free: bytes that the process may come to hold, what it holds now included. held: bytes it holds now beside the
+    weights. speed: floating-point operations a second of a matrix product. copy_speed: bytes read and written a second by a copy.
+    """
+
+    kind: str
+    processes: int
+    sharding: Sharding
+    free: int
+    held: int
+    speed: float
+    copy_speed: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """The rows of an epoch. tokens: of all rows, as they are. padded: with the padding of batches. squared: Σ over padded rows of their
+    length squared. longest: tokens of the longest row. steps: of the whole training. epochs: as many passes."""
+
+    tokens: int
+    padded: int
+    squared: int
+    longest: int
+    steps: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """All bytes are of one process, at the worst moment. flops: of one process over the whole training. moved: likewise, bytes moved
+    between the products."""
+
+    shape: ModelShape
+    hardware: Hardware
+    work: Work
+    batch: int
+    bf16: bool
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    flops: float
+    moved: float
+
+    @property
+    def memory(self) -> int:
+        """Bytes a process will hold at its worst moment."""
+        parts = self.weights + self.gradients + self.optimizer + self.activations + self.head
+        return parts + self.hardware.held
+
+    @property
+    def seconds(self) -> float:
+        """Of the training steps alone; validation and checkpoints come on top."""
+        machine = self.hardware
+        return self.flops / machine.speed + self.moved / machine.copy_speed + STEP_SECONDS * self.work.steps
+
+    def lines(self) -> list[str]:
+        """The estimate in three lines."""
+        shape, machine, work = self.shape, self.hardware, self.work
+        trained = "all trained" if shape.trained == shape.parameters else f"{shape.trained / 1e6:.2f}M trained"
+        number = "bfloat16" if self.bf16 else "float32"
+        spread = "" if machine.sharding == "none" else f", divided by {machine.sharding}"
+        return [
+            f"estimate: {shape.parameters / 1e6:.2f}M parameters, {trained}; {machine.processes} process"
+            f"{'es' if machine.processes > 1 else ''} on {machine.kind} in {number}{spread}",
+            f"memory of a process: {show_bytes(self.memory)} of {show_bytes(machine.free)} (weights {show_bytes(self.weights)}, "
+            f"gradients {show_bytes(self.gradients)}, AdamW {show_bytes(self.optimizer)}, activations of {self.batch} rows of "
+            f"{work.longest} tokens {show_bytes(self.activations)}, answers' logits {show_bytes(self.head)}, programs "
+            f"{show_bytes(machine.held)})",
+            f"time: {show_time(self.seconds)} for {work.steps} steps, validation not counted ({work.tokens / 1e6:.2f}M tokens an "
+            f"epoch, {self.flops / work.steps / 1e9:.1f} GFLOP a step and process; a product runs at {machine.speed / 1e9:.0f} GFLOP/s, "
+            f"of which training reaches {self.flops / machine.speed / self.seconds:.0%})",
+        ]
+
+    def warning(self) -> str | None:
+        """One sentence when the memory will not do, with what to change; None when it will."""
+        if self.memory <= self.hardware.free:
+            return None
+        if self.activations + self.head > self.weights + self.gradients + self.optimizer:
+            remedy = "lower per_device_train_batch_size (and raise gradient_accumulation_steps), or set activation_checkpointing"
+        elif self.hardware.processes > 1 and self.hardware.sharding in ("none", "zero1", "zero2"):
+            remedy = "divide the weights among the processes (ZeRO-3 or FSDP), or set train_weights to lora"
+        else:
+            remedy = "set train_weights to lora, take more processes under ZeRO-3 or FSDP, or take a smaller model"
+        return f"warning: a process will need about {show_bytes(self.memory)} and has {show_bytes(self.hardware.free)}; {remedy}."
+
+
+def estimate_training(
+    shape: ModelShape,
+    training: TrainingArguments,
+    row_tokens: np.ndarray,
+    level_sizes: list[int],
+    hardware: Hardware,
+    words: bool = False,
+) -> Estimate:
+    """What `training` will need. row_tokens: integers [rows], tokens of every training row. words: some answers are texts."""
+    batch, bf16 = training.per_device_train_batch_size, bool(training.bf16)
+    again = bool(training.activation_checkpointing)
+    work = count_work(row_tokens, training, hardware.processes)
+    tokens = batch * work.longest
+    zero = hardware.sharding.startswith("zero")
+    weights, gradients, optimizer = state_bytes(shape, hardware.sharding, hardware.processes, bf16)
+    copies = 2 * shape.matrices if bf16 and not zero else 0  # autocast's, kept for the backward pass
+    share = work.epochs / hardware.processes
+    saved = activation_bytes(shape, work.padded, bf16, again=False)
+    return Estimate(
+        shape=shape,
+        hardware=hardware,
+        work=work,
+        batch=batch,
+        bf16=bf16,
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activation_bytes(shape, tokens, bf16, again) + copies + 12 * shape.copied_rows,
+        head=head_bytes(tokens, batch, shape, level_sizes, words),
+        flops=training_flops(shape, work.padded, work.squared, float(np.mean(level_sizes)), again) * share,
+        moved=TRAFFIC[hardware.kind, bf16] * saved * (4 / 3 if again else 1) * share,
+    )
+
+
+def announce_estimate(trainer: Any, row_tokens: np.ndarray, level_sizes: list[int], words: bool) -> None:
+    """Measure the machine and print the estimate, and the warning where there is one. Every process calls it; the first one prints."""
+    training, shape = trainer.args, ModelShape.of(trainer.model)
+    tokens = training.per_device_train_batch_size * int(np.max(row_tokens))
+    hardware = measure_hardware(trainer.accelerator, shape, tokens, bool(training.bf16))
+    estimate = estimate_training(shape, training, row_tokens, level_sizes, hardware, words)
+    if trainer.accelerator.is_main_process:
+        for line in [*estimate.lines(), estimate.warning()]:
+            if line is not None:
+                Console().print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def count_work(row_tokens: np.ndarray, training: TrainingArguments, processes: int) -> Work:
+    """The rows as batches: grouped by length where `training` says so, else in an arbitrary order."""
+    lengths = np.asarray(row_tokens, dtype=np.int64)
+    batch = training.per_device_train_batch_size
+    grouped = training.train_sampling_strategy == "group_by_length"
+    order = np.sort(lengths)[::-1] if grouped else np.random.default_rng(0).permutation(lengths)
+    widths = np.maximum.reduceat(order, np.arange(0, len(order), batch))
+    rows = np.full(len(widths), batch)
+    rows[-1] = len(order) - batch * (len(widths) - 1)
+    batches = -(-len(lengths) // (batch * processes))
+    updates = max(1, -(-batches // training.gradient_accumulation_steps))
+    by_epochs = int(np.ceil(training.num_train_epochs * updates))
+    steps = training.max_steps if training.max_steps > 0 else by_epochs
+    return Work(
+        tokens=int(lengths.sum()),
+        padded=int((rows * widths).sum()),
+        squared=int((rows * widths**2).sum()),
+        longest=int(lengths.max()),
+        steps=steps,
+        epochs=steps / updates,
+    )
+
+
+def state_bytes(shape: ModelShape, sharding: Sharding, processes: int, bf16: bool) -> tuple[int, int, int]:
+    """Bytes of weights, of gradients and of AdamW's states in one process.
+
+    DeepSpeed trains bfloat16 weights under bf16, and keeps a float32 copy of its part beside the two moments; all else trains the
+    float32 weights themselves. Processes that divide nothing hold their gradients twice: in place and in buckets to be sent.
+    """
+    parts = processes
+    if sharding == "none":
+        return shape.weight_bytes, shape.trained_bytes * (2 if processes > 1 else 1), 8 * shape.trained
+    if sharding == "fsdp":
+        return shape.weight_bytes // parts, shape.trained_bytes // parts, 8 * shape.trained // parts
+    weights = 2 * shape.parameters if bf16 else shape.weight_bytes
+    gradients = 2 * shape.trained if bf16 else shape.trained_bytes
+    weights = weights // parts if sharding == "zero3" else weights
+    gradients = gradients if sharding == "zero1" else gradients // parts
+    return weights, gradients, 12 * shape.trained // parts
+
+
+def activation_bytes(shape: ModelShape, tokens: int, bf16: bool, again: bool) -> int:
+    """Bytes that autograd keeps of `tokens` tokens in the decoder's layers. again: activation checkpointing.
+
+    A layer keeps, per token, the inputs and normalised inputs of its two norms and what they give (6 of the model's width), queries
+    and what attention gives, keys and values (twice each), and four of the inner width; queries and keys twice more where they are
+    normalised. Under bf16 the norms stay float32, and every product keeps its own bfloat16 input.
+    """
+    hidden, query, key, inner = shape.hidden, shape.query, shape.key, shape.inner
+    if bf16:
+        layer = 26 * hidden + 4 * query + 4 * key + 8 * inner + (6 * (query + key) if shape.query_norm else 0)
+    else:
+        layer = 4 * (6 * hidden + 2 * query + 2 * key + 4 * inner + (2 * (query + key) if shape.query_norm else 0))
+    if again:
+        return tokens * (4 * hidden * shape.layers + layer)
+    return tokens * layer * shape.layers
+
+
+def head_bytes(tokens: int, rows: int, shape: ModelShape, level_sizes: list[int], words: bool) -> int:
+    """Bytes of the answers' states, logits and log-probabilities, were every token of a batch a code that is asked for.
+
+    A code's logits are those of its level only: 5 bytes each are kept (log-probability and mask), 8 more while a level is worked on. The
+    model's own forward gives one row of the vocabulary's logits a row of the batch. words: also a block of answers in words.
+    """
+    n_levels = len(level_sizes)
+    kept = 5 * tokens * sum(level_sizes) // n_levels
+    at_work = 8 * (tokens // n_levels) * max(level_sizes)
+    text = 12 * WORDS_AT_ONCE * shape.vocabulary if words else 0
+    return kept + at_work + 6 * tokens * shape.hidden + 6 * rows * shape.vocabulary + text
+
+
+def training_flops(shape: ModelShape, tokens: int, squared: int, mean_level: float, again: bool) -> float:
+    """Floating-point operations of an epoch, forward and backward.
+
+    6 a parameter and token where all matrices are trained, 4 where none is, 2 more with activation checkpointing (`again`); causal
+    attention's two products, half of 4 · width · T² a row and layer each way; the head's rows of a level for every code.
+    """
+    passes = 2 + shape.trained_matrices / max(1, shape.matrices) + again
+    attention = 2 * shape.query * shape.layers * squared * (3 + again)
+    return 2 * passes * shape.matrices * tokens + attention + 6 * shape.hidden * mean_level * tokens
+
+
+def measure_hardware(accelerator: Any, shape: ModelShape, tokens: int, bf16: bool) -> Hardware:
+    """The machine as it is now. accelerator: accelerate's, of the trainer. tokens: of a batch.
+
+    Takes about MEASURE_SECONDS. Every process of a run calls it at once, so that they share the processor as they will in training.
+    """
+    kind = "cuda" if accelerator.device.type == "cuda" else "cpu"
+    if kind == "cuda":
+        free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        held = 0
+    else:
+        resident = psutil.Process().memory_info().rss
+        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free = psutil.virtual_memory().available // neighbours + resident
+        held = max(0, resident - shape.weight_bytes)
+    speed = product_speed(max(64, min(tokens, 4096)), shape.hidden, shape.inner, accelerator.device, bf16)
+    processes, sharding = accelerator.num_processes, sharding_of(accelerator)
+    return Hardware(kind, processes, sharding, free, held, speed, copy_speed(accelerator.device))
+
+
+def product_speed(rows: int, width: int, inner: int, device: torch.device, bf16: bool) -> float:
+    """Floating-point operations a second of [rows, width] · [width, inner], the median of runs over MEASURE_SECONDS."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, width), (width, inner)))
+    repeats = max(1, int(1e8 / (2 * rows * width * inner)))  # 0.1 GFLOP between two looks at the clock
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * rows * width * inner * repeats / float(np.median(seconds[1:]))
+
+
+def copy_speed(device: torch.device) -> float:
+    """Bytes read and written a second by a copy that no cache holds."""
+    source = torch.ones(COPIED_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * COPIED_BYTES / float(np.median(seconds[1:]))
+
+
+def sharding_of(accelerator: Any) -> Sharding:
+    """What the launcher's config divides among the processes."""
+    kind = str(accelerator.distributed_type.value)
+    if kind == "FSDP":
+        return "fsdp"
+    if kind != "DEEPSPEED":
+        return "none"
+    stages: dict[int, Sharding] = {0: "none", 1: "zero1", 2: "zero2", 3: "zero3"}
+    return stages[int(accelerator.state.deepspeed_plugin.zero_stage)]
+
+
+def show_bytes(n: float) -> str:
+    """`n` bytes for a reader: MB below one GB."""
+    return f"{n / GIGABYTE:.1f} GB" if n >= GIGABYTE else f"{n / 1e6:.0f} MB"
+
+
+def show_time(seconds: float) -> str:
+    """A span of time for a reader: seconds, minutes or hours."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.1f} h"
+
+
+def _size(weight: nn.Parameter) -> int:
+    """Numbers in a parameter; ZeRO-3 leaves it empty and keeps its size aside."""
+    return int(getattr(weight, "ds_numel", weight.numel()))
+
+
+def _dimensions(weight: nn.Parameter) -> int:
+    return len(getattr(weight, "ds_shape", weight.shape))

@@ -1,0 +1,155 @@
+"""The card of a trained model (README.md of its folder): what it is, how to use it, what it was made from, what it reached.
+
+Made from the run directory's files alone, so that it says what they say; it holds no clock time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from safetensors import safe_open
+from transformers import AutoTokenizer
+
+from data.stage import atomic_path
+from decoding.recommender import SIDS_FOLDER
+from decoding.renderer import Renderer
+from evaluation.model_cards import CARD, NOT_MEASURED, results_part
+from tokenizer.semantic_ids import SemanticIds
+
+STAGES = {"sft": "supervised fine-tuning (SFT)", "rl": "supervised fine-tuning and GRPO with recall rewards (RL)"}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_model_card(folder: Path) -> None:
+    """Write README.md into a run directory's `sft` or `rl`, whose model, SIDs, renderer, manifest and valid.json are there."""
+    run_dir, stage = folder.parent, folder.name
+    manifest = _read(folder / "manifest.json")
+    data = _read(run_dir / "data" / "dataset.json")
+    sids = SemanticIds.read(folder / SIDS_FOLDER)
+    renderer = Renderer.load(folder, sids)
+    base = _read(run_dir / "sft" / "manifest.json")["config"]["model_name_or_path"]
+    parts = [
+        f"---\n{header(base, stage)}---",
+        f"# A generative recommender of {data['name']}, by {stage}",
+        introduction(folder, base, stage, sids),
+        f"## Use\n\n{usage(folder, renderer)}",
+        f"## Data and semantic IDs\n\n{data_table(data, sids, run_dir)}",
+        f"## Results\n\nOn valid, seen items left out, at each measurement of the training:\n\n"
+        f"{valid_table(_read(folder / 'valid.json'))}\n\nOn test:\n\n{results_part(NOT_MEASURED)}",
+        f"## Training\n\n{training_part(manifest)}",
+    ]
+    with atomic_path(folder / CARD) as temporary:
+        temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def header(base: str | None, stage: str) -> str:
+    """The YAML that the hub reads. No licence: that is for whoever publishes the model to choose."""
+    fields: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["recommendation", "generative-recommender", "semantic-ids", "sidrec", stage],
+    }
+    if base is not None and not Path(base).exists():  # a folder's name means nothing on the hub
+        fields["base_model"] = base
+    return yaml.safe_dump(fields, sort_keys=False) + "# license: choose one before you publish\n"
+
+
+def introduction(folder: Path, base: str | None, stage: str, sids: SemanticIds) -> str:
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is not a dictionary)
+    parameters = sum(int(np.prod(shape)) for shape in shapes)
+    origin = f"`{base}`" if base else "a Qwen3 made from scratch"
+    return (
+        f"A causal language model of {parameters / 1e6:.2f}M parameters, {origin} with the tokens of semantic IDs added to its "
+        f"vocabulary, trained by {STAGES[stage]}. Every one of {sids.n_items} items is written as {sids.n_levels} tokens, "
+        f"`{sids.text(0)}` for the first; given a history of items the model writes the next one, under a constraint that lets it "
+        "write only items that exist."
+    )
+
+
+def usage(folder: Path, renderer: Renderer) -> str:
+    """Two examples that run as they stand, in this folder."""
+    n_items = len(renderer.codes)
+    history = list(range(min(2, n_items)))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.decode(renderer.tokens(np.array(history)))
+    k = min(10, n_items - len(history))
+    return f"""As a language model, with transformers alone:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder, or the repository's name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
+next_token = model(input_ids=prompt.input_ids).logits[0, -1].argmax()
+print(tokenizer.decode(next_token))
+```
+
+As a recommender, with sidrec, whose search writes items that exist and have not been seen. An item is its number: the row of
+`items.parquet` of the data.
+
+```python
+from pathlib import Path
+
+import numpy as np
+
+from decoding.recommender import Recommender
+
+recommender = Recommender.from_folder(Path("."))  # or Path(huggingface_hub.snapshot_download("OWNER/NAME"))
+history = np.array({history})  # items, oldest first
+found = recommender.recommend([history], k={k}, exclude_seen=True)
+print(found.items[0], found.log_probs[0])
+```"""
+
+
+def data_table(data: dict[str, Any], sids: SemanticIds, run_dir: Path) -> str:
+    made = _read(run_dir / "sid" / "manifest.json")["config"]
+    sizes = " × ".join(map(str, sids.level_sizes))
+    rows = {"data": data["name"], "protocol": data.get("protocol", "the user's own")} | data.get("counts", {})
+    rows |= {
+        "semantic IDs": f"{sizes} codes, made by {made.get('quantizer', 'another program')}",
+        "their sha256": sids.digest,
+    }
+    return _table(["", ""], [[name, str(value)] for name, value in rows.items()])
+
+
+def valid_table(measured: list[dict[str, Any]]) -> str:
+    rows = [[str(row["step"]), f"{row['eval_recall@10']:.4f}", f"{row['eval_ndcg@10']:.4f}"] for row in measured]
+    return _table(["step", "Recall@10", "NDCG@10"], rows)
+
+
+def training_part(manifest: dict[str, Any]) -> str:
+    commit = source_commit()
+    made_by = ", ".join(f"{name} {version}" for name, version in sorted(manifest["packages"].items()))
+    source = f" sidrec at commit `{commit}`." if commit else ""
+    settings = yaml.safe_dump(manifest["config"], sort_keys=True, allow_unicode=True)
+    inputs = "\n".join(f"* `{path}` sha256 `{digest}`" for path, digest in sorted(manifest["inputs"].items()))
+    return f"With {made_by}.{source} From\n\n{inputs}\n\nby these settings:\n\n```yaml\n{settings}```"
+
+
+def source_commit() -> str | None:
+    """The commit of this program's own repository, `-dirty` after it where files have changed since; None where there is none."""
+    if not (ROOT / ".git").exists():
+        return None
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _table(names: list[str], rows: list[list[str]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
