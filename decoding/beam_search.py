@@ -30,11 +30,13 @@ LARGEST_NODE = 0x7FFFFFFF
 class Draws:
     """How the items of a stochastic search were drawn (arXiv 1903.06059, section 4.2).
 
-    log_probs: float32 [B, W], log φ, the probabilities drawn by: π, renormalised at every prefix where codes without an eligible
-    item are left out. threshold: float32 [B], κ, the largest key that was not drawn, -inf when all were. log_inclusion: float32
-    [B, W], log q = log(1 - exp(-exp(log φ - κ))), the probability that an item's key is above κ.
+    keys: float32 [B, W], the Gumbel keys by which the items were drawn, largest first. log_probs: float32 [B, W], log φ, the
+    probabilities drawn by: π, renormalised at every prefix where codes without an eligible item are left out. threshold: float32 [B], κ,
+    the largest key that was not drawn, -inf when all were. log_inclusion: float32 [B, W], log q = log(1 - exp(-exp(log φ - κ))), the
+    probability that an item's key is above κ.
     """
 
+    keys: Tensor
     log_probs: Tensor
     threshold: Tensor
     log_inclusion: Tensor
@@ -263,4 +265,4 @@ def _draws(log_probs: Tensor, keys: Tensor, beams: int) -> Draws:
     nothing_left = torch.full_like(keys[:, 0], -torch.inf)
     threshold = keys[:, beams] if keys.shape[1] > beams else nothing_left
     log_inclusion = torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))
-    return Draws(log_probs, threshold, log_inclusion.masked_fill(log_probs == -torch.inf, 0.0))
+    return Draws(keys[:, :beams], log_probs, threshold, log_inclusion.masked_fill(log_probs == -torch.inf, 0.0))

@@ -16,6 +16,16 @@ from decoding.trie import SidTrie
 
 
 @dataclass(frozen=True)
+class GroupLogProbs:
+    """chosen: float32 [B, L], log π of the codes of B items. entropies: float32 [B, L], of each choice. levels: L tensors, float32
+    [B, K_level], log π of every code of the level under the item's own prefix, -inf where it does not exist."""
+
+    chosen: Tensor
+    entropies: Tensor
+    levels: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class PackedGroups:
     """Rows of a batch, grouped by equal prompts.
 
@@ -53,8 +63,8 @@ def group_log_probs(
     items: Tensor,
     vocabulary: SidVocabulary,
     trie: SidTrie,
-) -> tuple[Tensor, Tensor]:
-    """log π and entropy, each float32 [B, L], of every row's codes under its prompt.
+) -> GroupLogProbs:
+    """log π and entropy of every row's codes under its prompt.
 
     model: the wrapped model. head: its own. prompt_ids, prompt_mask: int64 [B, P], left-padded. items: int64 [B].
     """
@@ -83,12 +93,21 @@ def group_log_probs(
     later = states[:, prompt_length:].unflatten(1, (width, steps))
     hidden = torch.cat([last, later], dim=2).flatten(0, 1)[packed.slot_of_row]  # [B, L, H]
 
-    chosen, entropies = [], []
+    chosen, *levels = _chosen_and_levels(hidden, items, head, vocabulary, trie)
+    entropies = [-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1) for log_probs in levels]
+    return GroupLogProbs(chosen, torch.stack(entropies, dim=1), tuple(levels))
+
+
+def _chosen_and_levels(
+    hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie
+) -> tuple[Tensor, ...]:
+    """log π of the items' codes [B, L], then the L levels' distributions [B, K_level]. hidden: [B, L, H]."""
+    chosen, levels = [], []
     for level in range(trie.n_levels):
         log_probs, code = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level)
         chosen.append(log_probs.gather(1, code[:, None])[:, 0])
-        entropies.append(-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1))
-    return torch.stack(chosen, dim=1), torch.stack(entropies, dim=1)
+        levels.append(log_probs)
+    return torch.stack(chosen, dim=1), *levels
 
 
 def _tree_mask(prompt_mask: Tensor, width: int, steps: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

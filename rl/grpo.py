@@ -5,10 +5,12 @@ accelerate launch rl/grpo.py --config configs/rl/demo.yaml --run_dir outputs/dem
 
 from __future__ import annotations
 
+import copy
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,7 +22,9 @@ from data.stage import InputError, Stage, require_finished, run_as_command
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from rl.prompts import training_prompts
-from rl.rewards import exact_hit, prefix_credit
+from rl.rewards import reward_functions
+from rl.settings import ObjectiveConfig
+from rl.sight import draw_training
 from rl.trainer import SidGRPOTrainer
 from sft.artefact import complete_folder
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
@@ -46,17 +50,17 @@ DECISIVE_FIELDS = (
     "adam_beta2",
     "optim",
     "max_grad_norm",
-    "loss_type",
-    "scale_rewards",
     "reward_weights",
-    "beta",
     "epsilon",
+    "epsilon_high",
     "seed",
     "bf16",
     "eval_steps",
     "metric_for_best_model",
     "world_size",
 )
+# fields of TRL that this project has its own for
+NOT_USED = {"loss_type": "objective", "scale_rewards": "objective", "beta": "kl_weight"}
 
 
 @dataclass
@@ -86,16 +90,9 @@ class SidGRPOConfig(GRPOConfig):
     learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
-    loss_type: str = field(
-        default="dr_grpo", metadata={"help": "TRL's objective; all SIDs have L codes, so lengths never matter."}
-    )
-    scale_rewards: str = field(
-        default="none", metadata={"help": "none, group or batch: what advantages are divided by."}
-    )
     reward_weights: list[float] | None = field(
-        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of the exact hit and of the prefix credit."}
+        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of `rewards`, in their order."}
     )
-    beta: float = field(default=0.0, metadata={"help": "Weight of TRL's KL penalty to the SFT model."})
     temperature: float = field(default=1.0, metadata={"help": "Must be 1: the policy is what is served."})
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
@@ -137,10 +134,10 @@ class SidGRPOConfig(GRPOConfig):
 def main() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     refuse_fewer_processes_than_asked()
-    config, training = parse_configs((RlConfig, SidGRPOConfig))
+    config, objective, training = parse_configs((RlConfig, ObjectiveConfig, SidGRPOConfig))
     sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
     identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users}
-    identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}
+    identity |= asdict(objective) | {name: getattr(training, name) for name in DECISIVE_FIELDS}
     inputs = (
         config.run_dir / "data" / "manifest.json",
         config.run_dir / "sid" / "codes_all.npy",
@@ -153,7 +150,7 @@ def main() -> None:
             hub.upload(stage.folder)
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    check(sids, training)
+    check(sids, training, objective)
     refuse_unsaved_measurements(training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
@@ -162,18 +159,22 @@ def main() -> None:
     renderer = Renderer.load(sft_folder, sids)
     prompts = training_prompts(dataset.train_sequences, renderer, tokenizer, config.positions_per_user)
     target_codes = sids.codes[prompts["target"]].tolist()
+    vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
+    rewards = reward_functions(objective.rewards, dataset.train_sequences, vectors, training.num_generations)
 
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
     training.max_completion_length = sids.n_levels
     trainer = SidGRPOTrainer(
         model=model,
-        reward_funcs=[exact_hit, prefix_credit],
+        reward_funcs=rewards,
         args=training,
         processing_class=tokenizer,
         train_dataset=prompts.add_column("target_codes", target_codes),
         eval_dataset=prompts.select([0]),  # asked for by Trainer, never read
         renderer=renderer,
+        objective=objective,
+        reference=copy.deepcopy(model) if objective.needs_reference else None,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
         valid_cases=valid_cases,
     )
@@ -184,7 +185,7 @@ def main() -> None:
         hub.upload(stage.folder)
 
 
-def check(sids: SemanticIds, training: SidGRPOConfig) -> None:
+def check(sids: SemanticIds, training: SidGRPOConfig, objective: ObjectiveConfig) -> None:
     """Raise InputError for what would fail in the first step, or train another policy than the one that is served."""
     if training.num_generations > sids.n_items:
         raise InputError(
@@ -200,6 +201,15 @@ def check(sids: SemanticIds, training: SidGRPOConfig) -> None:
         raise InputError(
             f"temperature={training.temperature} would train another policy than the one that is served; leave it at 1."
         )
+    if len(training.reward_weights or objective.rewards) != len(objective.rewards):
+        raise InputError(
+            f"reward_weights has {len(training.reward_weights or [])} numbers for {len(objective.rewards)} rewards; give one each."
+        )
+    for name, ours in NOT_USED.items():
+        if getattr(training, name) != GRPOConfig.__dataclass_fields__[name].default:
+            raise InputError(f"{name}={getattr(training, name)} is TRL's and has no effect here; set {ours} instead.")
+    if objective.objective == "s_dpo" and training.steps_per_generation != 1:
+        raise InputError("objective=s_dpo compares whole groups; set gradient_accumulation_steps to 1.")
 
 
 def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder: Path) -> None:
@@ -216,6 +226,7 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     trainer.save_model(str(folder))
     if not trainer.accelerator.is_main_process:
         return
+    draw_training(trainer.state.log_history, folder / "training.png")
     complete_folder(stage, trainer.renderer, sids, measured)
     Console().print(
         f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "

@@ -1,31 +1,88 @@
 """TRL's GRPOTrainer on the one policy.
 
-What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental), the private
-`_get_per_token_logps_and_entropies` is replaced, `evaluate` recommends on the valid cases. `tests/test_grpo.py` fails when TRL's
-side of this changes.
+What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental); `_calculate_rewards` is listened to;
+`_generate_and_score_completions` is followed by this project's advantages; `_compute_loss` is replaced by rl/objectives.py on the
+packed log-probabilities of rl/group_log_probs.py; `evaluate` recommends on the valid cases. `tests/test_grpo.py` fails when TRL's side
+of this changes.
 """
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
-from decoding.beam_search import beam_search
+from decoding.beam_search import Beams, beam_search
 from decoding.output_head import OutputHead
-from rl.group_log_probs import group_log_probs
+from rl.group_log_probs import GroupLogProbs, group_log_probs
+from rl.groups import draw_groups, with_targets
+from rl.objectives import POLICY_LOSSES, Clip, exact_kl, group_advantages, s_dpo
+from rl.rewards import first_difference
+from rl.settings import ObjectiveConfig
+from rl.sight import group_figures
 from sft.validation import RecommendingValidation
 
 
 class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
-    """Groups of G distinct items drawn from π without replacement; log-probabilities over the codes that exist."""
+    """Groups of G items of π; log-probabilities over the codes that exist; exact KL to `reference`; an anchor to what was taken."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: ObjectiveConfig, reference: PreTrainedModel | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, rollout_func=rollout, **kwargs)
+        self.objective = objective
+        self.reference = None if reference is None else reference.to(self.args.device).eval().requires_grad_(False)
+        self.rewards_per_func = torch.empty(0)
+        self.draw_weights = torch.empty(0)
+        self.questions: list[dict[str, Any]] = []
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's rewards of all processes, [B · processes, reward functions]; kept for the advantages."""
+        self.rewards_per_func = super()._calculate_rewards(*args, **kwargs)
+        return self.rewards_per_func
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds weights [B], targets [B] (item indices) and group [B], and exchanges TRL's advantages for the weighted ones, [B, L]."""
+        self.questions = inputs
+        scored = super()._generate_and_score_completions(inputs)
+        device, size, objective = self.accelerator.device, self.num_generations, self.objective
+        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
+        rewards = (self.rewards_per_func.to(device) * self.reward_weights.to(device)).nansum(1)[own].view(-1, size)
+        weights = self.draw_weights.to(device).view(-1, size)
+        advantages = group_advantages(rewards, weights, objective.objective).flatten()[:, None]
+        items = self._items(scored["completion_ids"])
+        targets = torch.tensor([row["target"] for row in inputs], device=device)
+        if objective.token_credit:
+            codes, wanted = self._codes(items), self._codes(targets)
+            credit = torch.tensor(first_difference(codes.tolist(), wanted.tolist()), device=device)
+            advantages = advantages + objective.token_credit * credit
+        scored["advantages"] = advantages.expand(-1, self.trie.n_levels).contiguous()
+        scored["weights"] = (weights / weights.mean(1, keepdim=True)).flatten()
+        scored["targets"] = targets
+        scored["group"] = torch.arange(len(rewards), device=device).repeat_interleave(size)
+        for name, value in group_figures(rewards, items.view(-1, size), targets.view(-1, size), self.trie).items():
+            self._log_metric(name, value)
+        return scored
+
+    def _items(self, completion_ids: Tensor) -> Tensor:
+        first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=completion_ids.device)
+        return self.trie.item_of(completion_ids - first_tokens)
+
+    def _codes(self, items: Tensor) -> Tensor:
+        """int64 [R, L]."""
+        levels = [
+            self.trie.code[level][self.trie.node_of_item[level + 1][items]] for level in range(self.trie.n_levels)
+        ]
+        return torch.stack(levels, dim=1).long()
+
+    def _log_probs(self, model: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, items: Tensor) -> GroupLogProbs:
+        head = OutputHead.of(self.accelerator.unwrap_model(model))
+        with self.accelerator.autocast():
+            return group_log_probs(model, head, prompt_ids, prompt_mask, items, self.renderer.vocabulary, self.trie)
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -38,24 +95,63 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         compute_aux_loss: bool = False,
         **_multimodal: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """log π of each completion token [B, L], and the entropy of each choice [B, L] when asked for."""
+        """log π of each completion token [B, L], and the entropy of each choice [B, L] when asked for. TRL calls it for π_old."""
         assert logits_to_keep == self.trie.n_levels, (
             f"completions of {logits_to_keep} tokens, SIDs of {self.trie.n_levels}"
         )
-        first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=input_ids.device)
-        items = self.trie.item_of(input_ids[:, -logits_to_keep:] - first_tokens)
-        head = OutputHead.of(self.accelerator.unwrap_model(model))
-        with self.accelerator.autocast():
-            log_probs, entropies = group_log_probs(
-                model,
-                head,
-                input_ids[:, :-logits_to_keep],
-                attention_mask[:, :-logits_to_keep],
-                items,
-                self.renderer.vocabulary,
-                self.trie,
+        items = self._items(input_ids[:, -logits_to_keep:])
+        prompts = input_ids[:, :-logits_to_keep], attention_mask[:, :-logits_to_keep]
+        found = self._log_probs(model, *prompts, items)
+        return found.chosen, found.entropies.detach() if compute_entropy else None, None
+
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """The objective's loss, kl_weight times the exact KL to the reference, anchor_weight times -log π of what was taken."""
+        objective = self.objective
+        prompts, mask, targets = inputs["prompt_ids"], inputs["prompt_mask"], inputs["targets"]
+        items, n = self._items(inputs["completion_ids"]), len(inputs["completion_ids"])
+        first = (
+            first_rows(inputs["group"])
+            if objective.anchor_weight
+            else torch.empty(0, dtype=torch.long, device=items.device)
+        )
+        rows = torch.cat([torch.arange(n, device=items.device), first])  # the taken items stand behind the groups
+        found = self._log_probs(model, prompts[rows], mask[rows], torch.cat([items, targets[first]]))
+        chosen = found.chosen[:n]
+        reference = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference = self._log_probs(self.reference, prompts, mask, items)
+        if objective.objective == "s_dpo":
+            assert reference is not None, "s_dpo compares with a reference model"
+            loss = self._s_dpo(chosen, reference, inputs["group"], items == targets)
+        else:
+            old = inputs.get("old_per_token_logps")
+            clip = Clip(self.epsilon_low, self.epsilon_high)
+            advantages, weights = inputs["advantages"], inputs["weights"]
+            old = chosen.detach() if old is None else old
+            loss = POLICY_LOSSES[objective.objective](chosen, old, advantages, weights, clip)
+        if reference is not None:
+            kl = torch.stack(
+                [exact_kl(ours[:n], theirs) for ours, theirs in zip(found.levels, reference.levels, strict=True)], 1
             )
-        return log_probs, entropies.detach() if compute_entropy else None, None
+            loss = loss + objective.kl_weight * (inputs["weights"][:, None] * kl).mean()
+            self._log_metric("kl/mean", kl.detach().mean().item())
+            self._log_metric("kl/max", kl.detach().max().item())
+        if objective.anchor_weight:
+            anchor = -found.chosen[n:].mean()
+            loss = loss + objective.anchor_weight * anchor
+            self._log_metric("anchor", anchor.item())
+        self._log_metric("entropy", found.entropies[:n].detach().mean().item())
+        return loss / self.current_gradient_accumulation_steps
+
+    def _s_dpo(self, chosen: Tensor, reference: GroupLogProbs, group: Tensor, hits: Tensor) -> Tensor:
+        order = torch.argsort(group, stable=True)
+        margins = (chosen - reference.chosen).sum(1)[order].view(-1, self.num_generations)
+        hits = hits[order].view(-1, self.num_generations)
+        with_hit = hits.any(1)
+        return (
+            s_dpo(margins[with_hit], hits[with_hit], self.objective.s_dpo_beta) if with_hit.any() else margins.sum() * 0
+        )
 
     def measure(self, prefix: str) -> dict[str, float]:
         """Adds `kept_ndcg@10`: NDCG@10, or 0 when Recall@10 is below that of the model that training began with.
@@ -69,45 +165,53 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         return metrics | {f"{prefix}_kept_ndcg@10": kept}
 
 
-def draw_generator(seed: int, step: int, prompt: str) -> torch.Generator:
-    """The randomness of one prompt's group: the same whichever process draws it, and after a resume."""
-    digest = hashlib.sha256(f"{seed} {step} {prompt}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+def first_rows(group: Tensor) -> Tensor:
+    """int64 [P]: one row of every group. group: int64 [B]."""
+    order = torch.argsort(group, stable=True)
+    starts = torch.ones_like(order, dtype=torch.bool)
+    starts[1:] = group[order][1:] != group[order][:-1]
+    return order[starts]
 
 
 def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | None]:
-    """TRL's rollout function: for every prompt, G distinct items by Gumbel top-k over π.
+    """TRL's rollout function: for every prompt, a group of G items (rl/groups.py).
 
     TRL hands each prompt over G times in a row, so a process must hold whole groups.
     """
-    group_size = trainer.num_generations
-    distinct = prompts[::group_size]
-    assert [prompt for prompt in distinct for _ in range(group_size)] == prompts, "a process must hold whole groups"
+    size, objective = trainer.num_generations, trainer.objective
+    distinct = prompts[::size]
+    assert [prompt for prompt in distinct for _ in range(size)] == prompts, "a process must hold whole groups"
     prompt_ids = trainer.processing_class(distinct, add_special_tokens=False)["input_ids"]
     longest = max(len(ids) for ids in prompt_ids)
     device = trainer.accelerator.device
     padded = torch.tensor([[ids[0]] * (longest - len(ids)) + ids for ids in prompt_ids], device=device)
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
+    vocabulary, trie = trainer.renderer.vocabulary, trainer.trie
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
         trainer.accelerator.autocast(),
     ):
-        found = beam_search(
-            model,
-            padded,
-            mask,
-            trainer.renderer.vocabulary,
-            trainer.trie,
-            group_size,
-            generators=[draw_generator(trainer.args.seed, trainer.state.global_step, prompt) for prompt in distinct],
-        )
-    items = found.items.flatten().cpu()
-    assert bool((items >= 0).all()), f"fewer than {group_size} items could be drawn"
+
+        def search(rows: Tensor, width: int, generators: list[torch.Generator] | None) -> Beams:
+            return beam_search(model, padded[rows], mask[rows], vocabulary, trie, width, generators=generators)
+
+        seeds = [f"{trainer.args.seed} {trainer.state.global_step} {prompt}" for prompt in distinct]
+        groups, found = draw_groups(search, len(distinct), size, objective.draw, seeds)
+        if objective.inject_target:
+            targets = torch.tensor([row["target"] for row in trainer.questions[::size]], device=device)
+            with torch.no_grad():
+                probabilities = trainer._log_probs(model, padded, mask, targets).chosen.sum(1).exp()
+            groups = with_targets(groups, found, targets, probabilities)
+    weights = groups.weights if objective.importance_weights else torch.ones_like(groups.weights)
+    trainer.draw_weights = weights.flatten().cpu()
+    items = groups.items.flatten().cpu()
+    assert bool((items >= 0).all()), f"fewer than {size} items could be drawn"
     completion_ids = trainer.renderer.tokens_of(items)
-    codes = completion_ids - torch.tensor(trainer.renderer.vocabulary.first_tokens)
+    codes = completion_ids - torch.tensor(vocabulary.first_tokens)
     return {
-        "prompt_ids": [ids for ids in prompt_ids for _ in range(group_size)],
+        "prompt_ids": [ids for ids in prompt_ids for _ in range(size)],
         "completion_ids": completion_ids.tolist(),
         "logprobs": None,
         "codes": codes.tolist(),
+        "items": items.tolist(),
     }

@@ -27,7 +27,9 @@ from trl import GRPOTrainer, SFTTrainer
 from data.stage import InputError
 from decoding.recommender import Recommender
 from rl import grpo
-from rl.trainer import SidGRPOTrainer, draw_generator, rollout
+from rl.groups import draw_generator
+from rl.settings import ObjectiveConfig
+from rl.trainer import SidGRPOTrainer, rollout
 from sft.trainer import SidSFTTrainer
 
 G = 8
@@ -86,7 +88,8 @@ def test_rewards_and_recall_are_logged(rl_run):
 def test_rollouts_are_distinct_valid_items_of_their_own_prompt(trainer):
     prompts = distinct_prompts(trainer, 6)
     found = rollout(repeated(prompts), trainer)
-    assert set(found) == {"prompt_ids", "completion_ids", "logprobs", "codes"}
+    assert set(found) == {"prompt_ids", "completion_ids", "logprobs", "codes", "items"}
+    assert found["items"] == trainer.trie.item_of(torch.tensor(found["codes"])).tolist()
     assert found["logprobs"] is None
     all_codes = {tuple(row) for row in (trainer.renderer.item_tokens - first_tokens(trainer)).tolist()}
     for i, prompt in enumerate(prompts):
@@ -114,11 +117,11 @@ def test_draws_do_not_depend_on_the_batch_they_are_made_in(trainer):
 
 def test_every_seed_step_and_prompt_has_its_own_draws():
     draws = [
-        tuple(torch.rand(4, generator=draw_generator(seed, step, prompt)).tolist())
+        tuple(torch.rand(4, generator=draw_generator(f"{seed} {step} {prompt}")).tolist())
         for seed, step, prompt in itertools.product((0, 1), (0, 1, 11), ("<history><a_1>", "<history><a_2>"))
     ]
     assert len(set(draws)) == len(draws)
-    again = torch.rand(4, generator=draw_generator(0, 0, "<history><a_1>"))
+    again = torch.rand(4, generator=draw_generator("0 0 <history><a_1>"))
     assert tuple(again.tolist()) == draws[0]
 
 
@@ -141,8 +144,8 @@ def item_log_prob(trainer, prompt_ids: list[int], codes: tuple[int, ...]) -> tor
 
 @pytest.mark.parametrize("n_groups", [1, 3])
 def test_the_gradient_is_the_written_formula(trainer, n_groups):
-    """-(1 / (G · L)) Σ_i A_i Σ_l ∇log π(code l of item i), A = reward - its group's mean, averaged over groups: dr_grpo's gradient
-    at the policy that drew the items. Three groups have prompts of different lengths."""
+    """-(1 / L) Σ_i w_i A_i Σ_l ∇log π(code l of item i), averaged over groups: w = φ / q over its group's sum, A = reward - its group's
+    weighted mean; dr_grpo's gradient at the policy that drew the items. Three groups have prompts of different lengths."""
     prompts = distinct_prompts(trainer, 3)[:n_groups]
     prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
     assert len({len(ids) for ids in prompt_ids}) == min(2, n_groups)
@@ -156,20 +159,22 @@ def test_the_gradient_is_the_written_formula(trainer, n_groups):
         for _ in range(G)
     ]
     inputs = trainer._generate_and_score_completions(rows)
+    shares = trainer.draw_weights.view(n_groups, G)
+    shares = shares / shares.sum(1, keepdim=True)
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, inputs).backward()
     found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
 
     trainer.model.zero_grad()
     all_advantages = []
-    for ids, codes, target in zip(prompt_ids, groups, targets, strict=True):
+    for ids, codes, target, share in zip(prompt_ids, groups, targets, shares, strict=True):
         agreeing = [next((d for d in range(3) if item[d] != target[d]), 3) for item in codes]
         rewards = torch.tensor([(depth == 3) + 0.2 * depth / 3 for depth in agreeing])
-        advantages = rewards - rewards.mean()
+        advantages = rewards - (share * rewards).sum()
         log_probs = torch.stack([item_log_prob(trainer, ids, item) for item in codes])
-        (-(advantages * log_probs).sum() / (G * 3) / n_groups).backward()
+        (-(share * advantages * log_probs).sum() / 3 / n_groups).backward()
         all_advantages.append(advantages)
-    torch.testing.assert_close(inputs["advantages"], torch.cat(all_advantages))
+    torch.testing.assert_close(inputs["advantages"], torch.cat(all_advantages)[:, None].expand(-1, 3))
     for name, parameter in trainer.model.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
     assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
@@ -303,7 +308,7 @@ def test_groups_must_be_whole_in_every_process():
         bf16=False,
     )
     with pytest.raises(InputError, match="per_device_train_batch_size=36 is not a multiple of num_generations=8"):
-        grpo.check(make_sids(60, [4, 4, 5]), training)
+        grpo.check(make_sids(60, [4, 4, 5]), training, ObjectiveConfig())
 
 
 def test_rl_before_sft_names_the_command(tmp_path, capsys):
@@ -338,25 +343,46 @@ def test_trl_log_prob_method_has_the_signature_that_is_overridden():
     assert {name: theirs[name].default for name in named} == {name: ours[name].default for name in named}
 
 
-def test_trl_calls_the_log_prob_method_and_takes_three_values(trainer, monkeypatch):
-    """The loss is made of what the overridden method returns, and of nothing else that TRL computes."""
+def test_trl_calls_the_log_prob_method_for_the_policy_that_drew_and_takes_three_values(trainer, monkeypatch):
+    """When a batch is used for several updates, TRL asks for π_old by this method, and hands it to the loss by this name."""
     prompt = distinct_prompts(trainer, 3)[0]
     row = {"prompt": prompt, "target": 0, "target_codes": [0, 0, 0]}
     trainer.model.train()
-    inputs = trainer._generate_and_score_completions([dict(row) for _ in range(G)])
-    inputs["advantages"] = torch.ones(G)
-    log_probs = torch.zeros(G, 3, requires_grad=True)
     calls = []
 
     def fake(model, input_ids, attention_mask, logits_to_keep, **rest):
-        calls.append((tuple(input_ids.shape), logits_to_keep, rest["compute_entropy"]))
-        return log_probs, torch.zeros(G, 3), None
+        calls.append((tuple(input_ids.shape), logits_to_keep))
+        return torch.full((G, 3), -7.0), None, None
 
     monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", fake)
-    trainer.compute_loss(trainer.model, inputs).backward()
+    monkeypatch.setattr(trainer.args, "steps_per_generation", 2)
+    inputs = trainer._generate_and_score_completions([dict(row) for _ in range(G)])
     prompt_length = len(trainer.processing_class(prompt)["input_ids"])
-    assert calls == [((G, prompt_length + 3), 3, True)]
-    torch.testing.assert_close(log_probs.grad, torch.full((G, 3), -1 / (G * 3)))
+    assert calls == [((G, prompt_length + 3), 3)]
+    assert (inputs["old_per_token_logps"] == -7).all()
+
+
+def test_trl_asks_one_method_for_the_loss_and_takes_what_it_returns(trainer, monkeypatch):
+    monkeypatch.setattr(trainer, "_compute_loss", lambda model, inputs: (model, inputs))
+    assert trainer.compute_loss("a model", {"some": "inputs"}) == ("a model", {"some": "inputs"})
+    assert trainer.current_gradient_accumulation_steps == 1
+
+
+def test_a_batch_of_trl_keeps_what_is_added_to_it(trainer):
+    """TRL shuffles and splits whatever has a row for each completion, all in the same way."""
+    prompts = distinct_prompts(trainer, 4)
+    rows = [
+        {"prompt": prompt, "target": i, "target_codes": [0, 0, 0]} for i, prompt in enumerate(prompts) for _ in range(G)
+    ]
+    trainer.model.train()
+    trainer._step, trainer._buffered_inputs = 0, None
+    inputs = trainer._prepare_inputs(rows)
+    assert len(inputs["weights"]) == len(inputs["targets"]) == len(inputs["group"]) == 4 * G
+    assert inputs["targets"].tolist() == inputs["group"].tolist(), "targets 0 … 3 belong to groups 0 … 3"
+    for i, prompt in enumerate(prompts):
+        ids = trainer.processing_class(prompt)["input_ids"]
+        for row in (inputs["group"] == i).nonzero().flatten():
+            assert inputs["prompt_ids"][row][inputs["prompt_mask"][row].bool()].tolist() == ids
 
 
 def test_trl_wants_these_keys_of_a_rollout_and_gives_the_others_to_the_rewards(trainer, monkeypatch):
@@ -388,6 +414,8 @@ def test_methods_that_are_overridden_have_the_arguments_that_they_had():
         (SFTTrainer, SidSFTTrainer, "compute_loss"),
         (SFTTrainer, SidSFTTrainer, "evaluate"),
         (GRPOTrainer, SidGRPOTrainer, "evaluate"),
+        (GRPOTrainer, SidGRPOTrainer, "_compute_loss"),
+        (GRPOTrainer, SidGRPOTrainer, "_generate_and_score_completions"),
     ):
         signatures = [inspect.signature(getattr(kind, name)).parameters for kind in (theirs, ours)]
         assert list(signatures[0]) == list(signatures[1]), name

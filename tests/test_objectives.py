@@ -85,7 +85,8 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
     items = torch.tensor([4, 4, 9, 11, 17, 0, 31, 22])
     prompt_ids, prompt_mask = renderer.batch([histories[i] for i in row_history])
     head = OutputHead.of(model)
-    log_probs, entropies = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
+    found = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
+    log_probs, entropies = found.chosen, found.entropies
     weights = torch.randn(8, 3)
     (log_probs * weights).sum().backward()
     ours = gradients(model)
@@ -103,6 +104,9 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
     assert (entropies >= -1e-6).all()
+    for level, distribution in enumerate(found.levels):
+        torch.testing.assert_close(distribution.exp().sum(1), torch.ones(8))
+        assert distribution.shape == (8, renderer.vocabulary.level_sizes[level])
     found = recommender.recommend([histories[i] for i in row_history], k=40, exclude_seen=False)
     served = {
         (row, item): lp for row in range(8) for item, lp in zip(found.items[row], found.log_probs[row], strict=True)

@@ -1,0 +1,117 @@
+"""What RL maximises: the published objectives, each a function of a group's log-probabilities, written as the loss to minimise.
+
+Throughout: log_probs, float32 [B, L], log π of the codes of B sampled items, with a gradient; old, float32 [B, L], the same under the
+policy that drew them, without one; advantages, float32 [B, 1] or [B, L]; weights, float32 [B], how much a row counts, 1 on average
+(importance weights of draws without replacement; all 1 for independent draws). ρ = π / π_old. Every loss is a mean over rows and codes,
+so that a learning rate means the same for all of them; all SIDs have L codes, so averaging over lengths in one way or another, in which
+the papers differ, comes to the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Objective = Literal["grpo", "dr_grpo", "dapo", "gspo", "ecpo", "gbpo", "s_dpo"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """low, high: ρ is kept within 1 - low … 1 + high where leaving it would pay. early: ECPO's δ."""
+
+    low: float
+    high: float
+    early: float = 0.1
+
+
+def clipped(ratio: Tensor, advantages: Tensor, clip: Clip) -> Tensor:
+    """PPO's surrogate min(ρ A, clip(ρ) A), the gain of each code."""
+    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip.low, 1 + clip.high) * advantages)
+
+
+def grpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
+    """GRPO (arXiv 2402.03300): a ratio for every code, clipped on both sides alike.
+
+    Dr. GRPO (arXiv 2503.20783) is the same with advantages that are not divided by the group's standard deviation; DAPO (arXiv
+    2503.14476) with clip.high > clip.low.
+    """
+    gain = clipped((log_probs - old).exp(), advantages, clip)
+    return -(weights[:, None] * gain).mean()
+
+
+def gspo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
+    """GSPO (arXiv 2507.18071): one ratio an item, the geometric mean over its codes."""
+    ratio = (log_probs - old).mean(1, keepdim=True).exp().expand_as(log_probs)
+    return -(weights[:, None] * clipped(ratio, advantages, clip)).mean()
+
+
+def ecpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
+    """OneRec's early-clipped GRPO (arXiv 2506.13695): where A < 0, π_old is raised to π / (1 + ε + δ), so that ρ stays bounded."""
+    raised = torch.maximum(old, log_probs.detach() - torch.tensor(1 + clip.high + clip.early).log())
+    used = torch.where(advantages < 0, raised, old)
+    return -(weights[:, None] * clipped((log_probs - used).exp(), advantages, clip)).mean()
+
+
+def gbpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
+    """OneRec-V2's gradient-bounded objective (arXiv 2508.20900): no clipping; π_old is raised to π where A >= 0, to 1 - π where A < 0.
+
+    The gradient of a negative item is then at most that of binary cross-entropy. `clip` is not used.
+    """
+    now = log_probs.detach()
+    complement = torch.log1p(-now.exp().clamp(max=1 - 1e-6))
+    used = torch.maximum(old, torch.where(advantages < 0, complement, now))
+    return -(weights[:, None] * (log_probs - used).exp() * advantages).mean()
+
+
+def s_dpo(margins: Tensor, hits: Tensor, beta: float) -> Tensor:
+    """S-DPO (arXiv 2406.09215): the taken item against all others of its group at once, offline.
+
+    margins: float32 [P, G], log π(item) - log π_ref(item) with a gradient; hits: bool [P, G], exactly one True a row. Returns the mean
+    of -log σ(-log Σ_{d no hit} exp(β (margin_d - margin_hit))).
+    """
+    assert margins.shape == hits.shape
+    assert bool((hits.sum(1) == 1).all()), "a group of S-DPO holds the taken item exactly once"
+    wanted = margins[hits][:, None]
+    rivals = (beta * (margins - wanted)).masked_fill(hits, -torch.inf).logsumexp(1)
+    return -torch.nn.functional.logsigmoid(-rivals).mean()
+
+
+POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]] = {
+    "grpo": grpo,
+    "dr_grpo": grpo,
+    "dapo": grpo,
+    "gspo": gspo,
+    "ecpo": ecpo,
+    "gbpo": gbpo,
+}
+
+
+def group_advantages(rewards: Tensor, weights: Tensor, objective: Objective) -> Tensor:
+    """float32 [P, G]: how much better than its group a row is. rewards, weights: float32 [P, G].
+
+    The baseline is the weighted mean, the group's estimate of the policy's mean reward. Divided by the weighted standard deviation
+    where the objective's paper does so (GRPO, DAPO, GSPO, ECPO).
+    """
+    assert rewards.shape == weights.shape
+    shares = weights / weights.sum(1, keepdim=True)
+    centred = rewards - (shares * rewards).sum(1, keepdim=True)
+    if objective in ("dr_grpo", "gbpo", "s_dpo"):
+        return centred
+    deviation = (shares * centred.square()).sum(1, keepdim=True).sqrt()
+    return centred / (deviation + 1e-4)
+
+
+def exact_kl(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """float32 [R]: Σ_c π(c) (log π(c) - log ref(c)) at a node of the trie; 0 where one code exists.
+
+    log_probs, reference: float32 [R, K], log-softmax over the codes that exist, -inf elsewhere in both. Never an estimate: k3 on drawn
+    codes has been seen to reach 1e11.
+    """
+    assert log_probs.shape == reference.shape
+    exists = log_probs > -torch.inf
+    gap = torch.where(exists, log_probs, 0.0) - torch.where(exists, reference, 0.0)
+    return (log_probs.exp() * gap).sum(1)
