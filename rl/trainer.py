@@ -8,7 +8,7 @@ of this changes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,13 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         scored["targets"] = targets
         scored["group"] = torch.arange(len(rewards), device=device).repeat_interleave(size)
         for name, value in group_figures(rewards, items.view(-1, size), targets.view(-1, size), self.trie).items():
-            self._log_metric(name, value)
+            self._note(name, torch.tensor(value, device=device))
         return scored
+
+    def _note(self, name: str, value: Tensor, over_processes: Literal["mean", "max"] = "mean") -> None:
+        """Log a figure of this update; all processes call it."""
+        values = self.accelerator.gather(value)
+        self._metrics["train"][name].append((values.max() if over_processes == "max" else values.mean()).item())
 
     def _items(self, completion_ids: Tensor) -> Tensor:
         first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=completion_ids.device)
@@ -135,13 +140,13 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
                 [exact_kl(ours[:n], theirs) for ours, theirs in zip(found.levels, reference.levels, strict=True)], 1
             )
             loss = loss + objective.kl_weight * (inputs["weights"][:, None] * kl).mean()
-            self._log_metric("kl/mean", kl.detach().mean().item())
-            self._log_metric("kl/max", kl.detach().max().item())
+            self._note("kl/mean", kl.detach().mean())
+            self._note("kl/max", kl.detach().max(), "max")
         if objective.anchor_weight:
             anchor = -found.chosen[n:].mean()
             loss = loss + objective.anchor_weight * anchor
-            self._log_metric("anchor", anchor.item())
-        self._log_metric("entropy", found.entropies[:n].detach().mean().item())
+            self._note("anchor", anchor.detach())
+        self._note("entropy", found.entropies[:n].detach().mean())
         return loss / self.current_gradient_accumulation_steps
 
     def _s_dpo(self, chosen: Tensor, reference: GroupLogProbs, group: Tensor, hits: Tensor) -> Tensor:
