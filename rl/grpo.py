@@ -131,10 +131,13 @@ class SidGRPOConfig(GRPOConfig):
         super().__post_init__()
 
 
+CONFIGS = (RlConfig, ObjectiveConfig, SidGRPOConfig)
+
+
 def main() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     refuse_fewer_processes_than_asked()
-    config, objective, training = parse_configs((RlConfig, ObjectiveConfig, SidGRPOConfig))
+    config, objective, training = parse_configs(CONFIGS)
     sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
     identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users}
     identity |= asdict(objective) | {name: getattr(training, name) for name in DECISIVE_FIELDS}

@@ -169,10 +169,12 @@ class SidTrainingConfig(SFTConfig):
         super().__post_init__()
 
 
+CONFIGS = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SidTrainingConfig)
+
+
 def main() -> None:
     refuse_fewer_processes_than_asked()
-    kinds = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SidTrainingConfig)
-    config, tasks, backbone, weights, training = parse_configs(kinds)
+    config, tasks, backbone, weights, training = parse_configs(CONFIGS)
     identity = {name: getattr(config, name) for name in IDENTITY_FIELDS}
     identity |= asdict(tasks) | asdict(backbone) | asdict(weights)
     identity |= {name: getattr(training, name) for name in DECISIVE_FIELDS}

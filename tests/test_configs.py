@@ -14,9 +14,8 @@ from data.config import parse_configs
 from data.prepare import PrepareConfig
 from data.stage import InputError
 from evaluation.evaluate import EvaluateConfig
-from rl.grpo import RlConfig, SidGRPOConfig
-from sft.backbone import BackboneConfig
-from sft.train import SftConfig, SidTrainingConfig
+from rl import grpo
+from sft import train
 from tokenizer.config import TokenizerConfig
 from tokenizer.quantizer_settings import KINDS
 
@@ -24,8 +23,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STAGE_CONFIGS: dict[str, tuple[type, ...]] = {
     "data": (PrepareConfig,),
     "tokenizer": (TokenizerConfig, *KINDS),
-    "sft": (SftConfig, BackboneConfig, SidTrainingConfig),
-    "rl": (RlConfig, SidGRPOConfig),
+    "sft": train.CONFIGS,
+    "rl": grpo.CONFIGS,
     "evaluation": (EvaluateConfig,),
 }
 DATASETS = ("demo", "ml-100k", "ml-1m", "own")

@@ -22,6 +22,8 @@ from benchmarks.constrained_decoding import ConstrainedDecodingConfig
 from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
+from benchmarks.row_starts import RowStartsConfig
+from benchmarks.sft_cost import SftCostConfig, SmallBackbone
 from benchmarks.tokenizer_downstream import DownstreamConfig
 from benchmarks.tokenizer_quality import QualityConfig
 from benchmarks.tokenizer_speed import SpeedConfig
@@ -31,9 +33,8 @@ from data.readers import read_own
 from data.stage import InputError
 from decoding.recommend import RecommendConfig
 from evaluation.evaluate import EvaluateConfig
-from rl.grpo import RlConfig, SidGRPOConfig
-from sft.backbone import BackboneConfig
-from sft.train import SftConfig, SidTrainingConfig
+from rl import grpo
+from sft import train
 from tokenizer.add_items import AddItemsConfig
 from tokenizer.compare import CompareConfig
 from tokenizer.config import TokenizerConfig
@@ -44,8 +45,8 @@ PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md")
 DATACLASSES: dict[str, tuple[type, ...]] = {
     "data.prepare": (PrepareConfig,),
     "run_tokenizer.sh": (TokenizerConfig, *KINDS),
-    "sft/train.py": (SftConfig, BackboneConfig, SidTrainingConfig),
-    "rl/grpo.py": (RlConfig, SidGRPOConfig),
+    "sft/train.py": train.CONFIGS,
+    "rl/grpo.py": grpo.CONFIGS,
     "evaluation.evaluate": (EvaluateConfig,),
     "decoding.recommend": (RecommendConfig,),
     "tokenizer.add_items": (AddItemsConfig,),
@@ -54,6 +55,8 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "benchmarks.item_texts": (ItemTextsConfig,),
     "benchmarks.kill_and_resume": (KillConfig,),
     "benchmarks.main_job": (MainJobConfig,),
+    "benchmarks.row_starts": (RowStartsConfig,),
+    "benchmarks.sft_cost": (SftCostConfig, SmallBackbone),
     "benchmarks.tokenizer_downstream": (DownstreamConfig,),
     "benchmarks.tokenizer_quality": (QualityConfig,),
     "benchmarks.tokenizer_speed": (SpeedConfig,),
