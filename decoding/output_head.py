@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+
+Computed = TypeVar("Computed", Tensor, tuple[Tensor, ...])
 
 CPU_CHUNK = 1 << 18  # logits held at once while all tokens are summed over: 1 MB stays in a core's cache
 GPU_CHUNK = 1 << 26  # 256 MB: few launches
@@ -20,7 +26,8 @@ WORDS_AT_ONCE = (
 class OutputHead:
     """weight: [V, H], bias: [V]; `module` instead of both where only the whole head can be run (a LoRA on it, say).
 
-    scale multiplies the logits (Cohere, Granite); softcap c then turns each z into c · tanh(z / c) (Gemma 2).
+    scale multiplies the logits (Cohere, Granite); softcap c then turns each z into c · tanh(z / c) (Gemma 2). owner: the module that
+    holds weight and bias, where they are a model's.
     """
 
     weight: Tensor | None
@@ -28,6 +35,7 @@ class OutputHead:
     softcap: float | None = None
     scale: float = 1.0
     module: nn.Module | None = None
+    owner: Any = None
 
     @classmethod
     def of(cls, model: nn.Module) -> OutputHead:
@@ -37,16 +45,37 @@ class OutputHead:
         config = causal.config.get_text_config()
         softcap = getattr(config, "final_logit_softcapping", None)
         scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        if type(module) is nn.Linear:
-            return cls(module.weight, module.bias, softcap, scale)
+        if type(module) is nn.Linear or (isinstance(module, nn.Linear) and isinstance(module, FSDPModule)):
+            return cls(module.weight, module.bias, softcap, scale, owner=module)
         from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
         if isinstance(module, TrainableTokensWrapper) and module.original_module.bias is None:
             return cls(module.weight, None, softcap, scale)  # its weight is the merged one
         if isinstance(module, ModulesToSaveWrapper) and len(module.active_adapters) == 1:
             active = module.modules_to_save[module.active_adapters[0]]
-            return cls(active.weight, active.bias, softcap, scale)
+            return cls(active.weight, active.bias, softcap, scale, owner=active)
         return cls(None, None, softcap, scale, module)
+
+    def call(self, compute: Callable[[OutputHead, Tensor], Computed], hidden: Tensor) -> Computed:
+        """`compute(head, hidden)`, where `head` has its whole weight, also while each process holds only a part of every parameter.
+
+        ZeRO-3 and FSDP2 put a module's parameters together for its forward and its backward, by hooks on its call. So `compute` is
+        run as the forward of the head's module: what it returns must be tensors that depend on `hidden`.
+        """
+        owner = self.owner
+        if owner is None or not _is_split(owner.weight):
+            return compute(self if owner is None else self._now(), hidden)
+        owner.forward = lambda inputs: compute(self._now(), inputs)
+        try:
+            return owner(hidden)
+        finally:
+            del owner.forward
+
+    def _now(self) -> OutputHead:
+        """This head with the tensors that its module holds at this moment: FSDP2 exchanges them."""
+        if self.owner.weight is self.weight:
+            return self
+        return replace(self, weight=self.owner.weight, bias=self.owner.bias)
 
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
         """float32 [R, last - first]: logits of the tokens first … last - 1. hidden: [R, H]."""
@@ -89,6 +118,11 @@ class OutputHead:
     def _token_log_probs(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         logits = self.logits(hidden, 0, torch.iinfo(torch.int64).max)
         return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+
+
+def _is_split(weight: Tensor) -> bool:
+    """Whether a parameter is one of ZeRO-3 (DeepSpeed marks it) or of FSDP2, of which a process holds a part."""
+    return "ds_id" in vars(weight) or isinstance(weight, DTensor)
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:

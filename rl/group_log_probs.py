@@ -93,7 +93,9 @@ def group_log_probs(
     later = states[:, prompt_length:].unflatten(1, (width, steps))
     hidden = torch.cat([last, later], dim=2).flatten(0, 1)[packed.slot_of_row]  # [B, L, H]
 
-    chosen, *levels = _chosen_and_levels(hidden, items, head, vocabulary, trie)
+    chosen, *levels = head.call(
+        lambda whole, inputs: _chosen_and_levels(inputs, items, whole, vocabulary, trie), hidden
+    )
     entropies = [-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1) for log_probs in levels]
     return GroupLogProbs(chosen, torch.stack(entropies, dim=1), tuple(levels))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from sft.hub import HubRepository
 from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.validation import sample_cases
+from sft.whole_model import load_whole
 from tokenizer.semantic_ids import SemanticIds
 
 DECISIVE_FIELDS = (
@@ -157,6 +159,7 @@ def main() -> None:
     refuse_unsaved_measurements(training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
+    load_whole()
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(sft_folder)
     renderer = Renderer.load(sft_folder, sids)
@@ -222,13 +225,12 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
     measured = list({row["step"]: row for row in trainer.state.log_history if "eval_recall@10" in row}.values())
     metric = f"eval_{trainer.args.metric_for_best_model.removeprefix('eval_')}"
     start, best = measured[0], max(measured, key=lambda row: row[metric])
-    if best["step"] == 0:  # no checkpoint beat the model that training began with
-        trainer.model.load_state_dict(
-            AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32).state_dict()
-        )
     trainer.save_model(str(folder))
     if not trainer.accelerator.is_main_process:
         return
+    if best["step"] == 0:  # no checkpoint beat the model that training began with
+        for name in ("model.safetensors", "config.json"):
+            shutil.copyfile(sft_folder / name, folder / name)
     draw_training(trainer.state.log_history, folder / "training.png")
     complete_folder(stage, trainer.renderer, sids, measured)
     Console().print(

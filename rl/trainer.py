@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
 
 from decoding.beam_search import Beams, beam_search
 from decoding.output_head import OutputHead
@@ -25,6 +24,7 @@ from rl.rewards import first_difference
 from rl.settings import ObjectiveConfig
 from rl.sight import group_figures
 from sft.validation import RecommendingValidation
+from sft.whole_model import whole_model
 
 
 class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
@@ -193,7 +193,7 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
     mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompt_ids], device=device)
     vocabulary, trie = trainer.renderer.vocabulary, trainer.trie
     with (
-        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+        whole_model(trainer) as model,
         trainer.accelerator.autocast(),
     ):
 

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from data.stage import InputError
+from sft.whole_model import load_whole
 
 
 @dataclass
@@ -49,6 +50,7 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
     """The model (float32) and its tokenizer. Raises InputError when a named one cannot be loaded."""
     if config.model_name_or_path is None:
         return scratch_model(config, seed), byte_tokenizer()
+    load_whole()
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
         model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=torch.float32)

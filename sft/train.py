@@ -25,7 +25,7 @@ from sft.artefact import complete_folder
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
 from sft.early_stopping import early_stopping
-from sft.estimate import announce_estimate
+from sft.estimate import ModelShape, announce_estimate
 from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
 from sft.hub import HubRepository
 from sft.precision import has_bf16
@@ -36,6 +36,7 @@ from sft.trainer import SidSFTTrainer
 from sft.validation import sample_cases
 from sft.vocabulary import add_sid_tokens
 from sft.weights import WeightsConfig, merge, with_adapters
+from sft.whole_model import refuse_adapters_in_parts
 from tokenizer.semantic_ids import SemanticIds
 
 # the fields of the training configuration that decide the result: another value means another model
@@ -187,6 +188,7 @@ def main() -> None:
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config, tasks)
+    refuse_adapters_in_parts(weights.train_weights)
     refuse_unsaved_measurements(training)
     callbacks = early_stopping(config.early_stopping_patience, training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
@@ -282,9 +284,8 @@ def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:
     folder = stage.folder
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(stage, trainer.renderer, sids, history)
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     Console().print(
-        f"sft: {parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
+        f"sft: {ModelShape.of(trainer.model).parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
         f"at step {trainer.state.best_global_step} of {trainer.state.max_steps}; the model is in {folder}",
         soft_wrap=True,
     )

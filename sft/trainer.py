@@ -48,7 +48,16 @@ def answer_loss(
     input_ids, items, labels = batch["input_ids"], batch["items"], batch["labels"]
     assert input_ids.shape == items.shape == labels.shape, f"{tuple(input_ids.shape)}, {tuple(items.shape)}"
     output = model(input_ids=input_ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
-    hidden = output.hidden_states[-1]  # [B, T, H]; the state before a token predicts it
+    return head.call(
+        lambda whole, hidden: _loss_of_states(hidden, whole, batch, renderer, trie), output.hidden_states[-1]
+    )
+
+
+def _loss_of_states(
+    hidden: Tensor, head: OutputHead, batch: dict[str, Tensor], renderer: Renderer, trie: SidTrie
+) -> Tensor:
+    """`answer_loss` from the last hidden states [B, T, H]; the state before a token predicts it."""
+    items, labels = batch["items"], batch["labels"]
     rows, starts = (items != NO_ITEM).nonzero(as_tuple=True)
     codes_at = starts[:, None] + torch.arange(trie.n_levels, device=starts.device)  # [R, L]
     states = hidden[rows[:, None], codes_at - 1]

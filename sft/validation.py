@@ -13,6 +13,7 @@ from decoding.catalogue import LiveCatalogue
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
+from sft.whole_model import whole_model
 
 VALID_K = 10
 
@@ -54,13 +55,13 @@ def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
 
     In float32, as the saved model will be: so these are the figures that `evaluation.evaluate` finds on the same cases.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    was_training = model.training
-    model.eval()
     share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
-    recommender = Recommender(model, trainer.renderer, LiveCatalogue(trainer.trie))
-    lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
-    model.train(was_training)
+    with whole_model(trainer) as model:
+        was_training = model.training
+        model.eval()
+        recommender = Recommender(model, trainer.renderer, LiveCatalogue(trainer.trie))
+        lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
+        model.train(was_training)
     hits = lists == share.targets[:, None]
     gains = (hits / np.log2(np.arange(2, VALID_K + 2))).sum()
     sums = torch.tensor([hits.sum(), gains, len(share)], dtype=torch.float32, device=trainer.args.device)

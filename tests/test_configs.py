@@ -88,8 +88,8 @@ def test_a_misspelt_key_of_accelerate_is_refused(tmp_path: Path) -> None:
 
 def test_the_accelerate_files_start_two_processes_without_a_gpu() -> None:
     """`MULTI_CPU`, or no type at all, would start one."""
-    two = load_config_from_file(str(CONFIGS / "accelerate" / "two_processes.yaml"))
-    zero2 = load_config_from_file(str(CONFIGS / "accelerate" / "zero2.yaml"))
-    assert (str(two.distributed_type.value), two.num_processes) == ("MULTI_GPU", 2)
-    assert (str(zero2.distributed_type.value), zero2.num_processes) == ("DEEPSPEED", 2)
-    assert zero2.deepspeed_config["zero_stage"] == 2
+    kinds = {"two_processes": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP"}
+    for name, kind in kinds.items():
+        config = load_config_from_file(str(CONFIGS / "accelerate" / f"{name}.yaml"))
+        assert (str(config.distributed_type.value), config.num_processes) == (kind, 2), name
+        assert config.deepspeed_config.get("zero_stage") == {"zero2": 2, "zero3": 3}.get(name)

@@ -1,4 +1,4 @@
-"""The same training by one process, by two, and by two under DeepSpeed ZeRO-2: the figures must agree.
+"""The same training by one process and by two, under every launcher's config: the figures must agree.
 
 Only two processes on the CPU (gloo) are run here. At its first run on a machine DeepSpeed compiles a part of itself: a minute or
 two more, once.
@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from run_dirs import ROOT, finished_sft_run, flags, make_run_dir, printed_logs, run_stage, start
-from transformers import Trainer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Trainer
 
 from decoding.recommender import Recommender
 from rl import grpo
 from sft import train
+from sft.backbone import BackboneConfig, byte_tokenizer, scratch_model
 
 pytestmark = pytest.mark.slow
 
@@ -25,37 +30,106 @@ ACCELERATE = Path(sys.executable).parent / "accelerate"
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None, reason="DeepSpeed compiles its CPU communication, which needs a C++ compiler"
 )
-LAUNCHERS = ["two_processes", pytest.param("zero2", marks=needs_compiler)]
-# dropout is drawn by each process for itself; 59 cases do not halve
+WITH_WHOLE_WEIGHTS = ["two_processes", pytest.param("zero2", marks=needs_compiler)]
+WITH_SPLIT_WEIGHTS = [pytest.param("zero3", marks=needs_compiler), "fsdp2"]
+# dropout is drawn by each process for itself; 59 cases do not halve; ZeRO-3 leaves matrices of up to 100,000 numbers whole
 SFT = {
+    "hidden_size": 320,
+    "intermediate_size": 320,
+    "learning_rate": 0.003,
     "dropout": 0,
     "train_sampling_strategy": "sequential",
-    "max_steps": 5,
-    "eval_steps": 5,
-    "save_steps": 5,
+    "max_steps": 6,
+    "eval_steps": 3,
+    "save_steps": 3,
     "valid_users": 59,
 }
-RL = {"max_steps": 4, "eval_steps": 4, "save_steps": 4, "valid_users": 59}
+RL = {"learning_rate": 0.0003, "max_steps": 4, "eval_steps": 4, "save_steps": 4, "valid_users": 59}
+
+# accelerate gives FSDP to GPUs alone; for processes on the CPU this does what `AcceleratorState` does for those on GPUs
+FSDP_ON_CPU = """
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+
+begin = AcceleratorState.__init__
+
+def begin_with_fsdp(self, *args, fsdp_plugin=None, **kwargs):
+    begin(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.fsdp_plugin = fsdp_plugin
+        self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+AcceleratorState.__init__ = begin_with_fsdp
+"""
+# of the numbers in all weights a process holds half, and what is too small to be split
+WEIGHTS_MUST_BE_SPLIT = """
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+
+step = Trainer.training_step
+
+def step_of_split_weights(self, *args, **kwargs):
+    weights = list(self.model.parameters())
+    numbers = sum(getattr(weight, "ds_numel", weight.numel()) for weight in weights)
+    held = sum((weight.to_local() if isinstance(weight, DTensor) else weight).numel() for weight in weights)
+    assert numbers > 1_000_000 and held < 0.6 * numbers, (held, numbers)
+    return step(self, *args, **kwargs)
+
+Trainer.training_step = step_of_split_weights
+"""
+KILLED_AFTER_A_CHECKPOINT = """
+import os
+import torch
+from transformers import Trainer
+
+save = Trainer._save_checkpoint
+
+def save_and_die(self, *args, **kwargs):
+    save(self, *args, **kwargs)
+    torch.distributed.barrier()
+    os._exit(9)
+
+Trainer._save_checkpoint = save_and_die
+"""
 
 
-def launch(script: str, launcher: list[str], arguments: list[str]) -> tuple[int, str, str]:
-    """`accelerate launch launcher… script arguments…`: exit code, stdout, stderr."""
+def begin_launch(script: str | Path, launcher: list[str], arguments: list[str]) -> subprocess.Popen[str]:
+    return start(ACCELERATE, "launch", *launcher, script, *arguments, OMP_NUM_THREADS="1")
+
+
+def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    process = start(
-        ACCELERATE, "launch", "--main_process_port", str(port), *launcher, script, *arguments, OMP_NUM_THREADS="1"
-    )
+        return str(probe.getsockname()[1])
+
+
+def launch(script: str | Path, launcher: list[str], arguments: list[str]) -> tuple[int, str, str]:
+    """`accelerate launch launcher… script arguments…`: exit code, stdout, stderr."""
+    process = begin_launch(script, ["--main_process_port", free_port(), *launcher], arguments)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
-def launch_two(module, run_dir: Path, launcher: str, **changed: object) -> list[dict[str, float]]:
-    """Train with half the batch in each of two processes; the printed log."""
-    config = ["--config_file", str(ROOT / "configs" / "accelerate" / f"{launcher}.yaml")]
-    script = {train: "sft/train.py", grpo: "rl/grpo.py"}[module]
-    code, out, err = launch(script, config, flags(module, run_dir, **changed))
-    assert code == 0, out + err
+def config_of(launcher: str) -> list[str]:
+    return ["--config_file", str(ROOT / "configs" / "accelerate" / f"{launcher}.yaml")]
+
+
+def launch_two(
+    module: Any, run_dir: Path, launcher: str, before: str = "", exit_code: int = 0, **changed: object
+) -> list[dict[str, float]]:
+    """Train with half the batch in each of two processes; the printed log. before: Python that each process runs first."""
+    script = run_dir.parent / "script.py"
+    lines = [
+        "import sys",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        before,
+        f"from {module.__name__} import main",
+        "main()",
+    ]
+    script.write_text("\n".join(lines), encoding="utf-8")
+    code, out, err = launch(script, config_of(launcher), flags(module, run_dir, **changed))
+    assert (code != 0) == (exit_code != 0), out + err
+    assert f"exitcode  : {exit_code}" in err or not exit_code, out + err
     return printed_logs(out)
 
 
@@ -69,35 +143,98 @@ def assert_agree(one: Trainer, two: list[dict[str, float]], names: list[str], di
         assert [row[name] for row in printed] == pytest.approx(expected, rel=0.6 * 10 ** (1 - digits), abs=1e-9), name
 
 
-@pytest.fixture(scope="module")
-def sft_alone(tmp_path_factory) -> Trainer:
-    return run_stage(train, make_run_dir(tmp_path_factory.mktemp("alone") / "run"), **SFT)
+def assert_same_sft(one: Trainer, two: list[dict[str, float]]) -> None:
+    assert_agree(one, two, ["loss"], digits=4, steps=6)
+    assert_agree(one, two, ["grad_norm"], digits=3, steps=6)
+    assert_agree(one, two, ["eval_recall@10", "eval_ndcg@10"], digits=4, steps=2)
+
+
+def assert_same_model(run_dir: Path, other: Path, stage: str, largest: float) -> None:
+    """A plain model of transformers, its matrices within `largest` of another's."""
+    assert Recommender.load(run_dir, stage).trie.n_items == 60
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder / stage).state_dict() for folder in (run_dir, other))
+    assert ours.keys() == theirs.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], atol=largest, rtol=0, msg=name)
 
 
 @pytest.fixture(scope="module")
-def rl_alone(tmp_path_factory) -> Trainer:
-    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path_factory.mktemp("alone") / "run")
-    return run_stage(grpo, run_dir, **RL)
+def alone(tmp_path_factory) -> Path:
+    return make_run_dir(tmp_path_factory.mktemp("alone") / "run")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_sft_by_two_processes_is_sft_by_one(sft_alone, tmp_path, launcher):
+@pytest.fixture(scope="module")
+def sft_alone(alone) -> Trainer:
+    return run_stage(train, alone, **SFT)
+
+
+@pytest.fixture(scope="module")
+def rl_alone(alone, sft_alone) -> Trainer:
+    return run_stage(grpo, alone, **RL)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """A model folder whose head is not its embedding."""
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    backbone = BackboneConfig(hidden_size=320, num_hidden_layers=2, num_attention_heads=2, intermediate_size=320)
+    model, tokenizer = scratch_model(backbone, seed=1), byte_tokenizer()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert "lm_head.weight" in load_file(folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("launcher", WITH_WHOLE_WEIGHTS)
+def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher):
     run_dir = make_run_dir(tmp_path / "run")
     printed = launch_two(train, run_dir, launcher, **SFT | {"per_device_train_batch_size": 4})
-    assert_agree(sft_alone, printed, ["loss"], digits=4, steps=5)
-    assert_agree(sft_alone, printed, ["grad_norm"], digits=3, steps=5)
-    assert_agree(sft_alone, printed, ["eval_recall@10", "eval_ndcg@10"], digits=4, steps=1)
-    assert Recommender.load(run_dir, "sft").trie.n_items == 60
+    assert_same_sft(sft_alone, printed)
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_rl_by_two_processes_is_rl_by_one(rl_alone, tmp_path_factory, tmp_path, launcher):
-    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
-    printed = launch_two(grpo, run_dir, launcher, **RL | {"per_device_train_batch_size": 16})
+@needs_compiler
+def test_sft_by_two_hosts_is_sft_by_one_process(sft_alone, alone, tmp_path):
+    """Each host is started by a command of its own, and has one process."""
+    run_dir, port = make_run_dir(tmp_path / "run"), free_port()
+    arguments = flags(train, run_dir, **SFT | {"per_device_train_batch_size": 4})
+    common = [*config_of("multi_node"), "--num_processes", "2", "--main_process_port", port]
+    hosts = [begin_launch("sft/train.py", [*common, "--machine_rank", str(rank)], arguments) for rank in range(2)]
+    outputs = [host.communicate(timeout=300) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert_same_sft(sft_alone, printed_logs(outputs[0][0]))
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
+
+
+@pytest.mark.parametrize("launcher", WITH_SPLIT_WEIGHTS)
+def test_sft_with_split_weights_goes_on_after_a_kill_and_is_sft_by_one_process(
+    sft_alone, alone, pretrained, tmp_path, launcher
+):
+    """ZeRO-3 with a pretrained model and a head of its own, FSDP2 from scratch with the embedding as head."""
+    chosen, one, other = SFT, sft_alone, alone
+    if launcher == "zero3":
+        chosen, other = SFT | {"model_name_or_path": pretrained}, make_run_dir(tmp_path / "alone")
+        one = run_stage(train, other, **chosen)
+    run_dir, before = make_run_dir(tmp_path / "run"), FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT
+    two = chosen | {"per_device_train_batch_size": 4}
+    printed = launch_two(train, run_dir, launcher, before + KILLED_AFTER_A_CHECKPOINT, exit_code=9, **two)
+    assert len([row for row in printed if "loss" in row]) == 3
+    printed += launch_two(train, run_dir, launcher, before, **two)
+    assert_same_sft(one, printed)
+    assert_same_model(run_dir, other, "sft", largest=1e-4)
+
+
+@pytest.mark.parametrize("launcher", [*WITH_WHOLE_WEIGHTS, *WITH_SPLIT_WEIGHTS])
+def test_rl_by_two_processes_is_rl_by_one(rl_alone, alone, tmp_path, launcher):
+    run_dir = shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("rl"))
+    before = FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT if launcher in ("zero3", "fsdp2") else ""
+    printed = launch_two(grpo, run_dir, launcher, before, **RL | {"per_device_train_batch_size": 16})
     names = ["reward", "rewards/exact_hit/mean", "rewards/prefix_credit/mean", "grad_norm", "entropy"]
     assert_agree(rl_alone, printed, names, digits=3, steps=4)
     assert_agree(rl_alone, printed, ["eval_recall@10", "eval_ndcg@10"], digits=3, steps=2)
-    assert Recommender.load(run_dir, "rl").trie.n_items == 60
+    assert_same_model(run_dir, alone, "rl", largest=1e-4)
 
 
 @needs_compiler
@@ -119,9 +256,8 @@ main()
 """,
         encoding="utf-8",
     )
-    config = ["--config_file", str(ROOT / "configs" / "accelerate" / "zero2.yaml")]
     chosen = {train: SFT, grpo: RL}[module] | {"overwrite": True, "per_device_train_batch_size": 16}
-    code, out, err = launch(str(script), config, flags(module, run_dir, **chosen))
+    code, out, err = launch(script, config_of("zero2"), flags(module, run_dir, **chosen))
     assert code == 0, out + err
 
 
