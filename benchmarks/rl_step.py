@@ -225,7 +225,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
     from rl import grpo
-    from rl.grpo import SidGRPOConfig
+    from rl.settings import SidGRPOConfig
 
     default = SidGRPOConfig.learning_rate
     with tempfile.TemporaryDirectory() as folder:

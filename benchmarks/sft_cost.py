@@ -50,8 +50,8 @@ from decoding.trie import SidTrie
 from sft.backbone import BackboneConfig, add_dropout, byte_tokenizer, load_backbone
 from sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
 from sft.precision import has_bf16
+from sft.settings import SidTrainingConfig
 from sft.tasks import next_item_rows, window_rows
-from sft.train import SidTrainingConfig
 from sft.trainer import SidSFTTrainer, answer_loss
 from sft.validation import sample_cases
 from sft.vocabulary import add_sid_tokens

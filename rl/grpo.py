@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,116 +23,16 @@ from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from rl.prompts import training_prompts
 from rl.rewards import reward_functions
-from rl.settings import ObjectiveConfig
+from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, SidGRPOConfig, identity_of
 from rl.sight import draw_training
 from rl.trainer import SidGRPOTrainer
 from sft.artefact import complete_folder
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
 from sft.hub import HubRepository
-from sft.precision import has_bf16
 from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
 from sft.validation import sample_cases
 from sft.whole_model import load_whole
 from tokenizer.semantic_ids import SemanticIds
-
-DECISIVE_FIELDS = (
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_generations",
-    "num_iterations",
-    "steps_per_generation",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "optim",
-    "max_grad_norm",
-    "reward_weights",
-    "epsilon",
-    "epsilon_high",
-    "seed",
-    "bf16",
-    "eval_steps",
-    "metric_for_best_model",
-    "world_size",
-)
-# fields of TRL that this project has its own for
-NOT_USED = {"loss_type": "objective", "scale_rewards": "objective", "beta": "kl_weight"}
-
-
-@dataclass
-class RlConfig:
-    run_dir: Path = field(
-        default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/, sid/ and sft/ there, writes rl/."}
-    )
-    positions_per_user: int = field(
-        default=2,
-        metadata={"help": "Questions a user: their newest training items, each asked after what came before it."},
-    )
-    valid_users: int = field(
-        default=5000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
-
-
-@dataclass
-class SidGRPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with this project's defaults; the output folder is the run directory's `rl/checkpoints`."""
-
-    per_device_train_batch_size: int = field(
-        default=512, metadata={"help": "Rollouts a process and step: prompts times num_generations."}
-    )
-    num_generations: int = field(default=16, metadata={"help": "G, the distinct items drawn for each prompt."})
-    max_steps: int = field(default=30, metadata={"help": "Updates."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
-    reward_weights: list[float] | None = field(
-        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of `rewards`, in their order."}
-    )
-    temperature: float = field(default=1.0, metadata={"help": "Must be 1: the policy is what is served."})
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
-    )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of activation_checkpointing."}
-    )
-    activation_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to measure valid Recall@10."})
-    eval_steps: float = field(default=10, metadata={"help": "Updates between two measurements."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Measure the SFT model first: it is a candidate too."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
-    save_steps: float = field(default=10, metadata={"help": "Updates between two checkpoints; must equal eval_steps."})
-    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the checkpoint that is best on valid, by metric_for_best_model."}
-    )
-    metric_for_best_model: str = field(
-        default="eval_kept_ndcg@10",
-        metadata={
-            "help": "eval_kept_ndcg@10: NDCG@10 where Recall@10 is not below the SFT model's; or eval_recall@10, eval_ndcg@10."
-        },
-    )
-    greater_is_better: bool = field(default=True, metadata={"help": "More is better."})
-    logging_steps: float = field(default=5, metadata={"help": "Updates between two log lines."})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
-    seed: int = field(default=0, metadata={"help": "Seed of prompts' order and of the rollouts."})
-
-    def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-        if self.bf16 is None:
-            self.bf16 = has_bf16()
-        self.per_device_eval_batch_size = self.num_generations  # TRL asks for it; `evaluate` does not use it
-        super().__post_init__()
-
-
-CONFIGS = (RlConfig, ObjectiveConfig, SidGRPOConfig)
 
 
 def main() -> None:
@@ -141,8 +40,7 @@ def main() -> None:
     refuse_fewer_processes_than_asked()
     config, objective, training = parse_configs(CONFIGS)
     sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
-    identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users}
-    identity |= asdict(objective) | {name: getattr(training, name) for name in DECISIVE_FIELDS}
+    identity = identity_of(config, objective, training)
     inputs = (
         config.run_dir / "data" / "manifest.json",
         config.run_dir / "sid" / "codes_all.npy",
