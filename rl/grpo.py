@@ -29,7 +29,7 @@ from rl.trainer import SidGRPOTrainer
 from sft.artefact import complete_folder
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
 from sft.hub import HubRepository
-from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
+from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
 from sft.validation import sample_cases
 from sft.whole_model import load_whole
 from tokenizer.semantic_ids import SemanticIds
@@ -37,7 +37,7 @@ from tokenizer.semantic_ids import SemanticIds
 
 def main() -> None:
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    refuse_fewer_processes_than_asked()
+    refuse_wrong_number_of_processes()
     config, objective, training = parse_configs(CONFIGS)
     sft_folder = require_finished(config.run_dir, "sft", f"accelerate launch sft/train.py --run_dir {config.run_dir}")
     identity = identity_of(config, objective, training)

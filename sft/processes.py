@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 
 import psutil
+import torch
 from accelerate import PartialState
 from rich.console import Console
 
 from data.stage import InputError, Stage
+
+
+def refuse_wrong_number_of_processes() -> None:
+    """Raise InputError when there are fewer processes than accelerate was asked for, or more on this host than it has GPUs."""
+    refuse_fewer_processes_than_asked()
+    started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if started > gpus > 0:
+        raise InputError(
+            f"{started} processes were started on a host with {gpus} GPU{'s' if gpus > 1 else ''}; "
+            f"add `--num_processes {gpus}` before the script's name (on several hosts, the number of all their GPUs)."
+        )
 
 
 def refuse_fewer_processes_than_asked() -> None:

@@ -24,7 +24,7 @@ from sft.early_stopping import early_stopping
 from sft.estimate import ModelShape, announce_estimate
 from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
 from sft.hub import HubRepository
-from sft.processes import begin_stage, finished_already, refuse_fewer_processes_than_asked
+from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
 from sft.row_starts import row_start_for
 from sft.settings import CONFIGS, SftConfig, identity_of
 from sft.tasks import TaskConfig, task_rows
@@ -37,7 +37,7 @@ from tokenizer.semantic_ids import SemanticIds
 
 
 def main() -> None:
-    refuse_fewer_processes_than_asked()
+    refuse_wrong_number_of_processes()
     config, tasks, backbone, weights, training = parse_configs(CONFIGS)
     identity = identity_of(config, tasks, backbone, weights, training)
     inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")

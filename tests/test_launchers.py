@@ -19,6 +19,7 @@ from run_dirs import ROOT, finished_sft_run, flags, make_run_dir, printed_logs, 
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
+from data.stage import InputError
 from decoding.recommender import Recommender
 from rl import grpo
 from sft import train
@@ -45,6 +46,7 @@ SFT = {
     "valid_users": 59,
 }
 RL = {"learning_rate": 0.0003, "max_steps": 4, "eval_steps": 4, "save_steps": 4, "valid_users": 59}
+LITTLE_MEMORY = {"gradient_accumulation_steps": 2, "activation_checkpointing": True}
 
 # accelerate gives FSDP to GPUs alone; for processes on the CPU this does what `AcceleratorState` does for those on GPUs
 FSDP_ON_CPU = """
@@ -187,6 +189,18 @@ def pretrained(tmp_path_factory) -> Path:
     return folder
 
 
+def test_half_batches_twice_with_activations_computed_again_are_the_same_training(sft_alone, rl_alone, alone, tmp_path):
+    run_dir = make_run_dir(tmp_path / "sft")
+    trainer = run_stage(train, run_dir, **SFT | LITTLE_MEMORY | {"per_device_train_batch_size": 4})
+    assert trainer.model.is_activation_checkpointing
+    assert_same_sft(sft_alone, trainer.state.log_history)
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
+    run_dir = shutil.copytree(alone, tmp_path / "rl", ignore=shutil.ignore_patterns("rl"))
+    trainer = run_stage(grpo, run_dir, **RL | LITTLE_MEMORY | {"per_device_train_batch_size": 16})
+    assert_agree(rl_alone, trainer.state.log_history, ["reward", "grad_norm", "entropy"], digits=3, steps=4)
+    assert_same_model(run_dir, alone, "rl", largest=1e-4)
+
+
 @pytest.mark.parametrize("launcher", WITH_WHOLE_WEIGHTS)
 def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher):
     run_dir = make_run_dir(tmp_path / "run")
@@ -212,15 +226,17 @@ def test_sft_by_two_hosts_is_sft_by_one_process(sft_alone, alone, tmp_path):
 def test_sft_with_split_weights_goes_on_after_a_kill_and_is_sft_by_one_process(
     sft_alone, alone, pretrained, tmp_path, launcher
 ):
-    """ZeRO-3 with a pretrained model and a head of its own, FSDP2 from scratch with the embedding as head."""
+    """ZeRO-3 with a pretrained model and a head of its own, FSDP2 from scratch with the embedding as head; one process is refused."""
     chosen, one, other = SFT, sft_alone, alone
     if launcher == "zero3":
         chosen, other = SFT | {"model_name_or_path": pretrained}, make_run_dir(tmp_path / "alone")
         one = run_stage(train, other, **chosen)
     run_dir, before = make_run_dir(tmp_path / "run"), FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT
-    two = chosen | {"per_device_train_batch_size": 4}
+    two = chosen | LITTLE_MEMORY | {"per_device_train_batch_size": 2}
     printed = launch_two(train, run_dir, launcher, before + KILLED_AFTER_A_CHECKPOINT, exit_code=9, **two)
     assert len([row for row in printed if "loss" in row]) == 3
+    with pytest.raises(InputError, match="sft was made with world_size=2, not 1"):
+        run_stage(train, run_dir, **two)
     printed += launch_two(train, run_dir, launcher, before, **two)
     assert_same_sft(one, printed)
     assert_same_model(run_dir, other, "sft", largest=1e-4)

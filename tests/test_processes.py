@@ -8,7 +8,7 @@ import torch
 from data.stage import InputError
 from sft import processes
 from sft.precision import has_bf16
-from sft.processes import asked_processes, refuse_fewer_processes_than_asked
+from sft.processes import asked_processes, refuse_fewer_processes_than_asked, refuse_wrong_number_of_processes
 
 LAUNCH = ["/usr/bin/python3", "/usr/bin/accelerate", "launch"]
 
@@ -69,6 +69,18 @@ def test_only_a_single_process_that_should_be_several_is_refused(monkeypatch, co
             refuse_fewer_processes_than_asked()
     else:
         refuse_fewer_processes_than_asked()
+
+
+@pytest.mark.parametrize(("started", "gpus", "refused"), [(2, 1, True), (8, 8, False), (2, 0, False), (1, 8, False)])
+def test_more_processes_than_gpus_are_refused(monkeypatch, started, gpus, refused):
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(started))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if refused:
+        with pytest.raises(InputError, match="2 processes were started on a host with 1 GPU; add `--num_processes 1`"):
+            refuse_wrong_number_of_processes()
+    else:
+        refuse_wrong_number_of_processes()
 
 
 def test_bf16_is_only_claimed_where_products_in_it_work():
