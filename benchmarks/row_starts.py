@@ -18,13 +18,12 @@ import math
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset as TrainingRows
 from rich import get_console
 from rich.console import Console
 from rich.progress import track
@@ -32,16 +31,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
 )
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
+from benchmarks.plain_loop import endless_batches, step
 from data.config import parse_config
 from data.dataset import Cases, Dataset
 from data.stage import InputError, run_as_command
@@ -248,7 +246,7 @@ def train_and_measure(run: Run, kind: str, folder: Path | None, row_start: str, 
         return total / (batch["labels"] != NO_LABEL).sum()
 
     rows = next_item_rows(run.dataset.train_sequences, config.max_items, run.sids.n_levels)
-    batches = endless_batches(rows, collate, config)
+    batches = endless_batches(rows, collate, config.batch_size, config.seed)
     optimizer, schedule = optimizer_of(model, LEARNING_RATES[kind], config.steps)
     losses: dict[str, float] = {}
     quiet = not get_console().is_terminal
@@ -261,18 +259,6 @@ def train_and_measure(run: Run, kind: str, folder: Path | None, row_start: str, 
     return about | {"spread": spread(start), "effective_rank": effective_rank(start)}
 
 
-def endless_batches(
-    rows: TrainingRows, collate: ExampleCollator, config: RowStartsConfig
-) -> Iterator[dict[str, Tensor]]:
-    """Batches of similar length, pass after pass, in the seed's order."""
-    order = torch.Generator().manual_seed(config.seed)
-    sampler = LengthGroupedSampler(config.batch_size, lengths=rows["length"], generator=order)
-    loader = DataLoader(rows, config.batch_size, sampler=sampler, collate_fn=collate)
-    torch.manual_seed(config.seed)  # of dropout
-    while True:
-        yield from loader
-
-
 def optimizer_of(model: PreTrainedModel, learning_rate: float, steps: int) -> tuple[AdamW, LRScheduler]:
     """AdamW as sft/train.py has it by default, and its schedule."""
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
@@ -280,14 +266,6 @@ def optimizer_of(model: PreTrainedModel, learning_rate: float, steps: int) -> tu
     groups = [{"params": matrices, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
     optimizer = AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
     return optimizer, get_cosine_schedule_with_warmup(optimizer, math.ceil(0.05 * steps), steps)
-
-
-def step(loss: Tensor, model: PreTrainedModel, optimizer: AdamW, schedule: LRScheduler) -> None:
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    schedule.step()
-    optimizer.zero_grad()
 
 
 @torch.no_grad()

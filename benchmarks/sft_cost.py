@@ -33,11 +33,10 @@ from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from benchmarks.main_job import describe_machine
+from benchmarks.plain_loop import endless_batches, step
 from data.config import parse_configs
 from data.dataset import Cases, Dataset
 from data.stage import InputError, run_as_command
@@ -123,22 +122,13 @@ class PlainLoop:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: min(1.0, (done + 1) / WARM_UP))
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches of similar length, pass after pass."""
-        order = torch.Generator().manual_seed(self.config.seed)
-        sampler = LengthGroupedSampler(self.batch_size, lengths=self.kind.rows["length"], generator=order)
-        loader = DataLoader(self.kind.rows, self.batch_size, sampler=sampler, collate_fn=self.collate)
-        while True:
-            yield from loader
+        return endless_batches(self.kind.rows, self.collate, self.batch_size, self.config.seed)
 
     def step(self, batch: dict[str, Tensor]) -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16()):
             total = answer_loss(self.model, OutputHead.of(self.model), batch, self.renderer, self.trie)
         loss = total / (batch["labels"] != NO_LABEL).sum()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
+        step(loss, self.model, self.optimizer, self.schedule)
         return float(loss.detach())
 
     def recall(self, cases: Cases) -> float:
@@ -154,7 +144,6 @@ class PlainLoop:
         points, tokens, seconds = [], 0, 0.0
         measured_at = {round(self.steps * (i + 1) / self.config.measurements) for i in range(self.config.measurements)}
         batches = self.batches()
-        torch.manual_seed(self.config.seed)  # of dropout
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.model.train()
         with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
