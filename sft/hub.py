@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
@@ -14,7 +14,9 @@ from transformers import TrainingArguments
 
 from data.stage import InputError
 
-CONNECTION_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP client huggingface_hub uses: no answer, or a bad one
+CONNECTION_ERROR: type[Exception] = HfHubHTTPError.__bases__[
+    0
+]  # of whichever HTTP client huggingface_hub uses: no answer, or a bad one
 NOT_UPLOADED = ["checkpoints/*", "adapter/*", ".*"]
 
 
@@ -24,7 +26,7 @@ class HubRepository:
 
     name: str
     private: bool
-    token: str | None
+    token: str | None = field(repr=False)
 
     @classmethod
     def asked_for(cls, training: TrainingArguments) -> HubRepository | None:
