@@ -47,7 +47,7 @@ from tokenizer.interchange import read_codes
 
 G = 16
 PROMPTS, PROMPT_ITEMS, CATALOGUE, LEVELS = 2, 86, 4000, (256, 256, 256)
-VOCABULARY = 151_936  # tokens, as Qwen3 has
+VOCABULARY = 32_000  # tokens: TRL scores all of them at every position
 RANKS = (0, 3, 8, 14)  # of the taken item among all: where a group holds it often enough
 SHARPNESS = 6.0  # the random model's logits are scaled by so much: the best item then has a probability of some percent
 
@@ -88,7 +88,7 @@ def vocabulary_of(level_sizes: list[int]) -> SidVocabulary:
 
 
 def step_ratio(config: RlStepConfig) -> dict[str, float]:
-    """Loss and backward pass of PROMPTS groups of G, prompts of 259 tokens, a vocabulary of 152 thousand."""
+    """Loss and backward pass of PROMPTS groups of G, prompts of 259 tokens, a vocabulary of 32 thousand."""
     codes = skewed_codes(CATALOGUE, list(LEVELS), config.seed)
     trie, vocabulary = SidTrie(codes, list(LEVELS)), vocabulary_of(list(LEVELS))
     model = small_qwen3(VOCABULARY, config.seed)

@@ -72,9 +72,9 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
             inputs = {name: values[row : row + 1] for name, values in batch.items()}
             loss = SidSFTTrainer.compute_loss(trainer, model, inputs, num_items_in_batch=1)
             assert loss.item() == pytest.approx(-searched[row].item(), abs=1e-5)
-        by_code, _, _ = SidGRPOTrainer._get_per_token_logps_and_entropies(
-            trainer, model, input_ids, torch.ones_like(input_ids), 3
-        )
+        rl_trainer = object.__new__(SidGRPOTrainer)  # without TRL's part
+        rl_trainer.accelerator, rl_trainer.renderer, rl_trainer.trie = trainer.accelerator, renderer, trie
+        by_code, _, _ = rl_trainer._get_per_token_logps_and_entropies(model, input_ids, torch.ones_like(input_ids), 3)
         torch.testing.assert_close(by_code.sum(1), searched, atol=1e-5, rtol=0)
         rows_alone = OutputHead(model.get_output_embeddings().weight)
         without = answer_loss(model, rows_alone, batch, renderer, trie)
