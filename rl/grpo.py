@@ -61,6 +61,11 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(sft_folder)
     renderer = Renderer.load(sft_folder, sids)
+    if renderer.normaliser != "children":
+        raise InputError(
+            f"{sft_folder} was trained with normaliser={renderer.normaliser}, and RL improves the policy over existing codes; "
+            "train it with `--normaliser children`."
+        )
     prompts = training_prompts(dataset.train_sequences, renderer, tokenizer, config.positions_per_user)
     target_codes = sids.codes[prompts["target"]].tolist()
     vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)

@@ -185,6 +185,14 @@ def test_settings_that_mean_nothing_are_one_sentence(tmp_path_factory, tmp_path,
     assert not (run_dir / "rl").exists()
 
 
+def test_a_model_that_is_ranked_by_another_softmax_is_refused(tmp_path_factory, tmp_path, capsys):
+    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
+    record = run_dir / "sft" / "sidrec.json"
+    record.write_text(record.read_text().replace('"children"', '"full"'))
+    assert exit_code("rl/grpo.py", *flags(grpo, run_dir)) == 2
+    assert "was trained with normaliser=full" in capsys.readouterr().err
+
+
 def test_a_picture_of_a_log_without_validation(tmp_path):
     draw_training([{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.7}], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
