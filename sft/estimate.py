@@ -40,7 +40,8 @@ class ModelShape:
     parameters, trained: numbers of them, a shared matrix once. weight_bytes: as the model is held now. trained_bytes: of the trained
     ones. matrices: parameters of the matrices in the layers, each used once a token. trained_matrices: those of them with a gradient.
     query, key: width of all query heads, of all key heads. query_norm: whether queries and keys are normalised (Qwen3). copied_rows:
-    parameters of an embedding of which only some rows are trained, 0 where none is.
+    parameters of an embedding of which only some rows are trained, 0 where none is. dropped: widths, summed, of what LoRA's adapters
+    draw dropout on.
     """
 
     parameters: int
@@ -57,6 +58,7 @@ class ModelShape:
     vocabulary: int
     query_norm: bool = False
     copied_rows: int = 0
+    dropped: int = 0
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShape:
@@ -71,6 +73,8 @@ class ModelShape:
         matrices = [weight for weight in weights if _dimensions(weight) == 2 and id(weight) not in table_ids]
         trained = [weight for weight in weights if weight.requires_grad]
         only_rows = any(type(table).__name__ == "TrainableTokensWrapper" for table in tables)
+        drops = [module for name, module in model.named_modules() if name.endswith("lora_dropout")]
+        widths = [module.in_features for name, module in model.named_modules() if name.endswith("lora_A.default")]
         return cls(
             parameters=sum(map(_size, weights)),
             trained=sum(map(_size, trained)),
@@ -86,6 +90,9 @@ class ModelShape:
             vocabulary=config.vocab_size,
             query_norm=any(name.endswith("q_norm") for name, _ in causal.named_modules()),
             copied_rows=config.vocab_size * config.hidden_size if only_rows else 0,
+            dropped=sum(widths)
+            if any(isinstance(part, nn.Dropout) for drop in drops for part in drop.children())
+            else 0,
         )
 
 
@@ -272,13 +279,15 @@ def activation_bytes(shape: ModelShape, tokens: int, bf16: bool, again: bool) ->
 
     A layer keeps, per token, the inputs and normalised inputs of its two norms and what they give (6 of the model's width), queries
     and what attention gives, keys and values (twice each), and four of the inner width; queries and keys twice more where they are
-    normalised. Under bf16 the norms stay float32, and every product keeps its own bfloat16 input.
+    normalised. Under bf16 the norms stay float32, and every product keeps its own bfloat16 input. An
+    adapter's dropout keeps its mask and what it gives, about.
     """
     hidden, query, key, inner = shape.hidden, shape.query, shape.key, shape.inner
     if bf16:
         layer = 26 * hidden + 4 * query + 4 * key + 8 * inner + (6 * (query + key) if shape.query_norm else 0)
     else:
         layer = 4 * (6 * hidden + 2 * query + 2 * key + 4 * inner + (2 * (query + key) if shape.query_norm else 0))
+    layer += shape.dropped // shape.layers * (4 if bf16 else 5)
     if again:
         return tokens * (4 * hidden * shape.layers + layer)
     return tokens * layer * shape.layers

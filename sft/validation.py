@@ -13,6 +13,7 @@ from decoding.catalogue import LiveCatalogue
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
+from sft.early_stopping import StayFinished
 from sft.whole_model import whole_model
 
 VALID_K = 10
@@ -26,6 +27,7 @@ class RecommendingValidation:
         self.renderer = renderer
         self.trie = trie.to(self.args.device)  # type: ignore[attr-defined]
         self.valid_cases = valid_cases
+        self.add_callback(StayFinished())  # type: ignore[attr-defined]
 
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

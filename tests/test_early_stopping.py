@@ -107,6 +107,25 @@ def test_a_run_that_was_killed_after_it_stopped_measures_nothing_more(tmp_path, 
     assert weights(run_dir / "sft") == saved
 
 
+def test_a_run_that_was_killed_after_its_last_step_measures_nothing_more(tmp_path, measured, monkeypatch):
+    """Its best measurement is the last, so that the last checkpoint is there to go on from, half way in an epoch."""
+    monkeypatch.setitem(RECALLS, 12, 0.95)
+    flags = FLAGS | {"early_stopping_patience": 0, "eval_steps": 1, "save_steps": 1}
+    for step in range(1, 12, 2):
+        monkeypatch.setitem(RECALLS, step, 0.0)
+
+    def kill(_trainer: object) -> None:
+        raise KilledError
+
+    run_dir = make_run_dir(tmp_path / "run")
+    with pytest.raises(KilledError):
+        run_stage(train, run_dir, at_end=kill, **flags)
+    saved = weights(run_dir / "sft")
+    run_stage(train, run_dir, **flags)
+    assert measured == steps_of(run_dir) == list(range(1, 13))
+    assert weights(run_dir / "sft") == saved
+
+
 def test_settings_under_which_it_could_not_act_are_refused():
     training = SimpleNamespace(eval_strategy="steps", load_best_model_at_end=True)
     assert early_stopping(0, training) == []

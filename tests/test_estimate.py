@@ -152,6 +152,18 @@ def test_activations_are_what_autograd_keeps(kind, bf16):
     assert formula == pytest.approx(per_layer, rel=0.02)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_adapters_with_dropout_keep_more(bf16):
+    def build_lora(layers: int) -> PreTrainedModel:
+        adapters = WeightsConfig(train_weights="lora", lora_rank=4, lora_dropout=0.05)
+        return with_adapters(build("Llama", layers), adapters, list(range(300, 320))).train()
+
+    per_layer = (saved_bytes(build_lora(3), 2, 50, bf16) - saved_bytes(build_lora(1), 2, 50, bf16)) / 2
+    shape = ModelShape.of(build_lora(1))
+    assert shape.dropped == 5 * 64 + 96 + 160
+    assert activation_bytes(shape, 100, bf16, again=False) == pytest.approx(per_layer, rel=0.1)
+
+
 def test_activation_checkpointing_keeps_the_layers_inputs_and_one_layer():
     shape = ModelShape.of(build("Llama", 5))
     one = activation_bytes(replace(shape, layers=1), 100, bf16=False, again=False)
