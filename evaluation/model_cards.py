@@ -17,12 +17,13 @@ def results_part(table: str) -> str:
 
 
 def fill_cards(run_dir: Path, models: list[str], table: str) -> None:
-    """Put `table` (markdown) into the card of every one of `models` that has one with a place for it."""
+    """Put `table` (markdown) into the card of every one of `models` that has one with a place for it and says something else."""
     for model in models:
         card = run_dir / model / CARD
         text = card.read_text(encoding="utf-8") if card.exists() else ""
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
-        if begin and end:
+        filled = before + results_part(table) + after
+        if begin and end and filled != text:
             with atomic_path(card) as temporary:
-                temporary.write_text(before + results_part(table) + after, encoding="utf-8")
+                temporary.write_text(filled, encoding="utf-8")
