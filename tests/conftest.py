@@ -17,6 +17,14 @@ from sft.backbone import BackboneConfig, load_backbone
 from tokenizer.semantic_ids import SemanticIds
 
 
+@pytest.fixture(autouse=True)
+def as_many_threads_after_a_test_as_before():
+    """Benchmarks set their number of threads; with another one, later tests of the same process get other last bits."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_sids(n_items: int, level_sizes: list[int], seed: int = 0, dim: int = 6) -> SemanticIds:
     """Random unique SIDs with random codebooks."""
     rng = np.random.default_rng(seed)
