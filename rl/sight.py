@@ -17,7 +17,6 @@ PANELS = {
     "groups without a signal": ("zero_signal",),
     "KL to the SFT model": ("kl/mean", "kl/max"),
     "entropy of a choice": ("entropy",),
-    "probability on no existing code": ("leaked",),
     "valid": ("eval_ndcg@10", "eval_recall@10", "eval_recall@50"),
 }
 
