@@ -21,7 +21,7 @@ from data.dataset import Dataset
 from data.download import fetch_movielens
 from data.kcore import k_core
 from data.readers import RawLog, read_ml_1m, read_ml_100k, read_own
-from data.split import global_time, leave_one_out
+from data.split import global_time, leave_one_out, leave_one_out_ties_shuffled
 from data.stage import InputError, Stage, run_as_command
 from data.synthetic import DemoModel
 
@@ -69,14 +69,17 @@ class PrepareConfig:
             "help": "Keep items with at least this many interactions; 1 keeps all. 0: 5 for own, 1 for demo and ml-*."
         },
     )
-    protocol: Literal["leave_one_out", "global_time"] = field(
+    protocol: Literal["leave_one_out", "leave_one_out_ties_shuffled", "global_time"] = field(
         default="leave_one_out",
         metadata={
-            "help": "leave_one_out: each user's last interaction is test, the last but one valid. global_time: of all interactions "
-            "in time order, the first 8 tenths are train, the next tenth valid, the last tenth test."
+            "help": "leave_one_out: each user's last interaction is test, the last but one valid; equal timestamps in input order. "
+            "leave_one_out_ties_shuffled: the same with a user's equal timestamps in an order drawn by seed. global_time: of all "
+            "interactions in time order, the first 8 tenths are train, the next tenth valid, the last tenth test."
         },
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the demo data; the other data sets use no randomness."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the demo data and of shuffled ties; nothing else uses randomness."}
+    )
     overwrite: bool = field(
         default=False,
         metadata={"help": "Delete the run's data/ and make it again, even from other inputs or settings."},
@@ -115,7 +118,11 @@ def decisive_settings(config: PrepareConfig) -> dict[str, Any]:
         "k_item": config.k_item,
         "protocol": config.protocol,
     }
-    return settings | ({"seed": config.seed} if config.dataset == "demo" else {})
+    return settings | ({"seed": config.seed} if uses_seed(config) else {})
+
+
+def uses_seed(config: PrepareConfig) -> bool:
+    return config.dataset == "demo" or config.protocol == "leave_one_out_ties_shuffled"
 
 
 def find_inputs(config: PrepareConfig) -> tuple[Path, ...]:
@@ -152,12 +159,15 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
             f"that have {config.k_item} each; lower --k_user or --k_item."
         )
     items = catalogue(raw.items, interactions)
-    interactions = SPLITS[config.protocol](interactions)
+    if config.protocol == "leave_one_out_ties_shuffled":
+        interactions = leave_one_out_ties_shuffled(interactions, config.seed)
+    else:
+        interactions = SPLITS[config.protocol](interactions)
     numbered = interactions.join(items.select("item_id", "item_index"), on="item_id", how="left", maintain_order="left")
     info = {
         "name": config.dataset,
         "protocol": config.protocol,
-        "seed": config.seed if config.dataset == "demo" else None,
+        "seed": config.seed if uses_seed(config) else None,
         "k_core": {"k_user": config.k_user, "k_item": config.k_item},
         "counts": {
             "users": interactions["user_id"].n_unique(),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.split import global_time, leave_one_out
+from data.split import global_time, leave_one_out, leave_one_out_ties_shuffled
 
 Log = list[tuple[str, int]]
 logs = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 6)), max_size=40)
@@ -75,3 +75,30 @@ def test_ties_go_by_input_order_in_a_large_log(protocol: Callable[[pl.DataFrame]
     users, times = rng.integers(0, 3, 50_000).tolist(), rng.integers(0, 3, 50_000).tolist()
     log = [("abc"[user], time) for user, time in zip(users, times, strict=True)]
     assert protocol(frame(log))["item_id"].to_list() == expected_order(log)
+
+
+@given(logs, st.integers(0, 5))
+def test_shuffled_ties_are_a_valid_leave_one_out_of_the_same_rows(log: Log, seed: int) -> None:
+    got = leave_one_out_ties_shuffled(frame(log), seed)
+    assert sorted(got["item_id"]) == sorted(str(row) for row in range(len(log)))
+    rows = got.select("user_id", "timestamp").rows()
+    assert rows == sorted(rows)
+    assert got["split"].to_list() == leave_one_out(frame(log))["split"].to_list()
+    times = {str(row): (user, time) for row, (user, time) in enumerate(log)}
+    assert [times[item] for item in got["item_id"]] == rows
+
+
+def test_every_order_of_a_tie_is_drawn_about_equally_often_and_times_are_kept() -> None:
+    log = frame([("a", 1), ("a", 2), ("a", 2), ("a", 2), ("a", 3)])
+    orders = [tuple(leave_one_out_ties_shuffled(log, seed)["item_id"]) for seed in range(600)]
+    assert {(order[0], order[-1]) for order in orders} == {("0", "4")}
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 6
+    assert min(counts) > 60
+
+
+def test_shuffled_ties_are_decided_by_the_seed() -> None:
+    log = frame([("a", 1)] * 30)
+    first, again, other = (leave_one_out_ties_shuffled(log, seed)["item_id"].to_list() for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
