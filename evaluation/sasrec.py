@@ -1,9 +1,12 @@
-"""SASRec (arXiv 1808.09781) trained with the full softmax over the catalogue: the neural baseline of the table.
+"""SASRec (arXiv 1808.09781) with a choice of loss and block: the neural baselines of the table.
 
 The architecture is the paper's: item embeddings tied with the output layer, learned positions, causal self-attention blocks. What
-differs, each for a reason: cross-entropy over all items instead of one sampled negative (the stronger loss, and as cheap at a
-few thousand items), normalisation before each branch, and dropout on the embeddings and the residual branches only (inside the
-attention it turns off torch's fused CPU kernel). Every position of every training sequence is a training case.
+differs, each for a reason: normalisation before each branch, and dropout on the embeddings and the residual branches only (inside
+the attention it turns off torch's fused CPU kernel). Every position of every training sequence is a training case.
+
+loss: `softmax` is the full cross-entropy, `bce` the paper's own with one sampled negative, `sampled_softmax` the full one's estimate
+from a few hundred shared negatives. block: `sasrec`, or `ligr` for gated residuals; `ligr` with `sampled_softmax` is eSASRec
+(arXiv 2508.06450).
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,14 +30,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from torch import Tensor, nn
-from torch.nn import functional
 
 from data.dataset import Cases
 from data.stage import atomic_path
 from evaluation.baselines import rank_cases
+from evaluation.blocks import LigrBlock, SasRecBlock
+from evaluation.losses import PAD, bce_loss, draw_outside, popularity_proposal, sampled_softmax_loss, softmax_loss
 from evaluation.metrics import recall_at
 
-PAD = -1
+BLOCKS = {"sasrec": SasRecBlock, "ligr": LigrBlock}
 SCORED_TOGETHER = 128
 VALID_CASES = 2000
 
@@ -53,27 +57,9 @@ class SasRecSettings:
     batch_items: int = 2048  # items a batch, padding included
     epochs: int = 30
     patience: int = 10  # epochs without a better valid Recall@10
-
-
-class Block(nn.Module):
-    """Causal self-attention, then a two-layer network, each on a normalised residual branch."""
-
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm, self.network_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query_key_value, self.attention_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.network = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden: [B, T, dim] -> [B, T, dim]."""
-        B, T, dim = hidden.shape
-        mixed = self.query_key_value(self.attention_norm(hidden)).view(B, T, 3, self.heads, dim // self.heads)
-        query, key, value = mixed.permute(2, 0, 3, 1, 4)  # each [B, heads, T, dim / heads]
-        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        hidden = hidden + self.dropout(self.attention_out(attended.transpose(1, 2).reshape(B, T, dim)))
-        return hidden + self.dropout(self.network(self.network_norm(hidden)))
+    loss: Literal["softmax", "bce", "sampled_softmax"] = "softmax"
+    block: Literal["sasrec", "ligr"] = "sasrec"
+    negatives: int = 512  # items drawn a batch, shared by its positions; sampled_softmax only
 
 
 class SasRec(nn.Module):
@@ -84,7 +70,7 @@ class SasRec(nn.Module):
         self.items = nn.Embedding(n_items, settings.dim)
         self.positions = nn.Embedding(settings.max_length, settings.dim)
         self.blocks = nn.ModuleList(
-            Block(settings.dim, settings.heads, settings.dropout) for _ in range(settings.layers)
+            BLOCKS[settings.block](settings.dim, settings.heads, settings.dropout) for _ in range(settings.layers)
         )
         self.norm = nn.LayerNorm(settings.dim)
         self.dropout = nn.Dropout(settings.dropout)
@@ -109,11 +95,13 @@ class SasRec(nn.Module):
 
 @dataclass(frozen=True)
 class SasRecScorer:
-    """A trained SASRec as a baseline. `valid_recall`: Recall@10 on valid after each epoch, seen items masked."""
+    """A trained SASRec as a baseline. `valid_recall`: Recall@10 on valid after each epoch, seen items masked. `cut_short`: the time
+    limit ended its training, so that it depends on the machine's speed."""
 
     model: SasRec
     max_length: int
     valid_recall: list[float]
+    cut_short: bool = False
     name: str = "sasrec"
 
     @torch.no_grad()
@@ -197,12 +185,16 @@ class Training:
     def epoch(self) -> int:
         return len(self.valid_recall)
 
-    def is_over(self, settings: SasRecSettings, minutes: float) -> bool:
-        """All epochs done, no better valid Recall@10 for `patience` epochs, or the time is up (after one epoch at least)."""
+    def has_converged(self, settings: SasRecSettings) -> bool:
+        """All epochs done, or no better valid Recall@10 for `patience` epochs."""
         if not self.valid_recall:
             return False
         without_progress = self.epoch - 1 - int(np.argmax(self.valid_recall))
-        return self.epoch >= settings.epochs or without_progress >= settings.patience or self.seconds >= minutes * 60
+        return self.epoch >= settings.epochs or without_progress >= settings.patience
+
+    def is_over(self, settings: SasRecSettings, minutes: float) -> bool:
+        """Converged, or the time is up (after one epoch at least)."""
+        return self.has_converged(settings) or (self.epoch > 0 and self.seconds >= minutes * 60)
 
     def record(self, recall: float) -> None:
         """Note an epoch's valid Recall@10, and keep the weights if it is the best so far."""
@@ -251,21 +243,38 @@ def train_epoch(
     model, optimizer, device = training.model, training.optimizer, training.model.items.weight.device
     torch.manual_seed(seed * 1_000_003 + training.epoch + 1)
     epoch_batches = batches(sequences, settings, np.random.default_rng([seed, training.epoch]))
+    counts = torch.tensor(np.bincount(np.concatenate(sequences), minlength=model.items.num_embeddings), device=device)
+    proposal = popularity_proposal(counts)
     model.train()
     for index, batch in enumerate(epoch_batches):
         rows = padded(batch).to(device)
-        inputs, targets = rows[:, :-1], rows[:, 1:]
         progress = (training.epoch + (index + 1) / len(epoch_batches)) / settings.epochs
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_factor(progress)
         with autocast(device):
-            logits = model.logits(model(inputs)[targets != PAD])  # [positions, N]
-        loss = functional.cross_entropy(logits.float(), targets[targets != PAD])
+            loss = batch_loss(model, rows, settings, proposal)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield 1 / len(epoch_batches)
+
+
+def batch_loss(model: SasRec, rows: Tensor, settings: SasRecSettings, proposal: Tensor) -> Tensor:
+    """The loss of windows of training sequences: each item but a row's first is predicted from those before it.
+
+    rows: int64 [B, T], PAD on the right; proposal: float [N], what sampled negatives are drawn from.
+    """
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    is_case = targets != PAD
+    hidden, targets = model(inputs)[is_case], targets[is_case]
+    items = model.items.weight
+    if settings.loss == "bce":
+        return bce_loss(hidden, items, targets, draw_outside(rows, len(items))[:, 1:][is_case])
+    if settings.loss == "sampled_softmax":
+        negatives = torch.multinomial(proposal, settings.negatives, replacement=True)
+        return sampled_softmax_loss(hidden, items, targets, negatives, proposal)
+    return softmax_loss(hidden, items, targets)
 
 
 def train_sasrec(
@@ -276,6 +285,7 @@ def train_sasrec(
     seed: int,
     minutes: float,
     checkpoint: Path,
+    name: str = "sasrec",
 ) -> SasRecScorer:
     """Train until valid Recall@10 (seen items masked, at most 2,000 cases) stops rising; return the best epoch's model.
 
@@ -295,7 +305,7 @@ def train_sasrec(
         training = start_training(n_items, settings)
         if checkpoint.exists():
             training.restore(checkpoint)
-        task = progress.add_task("SASRec", total=settings.epochs, completed=training.epoch, recall="")
+        task = progress.add_task(name, total=settings.epochs, completed=training.epoch, recall="")
         while not training.is_over(settings, minutes):
             started = time.monotonic()
             for share in train_epoch(training, train_sequences, settings, seed):
@@ -306,4 +316,5 @@ def train_sasrec(
             training.save(checkpoint)
             progress.update(task, recall=f"valid Recall@10 {training.valid_recall[-1]:.3f}")
     training.model.load_state_dict(training.best_weights)
-    return SasRecScorer(training.model, settings.max_length, training.valid_recall)
+    cut_short = not training.has_converged(settings)
+    return SasRecScorer(training.model, settings.max_length, training.valid_recall, cut_short, name)

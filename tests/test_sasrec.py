@@ -11,6 +11,7 @@ import torch
 from data.dataset import Cases
 from evaluation import sasrec
 from evaluation.baselines import rank_cases
+from evaluation.blocks import LigrBlock
 from evaluation.metrics import recall_at
 from evaluation.sasrec import PAD, SasRec, SasRecScorer, SasRecSettings, batches, padded, train_sasrec, windows
 
@@ -39,11 +40,23 @@ def train(folder: Path, settings: SasRecSettings = TINY, seed: int = 0, minutes:
     return train_sasrec(walks(240, 1), cases(walks(60, 2)), N, settings, seed, minutes, folder / "sasrec.pt")
 
 
-def test_it_learns_what_a_first_order_chain_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("loss", "block", "epochs", "least"),
+    [
+        ("softmax", "sasrec", 14, 0.9),
+        ("bce", "sasrec", 50, 0.65),
+        ("sampled_softmax", "sasrec", 24, 0.65),
+        ("sampled_softmax", "ligr", 24, 0.65),
+    ],
+)
+def test_it_learns_what_a_first_order_chain_cannot(
+    loss: str, block: str, epochs: int, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # the last item alone does not say which step the walk takes: a first-order model is right half of the time
     monkeypatch.setattr(sasrec, "recall_at", lambda ranks, k: recall_at(ranks, 1))  # Recall@10 is 1 too soon
-    scorer = train(tmp_path, replace(TINY, dim=32, dropout=0.0, epochs=14, patience=14))
-    assert recall_at(rank_cases(scorer, cases(walks(200, 3)), masked=False), 1).mean() > 0.9
+    own = {"loss": loss, "block": block, "negatives": 20}
+    scorer = train(tmp_path, replace(TINY, dim=32, dropout=0.0, epochs=epochs, patience=epochs, **own))
+    assert recall_at(rank_cases(scorer, cases(walks(200, 3)), masked=False), 1).mean() > least
 
 
 def test_interrupted_training_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +101,73 @@ def test_seed_decides_and_the_callers_random_state_is_left_alone(tmp_path: Path)
     assert not torch.equal(results[0], results[2])
 
 
+def test_ligr_block_is_two_gated_normalised_branches() -> None:
+    torch.manual_seed(0)
+    block = LigrBlock(6, 1, 0.0)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.5)
+    hidden = torch.randn(1, 4, 6)
+    mixed = block.query_key_value(block.attention_norm(hidden))[0]
+    query, key, value = mixed[:, :6], mixed[:, 6:12], mixed[:, 12:]
+    scores = (query @ key.T / 6**0.5).masked_fill(torch.ones(4, 4).triu(1).bool(), -torch.inf)
+    attended = block.attention_out(scores.softmax(dim=1) @ value)
+    middle = hidden[0] + 1 / (1 + torch.exp(-block.attention_gate(hidden[0]))) * attended
+    normed = block.network_norm(middle)
+    switch, plain = normed @ block.up.weight[:24].T, normed @ block.up.weight[24:].T
+    network = (switch / (1 + torch.exp(-switch)) * plain) @ block.down.weight.T
+    expected = middle + 1 / (1 + torch.exp(-block.network_gate(middle))) * network
+    assert torch.allclose(block(hidden)[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bce", "sampled_softmax"])
+def test_training_is_fitted_on_the_given_sequences_alone(
+    loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valid decides which epoch is kept and nothing else: with other valid cases every epoch's weights are the same."""
+    weights: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
+
+    def remember(training: sasrec.Training, path: Path) -> None:
+        weights[path.parent.name].append(training.model.items.weight.detach().clone())
+
+    monkeypatch.setattr(sasrec.Training, "save", remember)
+    for name, seed in (("a", 2), ("b", 3)):
+        settings = replace(TINY, loss=loss, epochs=2)
+        train_sasrec(walks(100, 1), cases(walks(60, seed)), N, settings, 0, 5.0, tmp_path / name / "x.pt")
+    assert len(weights["a"]) == 2
+    assert all(torch.equal(first, second) for first, second in zip(weights["a"], weights["b"], strict=True))
+
+
+def test_no_drawn_negative_is_in_its_users_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def remember(
+        hidden: torch.Tensor, items: torch.Tensor, targets: torch.Tensor, negatives: torch.Tensor
+    ) -> torch.Tensor:
+        seen.append((targets, negatives))
+        return hidden.sum()
+
+    monkeypatch.setattr(sasrec, "bce_loss", remember)
+    model = SasRec(N, TINY)
+    rows = padded(walks(60, 5))
+    for _ in range(20):
+        sasrec.batch_loss(model, rows, replace(TINY, loss="bce", max_length=8), torch.full((N,), 1 / N))
+    lengths = (rows[:, 1:] != PAD).sum(dim=1)
+    for targets, negatives in seen:
+        for row, own in zip(rows, negatives.split(lengths.tolist()), strict=True):
+            assert not torch.isin(own, row).any()
+        assert targets.tolist() == rows[:, 1:][rows[:, 1:] != PAD].tolist()
+    assert len({tuple(negatives.tolist()) for _, negatives in seen}) == 20, "drawn anew for each batch"
+
+
+def test_a_training_that_the_clock_ended_says_so(tmp_path: Path) -> None:
+    cut = train(tmp_path, minutes=1e-9)
+    assert cut.cut_short
+    whole = train(tmp_path)  # goes on from the same checkpoint
+    assert len(whole.valid_recall) == TINY.epochs
+    assert not whole.cut_short
+
+
 def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "time").mkdir()
     assert len(train(tmp_path / "time", minutes=1e-9).valid_recall) == 1
@@ -107,9 +187,10 @@ def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, mon
     assert torch.equal(scorer.model.items.weight, weights[1])
 
 
-def test_a_position_does_not_see_later_items_or_padding() -> None:
+@pytest.mark.parametrize("block", ["sasrec", "ligr"])
+def test_a_position_does_not_see_later_items_or_padding(block: str) -> None:
     torch.manual_seed(0)
-    model = SasRec(N, TINY).eval()
+    model = SasRec(N, replace(TINY, block=block)).eval()
     short, long = torch.tensor([[3, 1, 4, PAD, PAD]]), torch.tensor([[3, 1, 4, 15, 9]])
     assert torch.allclose(model(short)[:, :3], model(long)[:, :3], atol=1e-6)
     changed = torch.tensor([[3, 2, 4, 15, 9]])
