@@ -24,11 +24,13 @@ from data.dataset import Cases, Dataset, SplitName
 from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, write_json
 from data.synthetic import oracle_for
 from decoding.accounting import account
-from decoding.recommender import STAGE_COMMANDS, Recommender
+from decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
 from evaluation import table
 from evaluation.baselines import Scorer, fit_markov, fit_popularity, rank_cases, tune_item_knn
+from evaluation.lists import list_cases, lists_frame
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists
 from evaluation.model_cards import fill_cards
+from evaluation.report import write_report
 from evaluation.sasrec import SasRecSettings, train_sasrec
 
 MODELS = ("sft", "rl", "popularity", "item_knn", "markov", "sasrec")
@@ -84,12 +86,13 @@ def main() -> None:
     stage = Stage(config.run_dir, "evaluation", decisive(config), find_inputs(config))
     if stage.begin(config.overwrite):
         models = load_models(dataset, config, stage.folder)
-        ranks, list_checks = rank_all(models, dataset)
+        ranks, lists, list_checks = rank_all(models, dataset)
         metrics = table.summarise(ranks, config.seed)
         for name, found in account_all(models, dataset, config.seed).items():
             metrics[name]["decoding"] = found
         comparison = compare(ranks, metrics, list_checks, dataset, config.seed)
-        stage.finish(*save(stage.folder, ranks, metrics, comparison))
+        saved = save(stage.folder, ranks, lists, metrics, comparison)
+        stage.finish(*saved, *write_report(config.run_dir, dataset, ranks, lists, metrics, comparison))
     fill_cards(config.run_dir, config.models, (stage.folder / "table.md").read_text(encoding="utf-8"))
     show(stage.folder)
 
@@ -148,31 +151,41 @@ def load_models(dataset: Dataset, config: EvaluateConfig, folder: Path) -> dict[
     return {name: makers[name]() for name in config.models}
 
 
-def rank_all(models: dict[str, Model], dataset: Dataset) -> tuple[pl.DataFrame, dict[str, dict[str, int]]]:
-    """Ranks of every model on valid, then on test, and the list checks of the generative ones."""
+def rank_all(
+    models: dict[str, Model], dataset: Dataset
+) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
+    """Ranks of every model on valid, then on test, its first ten items on test with seen items masked, and the generative ones' list
+    checks."""
     frames: list[pl.DataFrame] = []
+    lists: list[pl.DataFrame] = []
     list_checks: dict[str, dict[str, int]] = {}
     splits: tuple[SplitName, ...] = ("valid", "test")
     for split in splits:
         cases = dataset.cases(split)
         for name, model in models.items():
             for masked in (True, False):
+                is_listed = split == "test" and masked
                 if isinstance(model, Recommender):
                     label = f"{name}: {split}, {table.TITLES[masked]}"
-                    ranks, found = rank_recommender(model, cases, dataset.n_items, masked, label)
+                    ranks, found, top = rank_recommender(model, cases, dataset.n_items, masked, label)
                     so_far = list_checks.get(name, dict.fromkeys(LIST_CHECKS, 0))
                     list_checks[name] = {check: so_far[check] + found[check] for check in LIST_CHECKS}
+                    if is_listed:
+                        lists.append(lists_frame(name, top.items, top.log_probs))
                 else:
                     ranks = rank_cases(model, cases, masked)
+                    if is_listed:
+                        lists.append(lists_frame(name, list_cases(model, cases)))
                 frames.append(ranks_frame(name, split, masked, cases, ranks))
-    return pl.concat(frames), list_checks
+    return pl.concat(frames), pl.concat(lists), list_checks
 
 
 def rank_recommender(
     recommender: Recommender, cases: Cases, n_items: int, masked: bool, label: str
-) -> tuple[np.ndarray, dict[str, int]]:
-    """Ranks of the targets in the recommender's top lists (int64 [B], the list's length where absent), and the lists' checks."""
-    items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=masked, progress=label).items
+) -> tuple[np.ndarray, dict[str, int], Recommendations]:
+    """Ranks of the targets in the recommender's top lists (int64 [B], the list's length where absent), the lists' checks, the lists."""
+    found = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=masked, progress=label)
+    items = found.items
     seen = [len(np.unique(history)) if masked else 0 for history in cases.histories]
     checks = {
         "lists": len(items),
@@ -181,7 +194,7 @@ def rank_recommender(
         "short": count_short(items, n_items - np.array(seen)),
         "seen": count_seen(items, cases.histories) if masked else 0,
     }
-    return ranks_in_lists(items, cases.targets), checks
+    return ranks_in_lists(items, cases.targets), checks, found
 
 
 def account_all(models: dict[str, Model], dataset: Dataset, seed: int) -> dict[str, dict[str, Any]]:
@@ -240,11 +253,15 @@ def oracle(metrics: table.Metrics, dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def save(folder: Path, ranks: pl.DataFrame, metrics: table.Metrics, comparison: dict[str, Any]) -> list[Path]:
-    """Write the stage's files, each atomically; return their paths."""
-    paths = [folder / name for name in ("ranks.parquet", "metrics.json", "comparison.json", "table.md", "recall.png")]
-    with atomic_path(paths[0]) as temporary:
-        ranks.write_parquet(temporary)
+def save(
+    folder: Path, ranks: pl.DataFrame, lists: pl.DataFrame, metrics: table.Metrics, comparison: dict[str, Any]
+) -> list[Path]:
+    """Write the stage's files but for those of the report, each atomically; return their paths."""
+    names = ("ranks.parquet", "metrics.json", "comparison.json", "table.md", "recall.png", "lists.parquet")
+    paths = [folder / name for name in names]
+    for path, frame in ((paths[0], ranks), (paths[5], lists)):
+        with atomic_path(path) as temporary:
+            frame.write_parquet(temporary)
     write_json(paths[1], metrics)
     write_json(paths[2], comparison)
     with atomic_path(paths[3]) as temporary:
@@ -263,7 +280,8 @@ def show(folder: Path) -> None:
     for note in [*table.notes(comparison), *table.decoding_notes(metrics)]:
         console.print(f"• {note}", highlight=False)
     console.print(
-        f"Written to {folder}: metrics.json, comparison.json, ranks.parquet, table.md, recall.png", highlight=False
+        f"Written to {folder}: report.html, metrics.json, comparison.json, ranks.parquet, table.md, recall.png",
+        highlight=False,
     )
 
 

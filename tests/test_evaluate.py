@@ -14,7 +14,7 @@ from data.dataset import Dataset
 from data.stage import InputError, Stage
 from decoding.accounting import Account
 from decoding.recommender import Recommendations
-from evaluation import evaluate, sasrec
+from evaluation import evaluate, report, sasrec
 from evaluation.evaluate import EvaluateConfig
 from evaluation.metrics import mask_seen
 
@@ -75,6 +75,9 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         stage.finish()
     monkeypatch.setattr(evaluate, "Recommender", FakeRecommender)
     monkeypatch.setattr(evaluate, "account", fake_account)
+    monkeypatch.setattr(
+        report, "code_version", lambda: "a commit"
+    )  # the real one may change between two runs of a test
     return tmp_path
 
 
@@ -84,7 +87,8 @@ def run(monkeypatch: pytest.MonkeyPatch, run_dir: Path, *flags: str) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    names = ("metrics.json", "comparison.json", "ranks.parquet", "table.md", "recall.png", "manifest.json")
+    tables = ("ranks.parquet", "lists.parquet", "metrics.json", "comparison.json", "slices.json", "report.json")
+    names = (*tables, "table.md", "recall.png", "report.html", "manifest.json")
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -170,9 +174,12 @@ def test_finished_evaluation_only_shows(
 def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
     small = dataset()
     models = evaluate.load_models(small, EvaluateConfig(run_dir, models=["sft", "popularity"]), run_dir)
-    ranks, _ = evaluate.rank_all(models, small)
+    ranks, lists, _ = evaluate.rank_all(models, small)
     assert ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
     assert models["sft"].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
+    assert lists["model"].to_list() == ["sft"] * USERS + ["popularity"] * USERS
+    first = [int(history[-1] + 1) % N for history in small.cases("test").histories]
+    assert lists["items"].to_numpy()[:USERS, 0].tolist() == first, "of test"
 
 
 def test_baselines_do_not_read_valid_or_test(run_dir: Path) -> None:
