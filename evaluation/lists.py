@@ -26,11 +26,12 @@ def first_items(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """
     B, N = scores.shape
     assert targets.shape == (B,)
+    assert scores.dtype == np.float32, "other numbers would be rounded, and what they rank be lost"
     assert not np.isnan(scores).any(), "a score is NaN"
     order = np.tile(np.arange(N), (B, 1))
     order[np.arange(B), targets] = N
     width = min(k, N)
-    best = best_first(torch.tensor(scores, dtype=torch.float32), torch.tensor(order), width).numpy()
+    best = best_first(torch.tensor(scores), torch.tensor(order), width).numpy()
     items = np.full((B, k), NO_ITEM, dtype=np.int64)
     items[:, :width] = np.where(np.isneginf(np.take_along_axis(scores, best, axis=1)), NO_ITEM, best)
     return items

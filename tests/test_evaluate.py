@@ -75,9 +75,8 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         stage.finish()
     monkeypatch.setattr(evaluate, "Recommender", FakeRecommender)
     monkeypatch.setattr(evaluate, "account", fake_account)
-    monkeypatch.setattr(
-        report, "code_version", lambda: "a commit"
-    )  # the real one may change between two runs of a test
+    # the real one may change between two runs of a test
+    monkeypatch.setattr(report, "code_version", lambda: "a commit")
     return tmp_path
 
 
