@@ -1,4 +1,5 @@
-"""Baselines without gradient descent: popularity, item-KNN and a first-order Markov chain, all fitted on the train part only.
+"""Baselines without gradient descent: popularity, recent popularity, item-KNN and a first-order Markov chain, all fitted on the
+train part only.
 
 A scorer has a `name` and `scores(histories) -> float32 [B, N]`. Item-KNN and Markov add a tiny multiple of the items' popularity,
 so that items they know nothing of are ordered by it instead of being tied.
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import polars as pl
 from rich.progress import track
 from scipy import sparse
 
@@ -18,6 +20,7 @@ from data.dataset import Cases, Dataset
 from evaluation.metrics import mask_seen, rank_of_target, recall_at
 
 TIE_BREAK = 1e-6
+HALF_LIVES = tuple(4.0**-power for power in range(8))  # of recent popularity: shares of the training log's time span
 ROWS_TOGETHER = 512
 
 
@@ -33,8 +36,21 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What was tried and how it did. grid: the settings; recalls: the valid Recall@10 of each, seen items masked."""
+
+    grid: list[dict[str, Any]]
+    recalls: list[float]
+
+    @property
+    def chosen(self) -> int:
+        """The best one's index; of equal ones the first."""
+        return int(np.argmax(self.recalls))
+
+
+@dataclass(frozen=True)
 class Popularity:
-    """The same list for everyone. popularity: float32 [N], share of the training interactions."""
+    """The same list for everyone. popularity: float32 [N], share of the training interactions, or of their weights."""
 
     popularity: np.ndarray
     name: str = "popularity"
@@ -96,6 +112,33 @@ def fit_popularity(train_sequences: list[np.ndarray], n_items: int) -> Popularit
     return Popularity(train_popularity(train_sequences, n_items))
 
 
+def fit_recent_popularity(items: np.ndarray, times: np.ndarray, n_items: int, half_life: float) -> Popularity:
+    """Items by their training interactions, each weighted by 0.5 ** (age / half_life), ages counted from the newest one.
+
+    items: int [interactions]; times: [interactions], in any unit; half_life: in the same unit. Items of about no weight are
+    ordered by their number of interactions.
+    """
+    ages = times.max() - times.astype(np.float64)
+    weights = np.bincount(items, weights=0.5 ** (ages / half_life), minlength=n_items)
+    counts = np.bincount(items, minlength=n_items)
+    popularity = weights / weights.sum() + TIE_BREAK * counts / counts.sum()
+    return Popularity(popularity.astype(np.float32), "recent_popularity")
+
+
+def tune_recent_popularity(dataset: Dataset, valid: Cases) -> tuple[Popularity, Tuning]:
+    """Recent popularity with the half-life of the best valid Recall@10, seen items masked.
+
+    Grid: the time between the oldest and the newest training interaction, and 1/4, 1/16, … 1/16384 of it.
+    """
+    train = dataset.interactions.filter(pl.col("split") == "train")
+    items, times = train["item_index"].to_numpy(), train["timestamp"].to_numpy()
+    span = max(float(times.max()) - float(times.min()), 1.0)
+    fitted = [fit_recent_popularity(items, times, dataset.n_items, span * share) for share in HALF_LIVES]
+    recalls = [float(recall_at(rank_cases(each, valid, masked=True), 10).mean()) for each in fitted]
+    tuning = Tuning([{"half_life": span * share} for share in HALF_LIVES], recalls)
+    return fitted[tuning.chosen], tuning
+
+
 def fit_item_knn(
     train_sequences: list[np.ndarray], n_items: int, neighbours: int, shrink: float, decay: float = 1.0
 ) -> ItemKnn:
@@ -140,7 +183,7 @@ def keep_first(sorted_entries: tuple[sparse.coo_array, np.ndarray], count: int) 
     return sparse.csr_array((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=entries.shape)
 
 
-def tune_item_knn(dataset: Dataset, valid: Cases) -> ItemKnn:
+def tune_item_knn(dataset: Dataset, valid: Cases) -> tuple[ItemKnn, Tuning]:
     """The item-KNN with the best valid Recall@10, seen items masked; of equal ones the first of the grid.
 
     Grid: shrink 0, 5, 20; neighbours 20, 50, all; decay 1, 0.9, 0.8, 0.7.
@@ -149,15 +192,17 @@ def tune_item_knn(dataset: Dataset, valid: Cases) -> ItemKnn:
     popularity = train_popularity(sequences, n_items)
     shrinks = (0.0, 5.0, 20.0)
     grid = list(product(shrinks, (20, 50, n_items), (1.0, 0.9, 0.8, 0.7)))
-    best, best_recall = None, -1.0
+    best, recalls = None, [-1.0]
     by_shrink = {shrink: places_in_rows(cosine_similarities(sequences, n_items, shrink)) for shrink in shrinks}
     for shrink, neighbours, decay in track(grid, "item-KNN: settings tried", transient=True):
         candidate = ItemKnn(keep_first(by_shrink[shrink], neighbours), popularity, decay)
         recall = float(recall_at(rank_cases(candidate, valid, masked=True), 10).mean())
-        if recall > best_recall:
-            best, best_recall = candidate, recall
+        if recall > max(recalls):
+            best = candidate
+        recalls.append(recall)
     assert best is not None
-    return best
+    names = ("shrink", "neighbours", "decay")
+    return best, Tuning([dict(zip(names, settings, strict=True)) for settings in grid], recalls[1:])
 
 
 def fit_markov(train_sequences: list[np.ndarray], n_items: int) -> Markov:

@@ -13,10 +13,12 @@ from evaluation.baselines import (
     fit_item_knn,
     fit_markov,
     fit_popularity,
+    fit_recent_popularity,
     history_matrix,
     keep_largest,
     rank_cases,
     tune_item_knn,
+    tune_recent_popularity,
 )
 from evaluation.metrics import ndcg_at, recall_at
 
@@ -94,7 +96,44 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     ]
     assert len(set(recalls)) > 3
     dataset = StubDataset(pl.DataFrame({"item_index": range(60)}), pl.DataFrame(), {}, train)
-    assert recall_at(rank_cases(tune_item_knn(dataset, valid), valid, masked=True), 10).mean() == max(recalls)
+    best, tuning = tune_item_knn(dataset, valid)
+    assert recall_at(rank_cases(best, valid, masked=True), 10).mean() == max(recalls)
+    assert sorted(tuning.recalls) == sorted(recalls)
+    chosen = tuning.grid[tuning.chosen]
+    again = fit_item_knn(train, 60, chosen["neighbours"], chosen["shrink"], chosen["decay"])
+    assert recall_at(rank_cases(again, valid, masked=True), 10).mean() == max(recalls)
+
+
+def test_recent_popularity_against_a_loop() -> None:
+    items, times = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 1, 2, 10, 9, 7])
+    found = fit_recent_popularity(items, times, 4, half_life=2.0).popularity
+    weights = np.zeros(4)
+    for item, time in zip(items, times, strict=True):
+        weights[item] += 2.0 ** (-(10 - time) / 2.0)
+    assert found == pytest.approx(weights / weights.sum(), abs=2e-6)
+    assert np.argsort(-found).tolist() == [2, 1, 0, 3]  # item 0 is the most popular of all times
+    tiny = fit_recent_popularity(items, times, 4, half_life=1e-3).popularity
+    assert np.argsort(-tiny).tolist() == [1, 0, 2, 3], "what no longer counts is ordered by its number of interactions"
+
+
+def test_recent_popularity_is_tuned_on_valid_and_reads_train_alone() -> None:
+    # users of time t take item t // 100, so the newest items are those taken next
+    times = np.arange(4000)
+    taken = np.stack([times // 100, (times * 7) % 40])
+    log = pl.DataFrame(
+        {"user_id": (times % 500).astype(str), "item_index": taken[times % 2, times], "timestamp": times}
+    )
+    late = log["timestamp"] >= 3900
+    log = log.with_columns(split=pl.Series(np.where(late, "test", "train"))).sort("user_id", maintain_order=True)
+    data = Dataset(pl.DataFrame({"item_index": range(40)}), log, {})
+    valid = Cases(["a"] * 5, [np.array([0])] * 5, np.array([39, 39, 38, 38, 37]))
+    best, tuning = tune_recent_popularity(data, valid)
+    assert len(tuning.grid) == len(tuning.recalls) == 8
+    assert tuning.recalls[tuning.chosen] == 1.0
+    assert tuning.recalls[0] < 1.0
+    other = log.with_columns(item_index=pl.when(pl.col("split") == "test").then(3).otherwise("item_index"))
+    again = tune_recent_popularity(Dataset(data.items, other, {}), valid)[0]
+    assert np.array_equal(best.popularity, again.popularity)
 
 
 class StubDataset(Dataset):

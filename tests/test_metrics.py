@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
 from evaluation.metrics import (
     count_invalid,
@@ -84,3 +85,44 @@ def test_list_checks_find_each_fault() -> None:
     assert count_repeats(np.array([[1, 1, 1], [2, 3, 2], [4, -1, -1]])) == 3
     assert count_short(good, np.array([5, 3])) == 1
     assert count_seen(good, [np.array([2, 2, 0]), np.array([9])]) == 2
+
+
+@pytest.mark.parametrize("n_items", [3, 8, 60])
+@pytest.mark.parametrize("k", [1, 5, 10, 20, 50])
+def test_ranks_recall_and_ndcg_against_brute_force_and_scikit_learn(n_items: int, k: int) -> None:
+    """Random scores of few values, so most targets are tied, at every cut-off, those beyond the catalogue included."""
+    rng = np.random.default_rng(n_items * 100 + k)
+    scores = rng.integers(0, 4, (200, n_items)).astype(float)
+    targets = rng.integers(0, n_items, 200)
+    ranks = rank_of_target(scores, targets)
+    tied = [(row == row[target]).sum() > 1 for row, target in zip(scores, targets, strict=True)]
+    assert np.mean(tied) > 0.5 or n_items == 3
+    for rank, row, target in zip(ranks, scores, targets, strict=True):
+        others = [item for item in range(n_items) if item != target]
+        assert rank == sum(row[item] >= row[target] for item in others)
+    # ties go against the target: for scikit-learn the target's score is put just under that of its equals
+    untied = scores.copy()
+    untied[np.arange(200), targets] -= 1e-3
+    is_target = np.zeros((200, n_items))
+    is_target[np.arange(200), targets] = 1
+    assert ndcg_score(is_target, untied, k=k) == pytest.approx(ndcg_at(ranks, k).mean())
+    if k < n_items:
+        hits = top_k_accuracy_score(targets, untied, k=k, labels=np.arange(n_items))
+        assert hits == pytest.approx(recall_at(ranks, k).mean())
+    else:
+        assert recall_at(ranks, k).all(), "with k beyond the catalogue every item is recommended"
+    # scikit-learn's own rule gives each of the tied the mean of their gains, so never less than ours
+    assert ndcg_score(is_target, scores, k=k) >= ndcg_at(ranks, k).mean() - 1e-12
+
+
+@pytest.mark.parametrize("k", [1, 5, 10, 50])
+def test_lists_longer_than_the_catalogue_against_scikit_learn(k: int) -> None:
+    """A recommender's lists, padded with "no item" beyond the catalogue of 8, give the same as its scores do."""
+    rng = np.random.default_rng(k)
+    scores, targets = rng.random((100, 8)), rng.integers(0, 8, 100)
+    lists = np.full((100, 50), -1)
+    lists[:, :8] = np.argsort(-scores, axis=1)
+    ranks = ranks_in_lists(lists, targets)
+    is_target = np.eye(8)[targets]
+    assert ndcg_at(ranks, k).mean() == pytest.approx(ndcg_score(is_target, scores, k=k))
+    assert ranks.tolist() == rank_of_target(scores, targets).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evaluation import statistics
-from evaluation.statistics import bootstrap_interval, paired_test
+from evaluation.statistics import bootstrap_interval, holm, paired_test
 
 
 def test_interval_of_a_proportion_is_the_binomial_quantiles() -> None:
@@ -65,3 +65,59 @@ def test_a_clear_difference_is_found_and_none_is_not() -> None:
     assert found.p < 0.001
     assert 0.04 < found.low < found.difference < found.high < 0.08
     assert paired_test(hits, hits, seed=0).p == 1.0
+
+
+def test_interval_draws_whole_users() -> None:
+    rng = np.random.default_rng(9)
+    users = np.repeat([f"u{i}" for i in range(40)], rng.integers(1, 6, 40))
+    values = rng.random(len(users)).round(1) + 0.5 * (users > "u3")  # cases of a user are alike
+    rows = {user: np.flatnonzero(users == user) for user in np.unique(users)}
+    names = list(rows)
+    means = []
+    for _ in range(4000):
+        drawn = np.concatenate([rows[names[i]] for i in rng.integers(0, 40, 40)])
+        means.append(values[drawn].mean())
+    found = bootstrap_interval(values, seed=0, resamples=20_000, users=users)
+    assert found == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
+    alone = bootstrap_interval(values, seed=0, resamples=20_000)
+    assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])
+
+
+def test_a_user_with_one_case_each_changes_nothing() -> None:
+    rng = np.random.default_rng(10)
+    a, b = rng.random(30).round(1), rng.random(30).round(1)
+    users = np.array([f"{i:02}" for i in range(30)])
+    assert paired_test(a, b, seed=1) == paired_test(a, b, seed=1, users=users)
+    order = rng.permutation(30)
+    assert bootstrap_interval(a[order], seed=1, users=users[order]) == bootstrap_interval(a, seed=1)
+
+
+def test_signs_are_flipped_by_user() -> None:
+    # two users, many cases: only four flips exist, so no difference between them can be called real
+    users = np.repeat(["a", "b"], 50)
+    found = paired_test(np.ones(100), np.zeros(100), seed=0, users=users)
+    assert found.p == pytest.approx(0.5, abs=0.02)
+    assert found.difference == 1.0
+    assert paired_test(np.ones(100), np.zeros(100), seed=0).p < 0.001
+
+
+def test_holm_by_hand_and_by_its_step_down_rule() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
+    rng = np.random.default_rng(11)
+    for _ in range(200):
+        p = rng.random(rng.integers(1, 8)) ** 3
+        level = rng.random() * 0.2
+        rejected = np.zeros(len(p), bool)
+        for step, i in enumerate(np.argsort(p)):  # from the smallest, until one is not below its share of the level
+            if p[i] > level / (len(p) - step):
+                break
+            rejected[i] = True
+        assert (np.array(holm(p.tolist())) <= level).tolist() == rejected.tolist()
+
+
+def test_holm_keeps_the_chance_of_any_false_claim() -> None:
+    rng = np.random.default_rng(12)
+    false_claims = [min(holm(rng.random(10).tolist())) < 0.05 for _ in range(3000)]
+    assert 0.03 < np.mean(false_claims) < 0.065
