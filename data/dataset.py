@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from data.stage import atomic_path, require_finished, write_json
 
 SplitName = Literal["valid", "test"]
+ROW_GROUP_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class Dataset:
         """Write the three files, each atomically; return their paths."""
         paths = [folder / "items.parquet", folder / "interactions.parquet", folder / "dataset.json"]
         for path, frame in zip(paths, (self.items, self.interactions), strict=False):
+            as_text = frame.lazy().with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
             with atomic_path(path) as temporary:
-                frame.write_parquet(temporary)
+                as_text.sink_parquet(temporary, row_group_size=ROW_GROUP_ROWS, engine="streaming")
         write_json(paths[2], self.info)
         return paths
 

@@ -1,63 +1,139 @@
-"""MovieLens from its publisher: downloaded once, checked against the publisher's md5, unpacked into a cache folder."""
+"""MovieLens and Amazon reviews from their publishers: downloaded once into a cache folder, from the first address that answers."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tempfile
 import urllib.request
 import zipfile
 from http.client import HTTPException
 from pathlib import Path
-from typing import Literal
 from urllib.error import URLError
 
+from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from data.stage import InputError, atomic_path
+from data.stage import InputError, atomic_path, sha256
 
-SITE = "https://files.grouplens.org/datasets/movielens"
-MD5 = {"ml-100k": "0e33842e24a9c977be4e0107933c0723", "ml-1m": "c4d9eecfca2ab87c1945afe126590906"}
+# the second one serves while the first one's certificate is out of date; the checksum protects both
+MOVIELENS_SITES = ("https://files.grouplens.org/datasets/movielens", "http://files.grouplens.org/datasets/movielens")
+# from the publisher's ….zip.md5; ml-latest-small has none here because it is replaced from time to time
+MD5 = {
+    "ml-100k": "0e33842e24a9c977be4e0107933c0723",
+    "ml-1m": "c4d9eecfca2ab87c1945afe126590906",
+    "ml-20m": "cd245b17a1ae2cc31bb14903e1204af3",
+    "ml-32m": "d472be332d4daa821edc399621853b57",
+}
+AMAZON_SITES = {
+    "amazon-2014": (
+        "https://mcauleylab.ucsd.edu/public_datasets/data/amazon",
+        "https://snap.stanford.edu/data/amazon/productGraph",
+        "http://jmcauley.ucsd.edu/data/amazon",
+    ),
+    "amazon-2018": (
+        "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_v2",
+        "https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_v2",
+        "https://jmcauley.ucsd.edu/data/amazon_v2",
+    ),
+    "amazon-2023": (
+        "https://mcauleylab.ucsd.edu/public_datasets/data/amazon_2023",
+        "https://datarepo.eng.ucsd.edu/mcauley_group/data/amazon_2023",
+    ),
+}
+# reviews (those of users and items with five or more), then metadata
+AMAZON_FILES = {
+    "amazon-2014": ("categoryFiles/reviews_{}_5.json.gz", "categoryFiles/meta_{}.json.gz"),
+    "amazon-2018": ("categoryFilesSmall/{}_5.json.gz", "metaFiles2/meta_{}.json.gz"),
+    "amazon-2023": ("benchmark/5core/rating_only/{}.csv.gz", "raw/meta_categories/meta_{}.jsonl.gz"),
+}
 TIMEOUT_SECONDS = 30
 
 
-def fetch_movielens(name: Literal["ml-100k", "ml-1m"], folder: Path) -> Path:
-    """The folder with the unpacked files of `name`, below `folder`; downloaded (5 or 6 MB) unless it is there.
+def fetch_movielens(name: str, folder: Path) -> Path:
+    """The folder with the unpacked files of `name`, below `folder`; downloaded (1 to 230 MB) unless it is there.
 
-    Raises InputError when the network fails, and when the archive is not the publisher's. Nothing half-made stays behind.
+    Raises InputError when no address answers, and when the archive is not the publisher's. Nothing half-made stays behind.
     """
     unpacked = folder / name
     if unpacked.is_dir():
         return unpacked
     folder.mkdir(parents=True, exist_ok=True)
-    url = f"{SITE}/{name}.zip"
+    urls = [f"{site}/{name}.zip" for site in MOVIELENS_SITES]
+    by_hand = f"download and unpack {name}.zip by hand and pass its folder as --raw_dir"
     with atomic_path(folder / f"{name}.zip") as archive:
-        _download(url, archive)
-        found = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != MD5[name]:
-            raise InputError(f"{url} has md5 {found}, not the publisher's {MD5[name]}; try again, or {_by_hand(name)}.")
+        _fetch(urls, archive, MD5.get(name) or _published_md5(urls, by_hand), by_hand)
         _unpack(archive, unpacked)
     return unpacked
 
 
-def _by_hand(name: str) -> str:
-    return f"download and unpack {name}.zip by hand and pass its folder as --raw_dir"
+def fetch_amazon(edition: str, category: str, folder: Path) -> Path:
+    """The folder with a category's reviews and metadata, below `folder`; each file is downloaded unless it is there.
+
+    The publisher gives no checksums: what came is told, its sha256 is in the run's manifest.json and its size in dataset.json.
+    Raises InputError when no address answers.
+    """
+    target = folder / edition
+    target.mkdir(parents=True, exist_ok=True)
+    for name in AMAZON_FILES[edition]:
+        file = target / Path(name.format(category)).name
+        if file.exists():
+            continue
+        by_hand = f"check --category {category}, or download {file.name} by hand and pass its folder as --raw_dir"
+        with atomic_path(file) as temporary:
+            _fetch([f"{site}/{name.format(category)}" for site in AMAZON_SITES[edition]], temporary, None, by_hand)
+            size, digest = temporary.stat().st_size, sha256(temporary)
+        Console().print(
+            f"{file.name}: {size:,} bytes, sha256 {digest}; its publisher gives no checksum, so size and sha256 are recorded "
+            "in dataset.json and manifest.json.",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return target
+
+
+def _fetch(urls: list[str], target: Path, md5: str | None, by_hand: str) -> None:
+    """What is at the first of `urls` that gives all of it, with this md5 (None: not known). Raises InputError when none does."""
+    failures = []
+    for url in urls:
+        try:
+            _download(url, target)
+        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
+            failures.append(f"{url} cannot be downloaded ({error})")
+            continue
+        found = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() if md5 else None
+        if found == md5:
+            return
+        failures.append(f"{url} has md5 {found}, not the publisher's {md5}")
+    raise InputError(f"{', and '.join(failures)}; try again, or {by_hand}.")
 
 
 def _download(url: str, target: Path) -> None:
-    """Copy what is at `url` to `target`, with a progress bar."""
+    """Copy what is at `url` to `target`, with a progress bar; raises ConnectionError when less came than was announced."""
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    name = Path(url).stem
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            size = int(response.headers.get("Content-Length") or 0)
-            with Progress(f"downloading {name}", *columns) as progress, target.open("wb") as handle:
-                task = progress.add_task(name, total=size or None)
-                while chunk := response.read(1 << 16):
-                    handle.write(chunk)
-                    progress.advance(task, len(chunk))
-    except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-        raise InputError(f"{url} cannot be downloaded ({error}); {_by_hand(name)}.") from error
+    name = Path(url).name
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        with Progress(f"downloading {name}", *columns) as progress, target.open("wb") as handle:
+            task = progress.add_task(name, total=size or None)
+            while chunk := response.read(1 << 16):
+                handle.write(chunk)
+                progress.advance(task, len(chunk))
+    came = target.stat().st_size
+    if came < size:
+        raise ConnectionError(f"only {came} of {size} bytes came")
+
+
+def _published_md5(urls: list[str], by_hand: str) -> str:
+    """The md5 in the file that the publisher puts beside an archive (`….zip.md5`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "md5"
+        _fetch([f"{url}.md5" for url in urls], file, None, by_hand)
+        found = re.search(r"\b[0-9a-f]{32}\b", file.read_text(encoding="utf-8", errors="replace"))
+    if found is None:
+        raise InputError(f"{urls[0]}.md5 holds no md5; try again, or {by_hand}.")
+    return found.group()
 
 
 def _unpack(archive: Path, target: Path) -> None:

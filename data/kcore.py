@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
+
+from data.codes import codes
 
 
 def k_core(interactions: pl.DataFrame, k_user: int, k_item: int) -> pl.DataFrame:
     """The largest part of the log in which every user has at least `k_user` rows and every item at least `k_item`.
 
     interactions: any frame with `user_id` and `item_id`; a repeated pair counts as often as it occurs. The order of the rows is
-    kept. The result is unique: it does not depend on whether users or items are dropped first.
+    kept. The result is unique: it does not depend on whether users or items are dropped first. Beside the frame it holds about
+    ten bytes a row.
     """
+    columns = [(codes(interactions["user_id"]), k_user), (codes(interactions["item_id"]), k_item)]
+    counts = [np.bincount(code) for code, _ in columns]
+    kept = np.ones(len(interactions), dtype=bool)
     while True:
-        kept = interactions.filter(pl.len().over("user_id") >= k_user, pl.len().over("item_id") >= k_item)
-        if len(kept) == len(interactions):
-            return interactions
-        interactions = kept
+        dropped = np.zeros(len(interactions), dtype=bool)
+        for (code, k), count in zip(columns, counts, strict=True):
+            dropped |= (count < k)[code]
+        dropped &= kept
+        if not dropped.any():
+            return interactions if kept.all() else interactions.filter(pl.Series(kept))
+        kept ^= dropped
+        for (code, _), count in zip(columns, counts, strict=True):
+            count -= np.bincount(code[dropped], minlength=len(count))

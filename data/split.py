@@ -10,6 +10,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from data.codes import codes, ranks, run_ends
+
+NAMES = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
 TRAIN_TENTHS, VALID_TENTHS = 8, 1
 MIN_LENGTH_TO_SPLIT = 3
 
@@ -19,17 +23,13 @@ def leave_one_out(interactions: pl.DataFrame) -> pl.DataFrame:
 
     Users with fewer than 3 interactions are train altogether: without a training item there is nothing to learn about them.
     """
-    from_end = pl.len().over("user_id") - pl.int_range(pl.len()).over("user_id")
-    split = (
-        pl.when(pl.len().over("user_id") < MIN_LENGTH_TO_SPLIT)
-        .then(pl.lit("train"))
-        .when(from_end == 1)
-        .then(pl.lit("test"))
-        .when(from_end == 2)
-        .then(pl.lit("valid"))
-        .otherwise(pl.lit("train"))
-    )
-    return _in_time_order(interactions, "user_id").with_columns(split=split)
+    log = _by_user_and_time(interactions)
+    last = run_ends(codes(log["user_id"]))
+    last = last[np.diff(last, prepend=-1) >= MIN_LENGTH_TO_SPLIT]
+    split = np.full(len(log), TRAIN, dtype=np.uint8)
+    split[last - 1] = VALID
+    split[last] = TEST
+    return log.with_columns(_named(split))
 
 
 def leave_one_out_ties_shuffled(interactions: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
@@ -49,16 +49,22 @@ def global_time(interactions: pl.DataFrame) -> pl.DataFrame:
     (then the tie rule decides).
     """
     n = len(interactions)
-    position = pl.int_range(pl.len())
-    split = (
-        pl.when(position < TRAIN_TENTHS * n // 10)
-        .then(pl.lit("train"))
-        .when(position < (TRAIN_TENTHS + VALID_TENTHS) * n // 10)
-        .then(pl.lit("valid"))
-        .otherwise(pl.lit("test"))
-    )
-    return _in_time_order(interactions).with_columns(split=split).sort("user_id", maintain_order=True)
+    order = np.argsort(interactions["timestamp"].to_numpy(), kind="stable")
+    split = np.full(n, TRAIN, dtype=np.uint8)
+    split[order[TRAIN_TENTHS * n // 10 :]] = VALID
+    split[order[(TRAIN_TENTHS + VALID_TENTHS) * n // 10 :]] = TEST
+    return _by_user_and_time(interactions.with_columns(_named(split)))
 
 
-def _in_time_order(interactions: pl.DataFrame, *first: str) -> pl.DataFrame:
-    return interactions.sort(*first, "timestamp", maintain_order=True)
+def published(interactions: pl.DataFrame) -> pl.DataFrame:
+    """The split that the publisher's own files make; the reader has put it into the column `split`."""
+    return _by_user_and_time(interactions)
+
+
+def _by_user_and_time(interactions: pl.DataFrame) -> pl.DataFrame:
+    order = np.lexsort((interactions["timestamp"].to_numpy(), ranks(interactions["user_id"])))  # stable
+    return interactions[order.astype(np.uint32)]
+
+
+def _named(split: np.ndarray) -> pl.Series:
+    return pl.Series("split", split).cat.to(pl.Enum(NAMES))

@@ -170,7 +170,7 @@ class DemoModel:
             items += [self.item_ids[item] for item in sequence]
             times.append(start[user] + np.cumsum(gaps))
         log = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": np.concatenate(times).astype(np.int64)})
-        return RawLog(log, self._catalogue())
+        return RawLog(log.with_columns(pl.col("user_id", "item_id").cast(pl.Categorical)), self._catalogue())
 
     def _draw_sequences(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Every user's items in order, all users moving one step at a time."""

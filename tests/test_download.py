@@ -6,7 +6,7 @@ import pytest
 
 from data import download
 from data.download import fetch_movielens
-from data.readers import read_ml_1m
+from data.movielens import read_ml_1m
 from data.stage import InputError
 
 FILES = {"ml-1m/ratings.dat": "1::10::5::978300760\n", "ml-1m/movies.dat": "10::Toy Story (1995)::Comedy\n"}
@@ -18,7 +18,7 @@ def publish(site: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) 
     with zipfile.ZipFile(site / "ml-1m.zip", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)
-    monkeypatch.setattr(download, "SITE", site.as_uri())
+    monkeypatch.setattr(download, "MOVIELENS_SITES", (site.as_uri(),))
     digest = hashlib.md5((site / "ml-1m.zip").read_bytes()).hexdigest()
     monkeypatch.setattr(download, "MD5", {"ml-1m": digest})
     return site / "ml-1m.zip"

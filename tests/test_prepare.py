@@ -60,6 +60,8 @@ def test_own_data_end_to_end(
             "valid": 4,
             "test": 4,
         },
+        "files": [{"name": "log.csv", "bytes": 210}, {"name": "items.csv", "bytes": 84}],
+        "notes": [],
     }
     printed = capsys.readouterr().out
     assert "100.000%" in printed
@@ -141,7 +143,7 @@ def test_text_is_readable_and_one_line() -> None:
         (["--dataset", "own", "--items", "x.csv"], "needs --interactions"),
         (["--dataset", "own", "--interactions", "x.csv"], "needs --items"),
         (["--dataset", "demo", "--items", "x.csv"], "--items is for --dataset own"),
-        (["--dataset", "demo", "--raw_dir", "x"], "--raw_dir is for MovieLens"),
+        (["--dataset", "demo", "--raw_dir", "x"], "--raw_dir is for a publisher's files"),
         (["--k_user", "-1"], "--k_user is -1"),
         (["--seed", "-1"], "--seed is -1"),
         (["--dataset", "ml-100k", "--raw_dir", "/nowhere"], "/nowhere/u.data does not exist"),
@@ -180,8 +182,9 @@ def test_config_files_fit_the_code(path: Path) -> None:
     config = parse_config(PrepareConfig, arguments)
     wanted = yaml.safe_load(path.read_text())
     assert {name: getattr(config, name) for name in wanted} == wanted | {"run_dir": Path(wanted["run_dir"])}
-    assert config.dataset == path.stem
-    without_file = PrepareConfig(config.run_dir, config.dataset, interactions=config.interactions, items=config.items)
+    assert config.run_dir == Path("outputs") / path.stem
+    given = ("category", "raw_dir", "interactions", "items")
+    without_file = PrepareConfig(config.run_dir, config.dataset, **{name: getattr(config, name) for name in given})
     assert (config.k_user, config.k_item) == (without_file.k_user, without_file.k_item)
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from data.readers import RawLog, read_ml_1m, read_ml_100k, read_own
+from data.movielens import read_ml_1m, read_ml_100k
+from data.own import read_own
+from data.readers import RawLog
 from data.stage import InputError
 
 U_DATA = "1\t10\t5\t881250949\n2\t20\t3\t891717742\n1\t20\t1\t878887116\n"
@@ -48,7 +50,8 @@ def one_sentence(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
 
 def test_ml_100k_keeps_order_encoding_and_genres(ml_100k: Path) -> None:
     raw = read_ml_100k(ml_100k)
-    assert raw.interactions.schema == {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64}
+    assert raw.interactions.columns == ["user_id", "item_id", "timestamp"]
+    assert raw.interactions.dtypes == [pl.Categorical, pl.Categorical, pl.Int64]
     assert raw.interactions.rows() == [("1", "10", 881250949), ("2", "20", 891717742), ("1", "20", 878887116)]
     assert raw.items.to_dicts() == [
         {"item_id": "10", "title": "Toy Story (1995)", "genres": "Animation, Children's, Comedy", "year": "1995"},

@@ -28,8 +28,8 @@ from benchmarks.tokenizer_downstream import DownstreamConfig
 from benchmarks.tokenizer_quality import QualityConfig
 from benchmarks.tokenizer_speed import SpeedConfig
 from data.config import parse_configs
+from data.own import read_own
 from data.prepare import PrepareConfig
-from data.readers import read_own
 from data.stage import InputError
 from decoding.recommend import RecommendConfig
 from evaluation.evaluate import EvaluateConfig

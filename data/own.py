@@ -1,0 +1,24 @@
+"""Your own data: a log and a catalogue, each a CSV or a Parquet file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data.readers import RawLog, checked
+from data.stage import InputError
+from data.tables import collect, read_table
+
+
+def read_own(interactions_file: Path, items_file: Path) -> RawLog:
+    """Your own log (user_id, item_id, timestamp) and catalogue (item_id, title, anything else), each CSV or Parquet.
+
+    Ids of any type become strings. Timestamps: integers are kept as they are; floats, datetimes and ISO dates (without an offset:
+    UTC) become seconds, or microseconds when some lie between two seconds, so that the order is kept. An empty title becomes the
+    item's id. A log in Parquet is streamed, in CSV read whole. Raises InputError for anything that does not fit, naming the row.
+    """
+    log = read_table(interactions_file, ["user_id", "item_id", "timestamp"])
+    items = collect(items_file, read_table(items_file, ["item_id", "title"]))
+    if "item_index" in items.columns:
+        raise InputError(f"{items_file}: the column 'item_index' is one that this command writes; rename yours.")
+    log = log.select("user_id", "item_id", "timestamp")
+    return checked(interactions_file, log, items_file, items, "row")
