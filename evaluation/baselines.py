@@ -183,7 +183,12 @@ def keep_first(sorted_entries: tuple[sparse.coo_array, np.ndarray], count: int) 
     return sparse.csr_array((entries.data[kept], (entries.row[kept], entries.col[kept])), shape=entries.shape)
 
 
-def tune_item_knn(dataset: Dataset, valid: Cases) -> tuple[ItemKnn, Tuning]:
+def tune_item_knn(dataset: Dataset, valid: Cases) -> ItemKnn:
+    """The first of what `try_item_knn` gives."""
+    return try_item_knn(dataset, valid)[0]
+
+
+def try_item_knn(dataset: Dataset, valid: Cases) -> tuple[ItemKnn, Tuning]:
     """The item-KNN with the best valid Recall@10, seen items masked; of equal ones the first of the grid.
 
     Grid: shrink 0, 5, 20; neighbours 20, 50, all; decay 1, 0.9, 0.8, 0.7.

@@ -17,7 +17,7 @@ from evaluation.baselines import (
     history_matrix,
     keep_largest,
     rank_cases,
-    tune_item_knn,
+    try_item_knn,
     tune_recent_popularity,
 )
 from evaluation.metrics import ndcg_at, recall_at
@@ -96,7 +96,7 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     ]
     assert len(set(recalls)) > 3
     dataset = StubDataset(pl.DataFrame({"item_index": range(60)}), pl.DataFrame(), {}, train)
-    best, tuning = tune_item_knn(dataset, valid)
+    best, tuning = try_item_knn(dataset, valid)
     assert recall_at(rank_cases(best, valid, masked=True), 10).mean() == max(recalls)
     assert sorted(tuning.recalls) == sorted(recalls)
     chosen = tuning.grid[tuning.chosen]
