@@ -55,7 +55,7 @@ def read_minionerec(files: tuple[Path, ...]) -> RawLog:
     notes: tuple[str, ...] = ()
     if samples[0].parent.name != "train":
         notes = (
-            f"{samples[0].parent.parent} has no file in train/, so the log holds only what valid and test tell: "
+            f"{samples[0].parent.parent.name}/ has no file in train/, so the log holds only what valid and test tell: "
             "the users in them and at most the ten items before their first sample.",
         )
     return checked(samples[-1], log.lazy(), catalogue, items, "interaction", notes)

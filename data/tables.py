@@ -30,7 +30,7 @@ def read_table(path: Path, required: list[str]) -> pl.LazyFrame:
         else:
             table = pl.scan_parquet(path)
         names = table.collect_schema().names()
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
     missing = [name for name in required if name not in names]
     if missing and is_csv and len(names) == 1:
@@ -53,7 +53,7 @@ def collect(path: Path, table: pl.LazyFrame) -> pl.DataFrame:
     """Run a query on `read_table(path, …)` batch by batch; raises InputError when the file turns out to be damaged."""
     try:
         return table.collect(engine="streaming")
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -70,7 +70,7 @@ def quote(line: str) -> str:
     return repr(line if len(line) <= QUOTED_CHARACTERS else line[:QUOTED_CHARACTERS] + "…")
 
 
-def _unreadable(path: Path, error: pl.exceptions.PolarsError) -> InputError:
+def _unreadable(path: Path, error: Exception) -> InputError:
     kind = "parquet" if path.suffix == ".parquet" else "csv"
     reason = " ".join(str(error).split("\n")[0].split())
     where = _where_fields_differ(path) if path.suffix == ".csv" else ""
