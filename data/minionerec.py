@@ -50,8 +50,9 @@ def read_minionerec(files: tuple[Path, ...]) -> RawLog:
     time. Raises InputError for a file that is not of this kind, naming the row.
     """
     *samples, catalogue = files
-    log = _rebuilt([(path, number, row) for path in samples for number, row in enumerate(_rows(path), 1)])
     items = _items_of_json(catalogue) if catalogue.suffix == ".json" else _items_of_info(catalogue)
+    rows = [(path, number, row) for path in samples for number, row in enumerate(_rows(path), 1)]
+    log = _rebuilt(rows, set(items["item_id"]))
     notes: tuple[str, ...] = ()
     if samples[0].parent.name != "train":
         notes = (
@@ -71,13 +72,18 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(reader)
 
 
-def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]]) -> pl.DataFrame:
+def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]], known: set[str]) -> pl.DataFrame:
     """user_id, item_id, timestamp, split: each user's histories laid over one another, then the answers."""
     taken: dict[str, list[str]] = {}
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "item_id", "timestamp", "split")}
     for time, (path, number, row) in enumerate(samples):
         user, split = row["user_id"], path.parent.name
         history, answer = _history(path, number, row["history_item_id"]), row["item_id"]
+        unknown = next((item for item in (*history, answer) if item not in known), None)
+        if unknown is not None:
+            raise InputError(
+                f"{path} row {number}: item {unknown!r} is not in the catalogue; check that both are of one run."
+            )
         before = taken.setdefault(user, [])
         new = history[_overlap(before, history) :]  # all of it at a user's first row, else what missing rows would tell
         for item, name in [*((item, NAMES[0]) for item in new), (answer, split)]:

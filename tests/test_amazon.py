@@ -173,8 +173,8 @@ def test_files_are_found_packed_or_unpacked_and_five_core_first(tmp_path: Path) 
         InputError, match=r"holds no reviews_Toys_5\.json\.gz or reviews_Toys\.json\.gz.*--category Toys"
     ):
         find_amazon("amazon-2014", "Toys", tmp_path)
+    (tmp_path / "Toys.csv").touch()
     with pytest.raises(InputError, match=r"holds no meta_Toys\.jsonl\.gz"):
-        (tmp_path / "Toys.csv").touch()
         find_amazon("amazon-2023", "Toys", tmp_path)
 
 
