@@ -5,6 +5,7 @@
 #   bash run_quickstart.sh ml-100k                           MovieLens-100K, downloaded; ten minutes on 2 cores
 #   bash run_quickstart.sh ml-100k --raw_dir DIR             the same from files you have
 #   bash run_quickstart.sh ml-1m [--raw_dir DIR]             MovieLens-1M; hours on 2 cores
+#   bash run_quickstart.sh amazon-beauty [--raw_dir DIR]     Amazon reviews of 2014, Beauty, 5-core; hours on 2 cores
 #   bash run_quickstart.sh own --interactions FILE --items FILE    your CSV or Parquet: user_id, item_id, timestamp; item_id, title
 #
 # --run_dir DIR (default outputs/DATASET) says where everything goes. Run it again and finished stages are skipped; kill it and run
@@ -30,10 +31,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 cd "$root"
-if [ ! -f "configs/data/$dataset.yaml" ]; then
-  echo "error: unknown data set $dataset; known are demo, ml-100k, ml-1m and own." >&2
-  exit 2
-fi
+for stage in data tokenizer sft rl; do
+  if [ ! -f "configs/$stage/$dataset.yaml" ]; then
+    echo "error: unknown data set $dataset (no configs/$stage/$dataset.yaml); known are demo, ml-100k, ml-1m, amazon-beauty and own." >&2
+    exit 2
+  fi
+done
 run_dir=${run_dir:-$root/outputs/$dataset}
 
 source ./install.sh
