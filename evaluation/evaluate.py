@@ -2,6 +2,7 @@
 
 python -m evaluation.evaluate --run_dir outputs/demo
 python -m evaluation.evaluate --run_dir outputs/demo --models sft popularity item_knn
+python -m evaluation.evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
 
 Everything is fitted on the train part and chosen on valid. Test is read once, at the end. An item counts, not a token string:
 semantic IDs are unique, so a recommended ID is a recommended item and credit is exact.
@@ -10,8 +11,8 @@ semantic IDs are unique, so a recommended ID is a recommended item and credit is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,31 @@ from rich.console import Console
 
 from data.config import parse_config
 from data.dataset import Cases, Dataset, SplitName
-from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, write_json
+from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, sha256, write_json
 from data.synthetic import oracle_for
 from decoding.accounting import account
 from decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
 from evaluation import table
-from evaluation.baselines import Scorer, fit_markov, fit_popularity, rank_cases, tune_item_knn
+from evaluation.baselines import (
+    Scorer,
+    Tuning,
+    fit_markov,
+    fit_popularity,
+    rank_cases,
+    try_item_knn,
+    tune_recent_popularity,
+)
+from evaluation.leaks import check_leaks
 from evaluation.lists import list_cases, lists_frame
-from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists
+from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
 from evaluation.model_cards import fill_cards
+from evaluation.neural import NEURAL, NeuralTraining, train_neural
 from evaluation.report import write_report
-from evaluation.sasrec import SasRecSettings, train_sasrec
+from evaluation.sasrec import SasRecSettings
 
-MODELS = ("sft", "rl", "popularity", "item_knn", "markov", "sasrec")
+MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", *NEURAL)
+DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec_bce", "sasrec")
+FORMAT = 2  # of what is written; a folder of another one is measured again
 REGRET_K = 10
 ACCOUNTED_HISTORIES = 200  # test histories whose decoding is accounted for, drawn by the seed
 LIST_CHECKS = ("lists", "invalid", "repeats", "short", "seen")
@@ -49,22 +62,50 @@ class EvaluateConfig:
         metadata={"help": "Run directory; reads data/, sid/, sft/ and rl/ there, writes evaluation/."},
     )
     models: list[str] = field(
-        default_factory=lambda: list(MODELS),
+        default_factory=lambda: list(DEFAULT_MODELS),
         metadata={"help": f"What to measure: any of {' '.join(MODELS)}. sft and rl must have been trained."},
     )
     seed: int = field(
         default=0,
-        metadata={"help": "Seed of SASRec's weights, batches and dropout, of the bootstrap and of the tests."},
+        metadata={"help": "First seed of the neural baselines, and the seed of the bootstrap and of the tests."},
+    )
+    seeds: int = field(
+        default=1,
+        metadata={"help": "Trainings of each neural baseline, with seed, seed + 1, …; its row is their mean."},
+    )
+    other_runs: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "Run directories with the same data whose sft and rl were trained with other seeds; the rows of sft and rl are the "
+            "means over this run and those."
+        },
+    )
+    tune_baselines: bool = field(
+        default=False,
+        metadata={
+            "help": "Choose each neural baseline's width, dropout and learning rate from the same grid of 4 by valid Recall@10; false: the "
+            "grid's first. Item-KNN and recent popularity are always tuned on valid."
+        },
     )
     sasrec_minutes: float = field(
         default=10.0,
-        metadata={"help": "Most minutes of SASRec training; it stops sooner when valid Recall@10 stops rising."},
+        metadata={
+            "help": "Most minutes of one training of a neural baseline; it stops sooner when valid Recall@10 stops rising. One that the "
+            "limit ends is named under the table, and goes on when evaluated again with a higher limit."
+        },
     )
     sasrec_epochs: int = field(
-        default=SasRecSettings.epochs, metadata={"help": "Most passes of SASRec over the training sequences."}
+        default=SasRecSettings.epochs,
+        metadata={
+            "help": "Most passes of a neural baseline over the training sequences; its learning rate anneals over them."
+        },
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "Delete the run's evaluation/ and measure again, SASRec's training included."}
+        default=False,
+        metadata={
+            "help": "Delete the run's evaluation/ and measure again. Trained baselines, in baselines/, are kept where data and settings "
+            "are those they were trained with."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -75,6 +116,8 @@ class EvaluateConfig:
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
+        if self.seeds < 1:
+            raise InputError(f"--seeds is {self.seeds}; it must be 1 or more.")
         if self.seed < 0:
             raise InputError(f"--seed is {self.seed}; it must not be negative.")
 
@@ -85,12 +128,14 @@ def main() -> None:
     check(dataset, config)
     stage = Stage(config.run_dir, "evaluation", decisive(config), find_inputs(config))
     if stage.begin(config.overwrite):
-        models = load_models(dataset, config, stage.folder)
+        loaded = load_models(dataset, config)
+        models = loaded.models
         ranks, lists, list_checks = rank_all(models, dataset)
         metrics = table.summarise(ranks, config.seed)
         for name, found in account_all(models, dataset, config.seed).items():
             metrics[name]["decoding"] = found
         comparison = compare(ranks, metrics, list_checks, dataset, config.seed)
+        comparison |= {"tuning": tuning_of(loaded.tuning), "cut_short": loaded.cut_short}
         saved = save(stage.folder, ranks, lists, metrics, comparison)
         stage.finish(*saved, *write_report(config.run_dir, dataset, ranks, lists, metrics, comparison))
     fill_cards(config.run_dir, config.models, (stage.folder / "table.md").read_text(encoding="utf-8"))
@@ -99,11 +144,16 @@ def main() -> None:
 
 def check(dataset: Dataset, config: EvaluateConfig) -> None:
     """Raise InputError where a model is missing or the data leave nothing to fit or to measure."""
-    for name in sorted(set(config.models) & set(STAGE_COMMANDS)):
-        try:
-            require_finished(config.run_dir, name, f"{STAGE_COMMANDS[name]} --run_dir {config.run_dir}")
-        except InputError as error:
-            raise InputError(f"{str(error).rstrip('.')}, or leave {name} out of --models.") from error
+    for run_dir in (config.run_dir, *config.other_runs):
+        for name in sorted(set(config.models) & set(STAGE_COMMANDS)):
+            try:
+                require_finished(run_dir, name, f"{STAGE_COMMANDS[name]} --run_dir {run_dir}")
+            except InputError as error:
+                raise InputError(f"{str(error).rstrip('.')}, or leave {name} out of --models.") from error
+    for run_dir in config.other_runs:
+        own, other = (folder / "data" / "interactions.parquet" for folder in (config.run_dir, run_dir))
+        if not other.exists() or sha256(own) != sha256(other):
+            raise InputError(f"--other_runs has {run_dir}, whose data are not those of {config.run_dir}; leave it out.")
     for split in ("valid", "test"):
         if not (dataset.interactions["split"] == split).any():
             raise InputError(
@@ -113,70 +163,108 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
         raise InputError(
             f"{config.run_dir / 'data'} has no user with two training interactions; nothing can be fitted."
         )
+    check_leaks(dataset, config.run_dir / "data" / "interactions.parquet")
 
 
 def decisive(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide what is written."""
-    settings: dict[str, Any] = {"models": config.models, "seed": config.seed}
-    if "sasrec" in config.models:
-        settings |= {"sasrec": asdict(sasrec_settings(config)), "sasrec_minutes": config.sasrec_minutes}
-    return settings
+    neural = [name for name in config.models if name in NEURAL]
+    settings: dict[str, Any] = {"models": config.models, "seed": config.seed, "format": FORMAT}
+    return settings | (neural_training(config).decisive(neural) if neural else {})
 
 
-def sasrec_settings(config: EvaluateConfig) -> SasRecSettings:
-    return SasRecSettings(epochs=config.sasrec_epochs)
+def neural_training(config: EvaluateConfig) -> NeuralTraining:
+    return NeuralTraining(
+        config.sasrec_epochs,
+        config.sasrec_minutes,
+        config.seed,
+        config.seeds,
+        config.tune_baselines,
+        config.overwrite,
+    )
 
 
 def find_inputs(config: EvaluateConfig) -> tuple[Path, ...]:
     """What the asked-for models are made from."""
     trained = [name for name in config.models if name in STAGE_COMMANDS]
-    files = [config.run_dir / name / "manifest.json" for name in trained]
-    codes = [config.run_dir / "sid" / "codes_all.npy"] if trained else []
-    return (config.run_dir / "data", *codes, *files)
+    runs = (config.run_dir, *config.other_runs) if trained else ()
+    files = [run_dir / name / "manifest.json" for run_dir in runs for name in trained]
+    return (config.run_dir / "data", *(run_dir / "sid" / "codes_all.npy" for run_dir in runs), *files)
 
 
-def load_models(dataset: Dataset, config: EvaluateConfig, folder: Path) -> dict[str, Model]:
-    """The asked-for models, loaded or fitted on the train part. SASRec trains last, and goes on from `folder`/sasrec.pt."""
+@dataclass
+class Loaded:
+    """models: by name, one a repeat (a training with its own seed). tuning: of the models that were tuned. cut_short: of those
+    with trainings that the time limit ended, how many."""
+
+    models: dict[str, list[Model]] = field(default_factory=dict)
+    tuning: dict[str, Tuning] = field(default_factory=dict)
+    cut_short: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
+    """The asked-for models, loaded or fitted on the train part."""
     sequences, n_items, valid = dataset.train_sequences, dataset.n_items, dataset.cases("valid")
-    makers: dict[str, Callable[[], Model]] = {
-        "sft": lambda: Recommender.load(config.run_dir, "sft"),
-        "rl": lambda: Recommender.load(config.run_dir, "rl"),
-        "popularity": lambda: fit_popularity(sequences, n_items),
-        "item_knn": lambda: tune_item_knn(dataset, valid),
-        "markov": lambda: fit_markov(sequences, n_items),
-        "sasrec": lambda: train_sasrec(
-            sequences, valid, n_items, sasrec_settings(config), config.seed, config.sasrec_minutes, folder / "sasrec.pt"
-        ),
+    training = neural_training(config)
+    loaded = Loaded()
+    for name in config.models:
+        if name in STAGE_COMMANDS:
+            loaded.models[name] = [Recommender.load(run_dir, name) for run_dir in (config.run_dir, *config.other_runs)]
+        elif name in NEURAL:
+            scorers, tuning, cut = train_neural(config.run_dir, dataset, valid, name, training)
+            loaded.models[name] = list(scorers)
+            trainings = len(tuning.grid) + len(scorers) - 1
+            if config.tune_baselines:
+                loaded.tuning[name] = tuning
+            if cut:
+                loaded.cut_short[name] = {"cut": cut, "trainings": trainings, "minutes": config.sasrec_minutes}
+        elif name == "item_knn":
+            item_knn, loaded.tuning[name] = try_item_knn(dataset, valid)
+            loaded.models[name] = [item_knn]
+        elif name == "recent_popularity":
+            recent, loaded.tuning[name] = tune_recent_popularity(dataset, valid)
+            loaded.models[name] = [recent]
+        elif name == "markov":
+            loaded.models[name] = [fit_markov(sequences, n_items)]
+        else:
+            loaded.models[name] = [fit_popularity(sequences, n_items)]
+    return loaded
+
+
+def tuning_of(tuning: dict[str, Tuning]) -> dict[str, Any]:
+    """As comparison.json holds it."""
+    return {
+        name: {"grid": tuned.grid, "valid_recall@10": tuned.recalls, "chosen": tuned.chosen}
+        for name, tuned in tuning.items()
     }
-    return {name: makers[name]() for name in config.models}
 
 
 def rank_all(
-    models: dict[str, Model], dataset: Dataset
+    models: dict[str, list[Model]], dataset: Dataset
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
-    """Ranks of every model on valid, then on test, its first ten items on test with seen items masked, and the generative ones' list
-    checks."""
+    """Ranks of every repeat of every model on valid, then on test, the first repeat's first ten items on test with seen items masked,
+    and the generative ones' list checks, summed over repeats."""
     frames: list[pl.DataFrame] = []
     lists: list[pl.DataFrame] = []
     list_checks: dict[str, dict[str, int]] = {}
     splits: tuple[SplitName, ...] = ("valid", "test")
     for split in splits:
         cases = dataset.cases(split)
-        for name, model in models.items():
-            for masked in (True, False):
-                is_listed = split == "test" and masked
-                if isinstance(model, Recommender):
-                    label = f"{name}: {split}, {table.TITLES[masked]}"
-                    ranks, found, top = rank_recommender(model, cases, dataset.n_items, masked, label)
-                    so_far = list_checks.get(name, dict.fromkeys(LIST_CHECKS, 0))
-                    list_checks[name] = {check: so_far[check] + found[check] for check in LIST_CHECKS}
-                    if is_listed:
-                        lists.append(lists_frame(name, top.items, top.log_probs))
-                else:
-                    ranks = rank_cases(model, cases, masked)
-                    if is_listed:
-                        lists.append(lists_frame(name, list_cases(model, cases)))
-                frames.append(ranks_frame(name, split, masked, cases, ranks))
+        each = [(name, repeat, model) for name, repeats in models.items() for repeat, model in enumerate(repeats)]
+        for (name, repeat, model), masked in product(each, (True, False)):
+            is_listed = split == "test" and masked and repeat == 0
+            if isinstance(model, Recommender):
+                label = f"{name}: {split}, {table.TITLES[masked]}"
+                ranks, found, top = rank_recommender(model, cases, dataset.n_items, masked, label)
+                so_far = list_checks.get(name, dict.fromkeys(LIST_CHECKS, 0))
+                list_checks[name] = {check: so_far[check] + found[check] for check in LIST_CHECKS}
+                if is_listed:
+                    lists.append(lists_frame(name, top.items, top.log_probs))
+            else:
+                ranks = rank_cases(model, cases, masked)
+                if is_listed:
+                    lists.append(lists_frame(name, list_cases(model, cases)))
+            frames.append(ranks_frame(name, split, masked, cases, ranks, repeat))
     return pl.concat(frames), pl.concat(lists), list_checks
 
 
@@ -197,22 +285,23 @@ def rank_recommender(
     return ranks_in_lists(items, cases.targets), checks, found
 
 
-def account_all(models: dict[str, Model], dataset: Dataset, seed: int) -> dict[str, dict[str, Any]]:
-    """Of each generative model: leaked mass, forced codes and beam regret, on a sample of the test histories."""
+def account_all(models: dict[str, list[Model]], dataset: Dataset, seed: int) -> dict[str, dict[str, Any]]:
+    """Of each generative model's first repeat: leaked mass, forced codes and beam regret, on a sample of the test histories."""
     histories = dataset.cases("test").histories
     drawn = np.random.default_rng(seed).permutation(len(histories))[:ACCOUNTED_HISTORIES]
     sample = [histories[row] for row in np.sort(drawn)]
     return {
         name: asdict(account(model, sample, REGRET_K, seed, f"{name}: accounting"))
-        for name, model in models.items()
+        for name, (model, *_) in models.items()
         if isinstance(model, Recommender)
     }
 
 
-def ranks_frame(model: str, split: str, masked: bool, cases: Cases, ranks: np.ndarray) -> pl.DataFrame:
+def ranks_frame(model: str, split: str, masked: bool, cases: Cases, ranks: np.ndarray, repeat: int) -> pl.DataFrame:
     columns = {"user_id": cases.user_ids, "target": cases.targets, "rank": ranks}
     labels = {"model": pl.lit(model), "split": pl.lit(split), "masked": pl.lit(masked)}
-    return pl.DataFrame(columns).select(*(value.alias(name) for name, value in labels.items()), *columns)
+    values = (value.alias(name) for name, value in labels.items())
+    return pl.DataFrame(columns).select(*values, *columns, pl.lit(repeat).alias("repeat"))
 
 
 def compare(
@@ -230,10 +319,22 @@ def compare(
         "items": dataset.n_items,
         "cases": {split: len(dataset.cases(split)) for split in ("valid", "test")},
         "best_baseline": baseline,
-        "paired_tests": table.compare(ranks, baseline, seed) if baseline else [],
+        "paired_tests": table.compare(ranks, seed),
+        "repeats": repeated_recalls(ranks),
+        "protocol": dataset.info["protocol"],
         "list_checks": list_checks,
         "oracle": oracle(metrics, dataset) if dataset.info["name"] == "demo" else None,
     }
+
+
+def repeated_recalls(ranks: pl.DataFrame) -> dict[str, list[float]]:
+    """Test Recall@10 with seen items masked of each repeat of the models that have several."""
+    found = {}
+    for name in ranks["model"].unique(maintain_order=True):
+        by_repeat = table.ranks_by_repeat(ranks, name, "test", True)
+        if len(by_repeat) > 1:
+            found[name] = recall_at(by_repeat, 10).mean(axis=1).tolist()
+    return found
 
 
 def oracle(metrics: table.Metrics, dataset: Dataset) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """From per-case ranks to the metrics, the comparison table and its plot.
 
 Ranks are one long table, a row a case: model, split ("valid" | "test"), masked (seen items left out), user_id, target, rank
-(0-based).
+(0-based), repeat (0, 1, …: which training of the model, each with its own seed; without the column there is one).
+
+A model's metric of a case is its mean over repeats; every mean, interval and test is of that.
 """
 
 from __future__ import annotations
@@ -16,64 +18,102 @@ from rich.table import Table
 
 from data.stage import atomic_path
 from evaluation.metrics import CUTOFFS, ndcg_at, recall_at
-from evaluation.statistics import bootstrap_interval, paired_test
+from evaluation.statistics import bootstrap_interval, holm, paired_test
 
 GENERATIVE = ("sft", "rl")
 MASK_NAMES = {True: "masked", False: "unmasked"}
 TITLES = {True: "seen items masked", False: "seen items not masked"}
+METRICS = {"recall": recall_at, "ndcg": ndcg_at}
 Metrics = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
+def rows_of(ranks: pl.DataFrame, model: str, split: str, masked: bool) -> pl.DataFrame:
+    """One model's rows, repeat after repeat, each in the order of the data set's cases."""
+    return ranks.filter((pl.col("model") == model) & (pl.col("split") == split) & (pl.col("masked") == pl.lit(masked)))
+
+
+def ranks_by_repeat(ranks: pl.DataFrame, model: str, split: str, masked: bool) -> np.ndarray:
+    """One model's ranks, int64 [repeats, cases]."""
+    rows = rows_of(ranks, model, split, masked)
+    repeats = rows["repeat"].n_unique() if "repeat" in rows.columns else 1
+    return rows["rank"].to_numpy().reshape(repeats, -1)
+
+
 def ranks_of(ranks: pl.DataFrame, model: str, split: str, masked: bool) -> np.ndarray:
-    """One model's ranks, int64 [cases], in the order of the data set's cases."""
-    rows = ranks.filter((pl.col("model") == model) & (pl.col("split") == split) & (pl.col("masked") == pl.lit(masked)))
-    return rows["rank"].to_numpy()
+    """The ranks of a model's first repeat, int64 [cases]."""
+    return ranks_by_repeat(ranks, model, split, masked)[0]
+
+
+def users_of(ranks: pl.DataFrame, model: str, split: str, masked: bool) -> np.ndarray:
+    """A number for the user of each case, [cases]."""
+    rows = rows_of(ranks, model, split, masked)
+    cases = ranks_by_repeat(ranks, model, split, masked).shape[1]
+    return rows["user_id"][:cases].rank("dense").to_numpy()
 
 
 def summarise(ranks: pl.DataFrame, seed: int) -> Metrics:
     """model -> split -> "masked" | "unmasked" -> {"recall@1": …, "ndcg@50": …}.
 
-    On test, each metric has an "…_interval" beside it: [low, high], 95 % bootstrap over cases.
+    On test, each metric has an "…_interval" beside it: [low, high], 95 % bootstrap over users.
     """
     metrics: Metrics = {}
     for model, split, masked in ranks.select("model", "split", "masked").unique(maintain_order=True).iter_rows():
-        own = ranks_of(ranks, model, split, masked)
+        own, users = ranks_by_repeat(ranks, model, split, masked), users_of(ranks, model, split, masked)
         entry: dict[str, Any] = {}
-        for name, metric in (("recall", recall_at), ("ndcg", ndcg_at)):
+        for name, metric in METRICS.items():
             for k in CUTOFFS:
-                values = metric(own, k)
+                values = metric(own, k).mean(axis=0)
                 entry[f"{name}@{k}"] = float(values.mean())
                 if split == "test":
-                    entry[f"{name}@{k}_interval"] = list(bootstrap_interval(values, seed))
+                    entry[f"{name}@{k}_interval"] = list(bootstrap_interval(values, seed, users=users))
         metrics.setdefault(model, {}).setdefault(split, {})[MASK_NAMES[masked]] = entry
     return metrics
 
 
 def best_baseline(ranks: pl.DataFrame) -> str | None:
     """The baseline with the highest valid Recall@10, seen items masked; of equal ones the first. None where there is none."""
-    names = [name for name in ranks["model"].unique(maintain_order=True) if name not in GENERATIVE]
-    return max(names, key=lambda name: recall_at(ranks_of(ranks, name, "valid", True), 10).mean(), default=None)
+    return max(
+        baselines(ranks),
+        key=lambda name: recall_at(ranks_by_repeat(ranks, name, "valid", True), 10).mean(),
+        default=None,
+    )
 
 
-def compare(ranks: pl.DataFrame, baseline: str, seed: int) -> list[dict[str, Any]]:
-    """Paired tests of each generative model against `baseline`, and of RL against SFT, on test, for Recall@10 and NDCG@10."""
+def baselines(ranks: pl.DataFrame) -> list[str]:
+    return [name for name in ranks["model"].unique(maintain_order=True) if name not in GENERATIVE]
+
+
+def compare(ranks: pl.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """Paired tests of each generative model against every baseline, and of RL against SFT, on test, for Recall@10 and NDCG@10.
+
+    p_holm: p corrected for the number of pairs compared, separately for each metric with seen items masked or not.
+    """
     present = [name for name in GENERATIVE if name in set(ranks["model"])]
-    pairs = [(name, baseline) for name in present] + ([("rl", "sft")] if len(present) == 2 else [])
+    pairs = [(name, other) for name in present for other in baselines(ranks)]
+    pairs += [("rl", "sft")] if len(present) == 2 else []
     rows = []
-    for model, other in pairs:
-        for masked in (True, False):
-            own, others = ranks_of(ranks, model, "test", masked), ranks_of(ranks, other, "test", masked)
-            for name, metric in (("recall@10", recall_at), ("ndcg@10", ndcg_at)):
-                result = paired_test(metric(own, 10), metric(others, 10), seed)
+    for masked in (True, False):
+        for name, metric in METRICS.items():
+            values = {
+                model: metric(ranks_by_repeat(ranks, model, "test", masked), 10).mean(axis=0)
+                for model in ranks["model"].unique(maintain_order=True)
+            }
+            tests = [
+                paired_test(values[own], values[other], seed, users=users_of(ranks, own, "test", masked))
+                for own, other in pairs
+            ]
+            corrected = holm([test.p for test in tests])
+            for (own, other), test, p_holm in zip(pairs, tests, corrected, strict=True):
                 rows.append(
                     {
-                        "model": model,
+                        "model": own,
                         "against": other,
                         "seen": MASK_NAMES[masked],
-                        "metric": name,
-                        "difference": result.difference,
-                        "interval": [result.low, result.high],
-                        "p": result.p,
+                        "metric": f"{name}@10",
+                        "difference": test.difference,
+                        "interval": [test.low, test.high],
+                        "p": test.p,
+                        "p_holm": p_holm,
                     }
                 )
     return rows
@@ -98,20 +138,16 @@ def body(metrics: Metrics, models: list[str], masked: bool) -> list[list[str]]:
 
 
 def notes(comparison: dict[str, Any]) -> list[str]:
-    """Sentences under the table: the cases, the paired tests, the list checks, the best that is possible."""
+    """Sentences under the table: the cases, the repeats, the tuning, the paired tests, the list checks, the best that is possible."""
     cases = comparison["cases"]
     lines = [
-        f"{cases['test']} test and {cases['valid']} valid cases, {comparison['items']} items, all of them ranked; one run, seed "
-        f"{comparison['seed']}. Intervals: bootstrap over cases."
+        f"{cases['test']} test and {cases['valid']} valid cases, {comparison['items']} items, all of them ranked; seed "
+        f"{comparison['seed']}. Intervals: bootstrap over users."
     ]
+    lines += training_notes(comparison)
     if comparison["best_baseline"]:
         lines.append(f"Best baseline, chosen on valid Recall@10 with seen items masked: {comparison['best_baseline']}.")
-    for row in comparison["paired_tests"]:
-        low, high = row["interval"]
-        lines.append(
-            f"{row['model']} − {row['against']}, test {row['metric']}, seen {row['seen']}: {row['difference']:+.4f} "
-            f"[{low:+.4f}, {high:+.4f}], p = {row['p']:.4f} (paired sign flips)."
-        )
+    lines += test_notes(comparison)
     for model, checks in comparison["list_checks"].items():
         lines.append(
             f"Lists of {model} ({checks['lists']}): {checks['invalid']} invalid entries, {checks['repeats']} repeats, "
@@ -119,6 +155,50 @@ def notes(comparison: dict[str, Any]) -> list[str]:
         )
     if comparison["oracle"]:
         lines.append(oracle_note(comparison["oracle"], comparison["models"]))
+    return lines
+
+
+def training_notes(comparison: dict[str, Any]) -> list[str]:
+    """Sentences on how the rows came about: several seeds, tuning, trainings that the time limit ended."""
+    lines = []
+    for model, recalls in comparison.get("repeats", {}).items():
+        lines.append(
+            f"{model}: mean of {len(recalls)} trainings with different seeds; test Recall@10, seen items masked, of each: "
+            f"{', '.join(f'{recall:.4f}' for recall in recalls)} (standard deviation {np.std(recalls, ddof=1):.4f})."
+        )
+    for model, tuned in comparison.get("tuning", {}).items():
+        chosen = ", ".join(f"{name} {value:g}" for name, value in tuned["grid"][tuned["chosen"]].items())
+        recalls = tuned["valid_recall@10"]
+        lines.append(
+            f"{model}: best of {len(recalls)} settings by valid Recall@10, seen items masked ({min(recalls):.4f} to "
+            f"{max(recalls):.4f}): {chosen}."
+        )
+    for model, ended in comparison.get("cut_short", {}).items():
+        lines.append(
+            f"{model}: NOT FULLY TRAINED. The time limit of {ended['minutes']:g} minutes ended {ended['cut']} of its "
+            f"{ended['trainings']} trainings before they converged, so its row depends on this machine's speed; raise "
+            f"--sasrec_minutes."
+        )
+    return lines
+
+
+def test_notes(comparison: dict[str, Any]) -> list[str]:
+    """Sentences on the paired tests: all against the best baseline and of RL against SFT, then how many others there are."""
+    best, rows = comparison["best_baseline"], comparison["paired_tests"]
+    shown = [row for row in rows if row["against"] in (best, "sft")]
+    lines = []
+    for row in shown:
+        low, high = row["interval"]
+        lines.append(
+            f"{row['model']} − {row['against']}, test {row['metric']}, seen {row['seen']}: {row['difference']:+.4f} "
+            f"[{low:+.4f}, {high:+.4f}], p = {row['p_holm']:.4f}."
+        )
+    pairs = len({(row["model"], row["against"]) for row in rows})
+    if rows:
+        lines.append(
+            f"p: paired sign flips over users, Holm-corrected for the {pairs} pairs of rows compared with this metric and mask; every "
+            f"pair is in comparison.json."
+        )
     return lines
 
 
@@ -186,7 +266,7 @@ def plot_recall(ranks: pl.DataFrame, path: Path) -> None:
     for column, (masked, title) in enumerate(TITLES.items(), start=1):
         axes = figure.add_subplot(1, 2, column)
         for model in ranks["model"].unique(maintain_order=True):
-            own = ranks_of(ranks, model, "test", masked)
+            own = ranks_by_repeat(ranks, model, "test", masked)
             curve = [recall_at(own, int(k)).mean() for k in cutoffs]
             axes.plot(cutoffs, curve, label=model, linestyle="-" if model in GENERATIVE else "--")
         axes.set(title=f"Test, {title}", xlabel="K", ylabel="Recall@K", xlim=(1, cutoffs[-1]), ylim=(0, None))

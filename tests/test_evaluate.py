@@ -1,6 +1,7 @@
 """The stage end to end on a small catalogue, with a recommender that reads its lists from a score matrix."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from data.dataset import Dataset
 from data.stage import InputError, Stage
 from decoding.accounting import Account
 from decoding.recommender import Recommendations
-from evaluation import evaluate, report, sasrec
+from evaluation import evaluate, neural, report, sasrec
 from evaluation.evaluate import EvaluateConfig
 from evaluation.metrics import mask_seen
 
@@ -30,7 +31,7 @@ def dataset(name: str = "small") -> Dataset:
         rows += [(f"u{user}", int(item), t, split) for t, (item, split) in enumerate(zip(items, splits, strict=True))]
     log = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split"], orient="row")
     items = pl.DataFrame({"item_id": [str(i) for i in range(N)], "item_index": range(N), "title": "t", "text": "t"})
-    return Dataset(items, log, {"name": name})
+    return Dataset(items, log, {"name": name, "protocol": "leave_one_out"})
 
 
 @dataclass
@@ -96,9 +97,10 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     metrics = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
     comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
     ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
-    assert set(metrics) == set(evaluate.MODELS)
-    assert len(ranks) == 6 * 2 * 2 * USERS
-    assert ranks.columns == ["model", "split", "masked", "user_id", "target", "rank"]
+    assert set(metrics) == set(evaluate.DEFAULT_MODELS)
+    assert len(ranks) == 8 * 2 * 2 * USERS
+    assert ranks.columns == ["model", "split", "masked", "user_id", "target", "rank", "repeat"]
+    assert ranks["repeat"].unique().to_list() == [0]
     # the next item is always the last one plus 1: the fake is perfect, and its RL form has it at once too
     assert metrics["sft"]["test"]["masked"]["recall@1"] == 1.0
     own = ranks.filter((pl.col("model") == "popularity") & (pl.col("split") == "test") & pl.col("masked"))
@@ -107,7 +109,11 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     checks = comparison["list_checks"]
     assert checks["sft"] == {"lists": 4 * USERS, "invalid": 0, "repeats": 0, "short": 0, "seen": 0}
     assert checks["rl"]["repeats"] == 4 * USERS
-    assert comparison["best_baseline"] in ("popularity", "item_knn", "markov", "sasrec")
+    assert comparison["best_baseline"] in evaluate.DEFAULT_MODELS[2:]
+    assert set(comparison["tuning"]) == {"item_knn", "recent_popularity"}
+    assert comparison["cut_short"] == comparison["repeats"] == {}
+    against = [row["against"] for row in comparison["paired_tests"] if row["model"] == "sft"]
+    assert set(against) == set(evaluate.DEFAULT_MODELS[2:])
     printed = capsys.readouterr().out
     assert "repeats" in printed
     assert metrics["sft"]["decoding"] == {
@@ -148,12 +154,95 @@ def test_interrupted_evaluation_gives_the_same_bytes(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(sasrec.Training, "save", save_then_stop)
+    trained = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
+    shutil.rmtree(run_dir / "baselines")
     with pytest.raises(KeyboardInterrupt):
         run(monkeypatch, run_dir, "--overwrite", "true")
     assert not (run_dir / "evaluation" / "metrics.json").exists()
     run(monkeypatch, run_dir)
-    assert len(calls) == 2
+    assert len(calls) == 2 * 2, "two baselines of two epochs, none trained twice"
     assert files(run_dir / "evaluation") == whole
+    again = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
+    assert again == trained
+    assert not [path for path in trained if path.name == "training.pt"]
+
+
+def test_overwriting_and_other_models_train_no_baseline_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, run_dir, "--models", "sft", "sasrec")
+    before = files(run_dir / "evaluation")
+    monkeypatch.setattr(sasrec, "train_epoch", None)
+    run(monkeypatch, run_dir, "--models", "sft", "sasrec", "popularity", "--overwrite", "true")
+    run(monkeypatch, run_dir, "--models", "sft", "sasrec", "--overwrite", "true")
+    assert files(run_dir / "evaluation") == before
+    with pytest.raises(TypeError, match="not callable"):
+        run(monkeypatch, run_dir, "--models", "sft", "sasrec", "--overwrite", "true", "--sasrec_epochs", "3")
+
+
+def other_run(run_dir: Path, folder: Path) -> Path:
+    """A further run with the same data."""
+    shutil.copytree(run_dir, folder)
+    return folder
+
+
+def test_several_seeds_are_averaged(
+    run_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = other_run(run_dir, tmp_path_factory.mktemp("other") / "run")
+    models = ("--models", "sft", "sasrec", "popularity")
+    run(monkeypatch, run_dir, *models, "--seeds", "3", "--other_runs", str(other))
+    metrics = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
+    comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+    ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
+    counts = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
+    assert dict(counts) == {"sft": 2, "sasrec": 3, "popularity": 1}
+    own = ranks.filter((pl.col("model") == "sasrec") & (pl.col("split") == "test") & pl.col("masked"))
+    assert metrics["sasrec"]["test"]["masked"]["recall@10"] == pytest.approx((own["rank"] < 10).mean())
+    by_repeat = own.group_by("repeat").agg(recall=(pl.col("rank") < 10).mean()).sort("repeat")["recall"].to_list()
+    assert comparison["repeats"]["sasrec"] == pytest.approx(by_repeat)
+    assert own.filter(pl.col("repeat") == 0)["rank"].to_list() != own.filter(pl.col("repeat") == 1)["rank"].to_list()
+    assert "sasrec: mean of 3 trainings with different seeds" in (run_dir / "evaluation" / "table.md").read_text()
+    assert len(list((run_dir / "baselines").iterdir())) == 3
+
+
+def test_other_runs_must_have_the_same_data(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = other_run(run_dir, tmp_path.parent / f"{tmp_path.name}-other")
+    log = pl.read_parquet(other / "data" / "interactions.parquet")
+    log.with_columns(pl.col("item_index").reverse()).write_parquet(other / "data" / "interactions.parquet")
+    with pytest.raises(InputError, match="whose data are not those of"):
+        run(monkeypatch, run_dir, "--models", "sft", "popularity", "--other_runs", str(other))
+    assert not (run_dir / "evaluation").exists()
+
+
+def test_a_leak_stops_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = dataset()
+    column = small.interactions["split"].to_list()
+    column[column.index("test")] = "train"
+    leaky = Dataset(small.items, small.interactions.with_columns(split=pl.Series(column)), small.info)
+    stage = Stage(run_dir, "data", {})
+    stage.begin(overwrite=True)
+    stage.finish(*leaky.save(stage.folder))
+    with pytest.raises(InputError, match=r"user u0, train\): a train interaction after the user's valid interaction"):
+        run(monkeypatch, run_dir, "--models", "popularity")
+    assert not (run_dir / "evaluation").exists()
+
+
+def test_tuned_baselines_say_what_was_tried_and_a_time_limit_says_that_it_cut(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = ("--models", "popularity", "sasrec_bce", "esasrec", "--tune_baselines", "true")
+    run(monkeypatch, run_dir, *models, "--sasrec_epochs", "1")
+    comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+    for name in ("sasrec_bce", "esasrec"):
+        tuned = comparison["tuning"][name]
+        assert tuned["grid"] == [dict(point) for point in neural.GRID]
+        assert tuned["valid_recall@10"][tuned["chosen"]] == max(tuned["valid_recall@10"])
+        assert f"{name}: best of 4 settings by valid Recall@10" in (run_dir / "evaluation" / "table.md").read_text()
+    flags = ("--models", "popularity", "sasrec", "--overwrite", "true")
+    run(monkeypatch, run_dir, *flags, "--sasrec_minutes", "1e-9")
+    cut = (run_dir / "evaluation" / "table.md").read_text()
+    assert "sasrec: NOT FULLY TRAINED. The time limit of 1e-09 minutes ended 1 of its 1 trainings" in cut
+    run(monkeypatch, run_dir, *flags)  # goes on to the end
+    assert "NOT FULLY TRAINED" not in (run_dir / "evaluation" / "table.md").read_text()
 
 
 def test_finished_evaluation_only_shows(
@@ -172,10 +261,10 @@ def test_finished_evaluation_only_shows(
 
 def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
     small = dataset()
-    models = evaluate.load_models(small, EvaluateConfig(run_dir, models=["sft", "popularity"]), run_dir)
+    models = evaluate.load_models(small, EvaluateConfig(run_dir, models=["sft", "popularity"])).models
     ranks, lists, _ = evaluate.rank_all(models, small)
     assert ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
-    assert models["sft"].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
+    assert models["sft"][0].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
     assert lists["model"].to_list() == ["sft"] * USERS + ["popularity"] * USERS
     first = [int(history[-1] + 1) % N for history in small.cases("test").histories]
     assert lists["items"].to_numpy()[:USERS, 0].tolist() == first, "of test"
@@ -190,8 +279,8 @@ def test_baselines_do_not_read_valid_or_test(run_dir: Path) -> None:
     other = Dataset(small.items, shuffled, small.info)
     config = EvaluateConfig(run_dir, models=["popularity", "markov"])
     history = [np.array([3, 9])]
-    for name, model in evaluate.load_models(small, config, run_dir).items():
-        again = evaluate.load_models(other, config, run_dir)[name]
+    for name, (model,) in evaluate.load_models(small, config).models.items():
+        (again,) = evaluate.load_models(other, config).models[name]
         assert np.array_equal(model.scores(history), again.scores(history))
 
 
@@ -219,6 +308,7 @@ def test_a_missing_model_is_named_with_what_to_do(run_dir: Path, monkeypatch: py
         (["--sasrec_minutes", "0"], "sasrec_minutes"),
         (["--sasrec_epochs", "-1"], "sasrec_epochs"),
         (["--seed", "-1"], "seed"),
+        (["--seeds", "0"], "seeds"),
     ],
 )
 def test_bad_settings_are_refused(flags: list[str], message: str) -> None:

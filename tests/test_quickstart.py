@@ -13,7 +13,7 @@ import pytest
 
 from data.dataset import Dataset
 from data.stage import sha256
-from evaluation.evaluate import MODELS
+from evaluation.evaluate import DEFAULT_MODELS
 from tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ def test_every_stage_is_finished_and_its_files_are_there(run: Run) -> None:
 @pytest.mark.slow
 def test_every_model_is_measured_on_every_case(run: Run) -> None:
     metrics = run.json("evaluation/metrics.json")
-    assert set(metrics) == set(MODELS)
+    assert set(metrics) == set(DEFAULT_MODELS)
     dataset = Dataset.load(run.run_dir)
     cases = run.json("evaluation/comparison.json")["cases"]
     assert cases == {split: len(dataset.cases(split)) for split in ("valid", "test")}

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 
-from evaluation import table
+from evaluation import statistics, table
 
 RANKS = {
     ("sft", "valid"): [0, 0, 30, 50],
@@ -27,7 +27,8 @@ def ranks() -> pl.DataFrame:
         for masked in (True, False):
             own = np.array(values) + (0 if masked else 1)
             frame = pl.DataFrame({"user_id": list("abcd"), "target": [4, 3, 2, 1], "rank": own})
-            frames.append(frame.select(model=pl.lit(model), split=pl.lit(split), masked=pl.lit(masked), rank="rank"))
+            labels = {"model": pl.lit(model), "split": pl.lit(split), "masked": pl.lit(masked)}
+            frames.append(frame.select("user_id", "target", "rank", repeat=0, **labels))
     return pl.concat(frames)
 
 
@@ -38,7 +39,7 @@ def comparison(ranks: pl.DataFrame) -> dict[str, Any]:
         "models": ["sft", "popularity", "markov"],
         "cases": {"valid": 4, "test": 4},
         "best_baseline": "popularity",
-        "paired_tests": table.compare(ranks, "popularity", seed=0),
+        "paired_tests": table.compare(ranks, seed=0),
         "list_checks": {"sft": {"lists": 16, "invalid": 3, "repeats": 0, "short": 1, "seen": 2}},
         "oracle": None,
     }
@@ -61,17 +62,59 @@ def test_the_best_baseline_is_chosen_on_valid_though_another_wins_on_test(ranks:
     assert table.best_baseline(ranks.filter(pl.col("model") == "sft")) is None
 
 
-def test_comparison_is_on_test_against_the_named_baseline(ranks: pl.DataFrame) -> None:
-    rows = table.compare(ranks, "popularity", seed=0)
+def test_comparison_is_on_test_against_every_baseline(ranks: pl.DataFrame) -> None:
+    rows = table.compare(ranks, seed=0)
     assert [(row["model"], row["against"], row["seen"], row["metric"]) for row in rows] == [
-        ("sft", "popularity", seen, metric) for seen in ("masked", "unmasked") for metric in ("recall@10", "ndcg@10")
+        ("sft", other, seen, metric)
+        for seen in ("masked", "unmasked")
+        for metric in ("recall@10", "ndcg@10")
+        for other in ("popularity", "markov")
     ]
     assert rows[0]["difference"] == pytest.approx(0.25)
+    assert [row["p_holm"] for row in rows[:2]] == statistics.holm([row["p"] for row in rows[:2]])
     with_rl = pl.concat([ranks, ranks.filter(pl.col("model") == "sft").with_columns(model=pl.lit("rl"))])
-    against = [
-        (row["model"], row["against"], row["difference"]) for row in table.compare(with_rl, "popularity", seed=0)
-    ]
+    against = [(row["model"], row["against"], row["difference"]) for row in table.compare(with_rl, seed=0)]
     assert ("rl", "sft", 0.0) in against
+
+
+def with_repeat(ranks: pl.DataFrame, model: str, added: int) -> pl.DataFrame:
+    """The same with a second training of `model`, all of whose ranks are `added` larger."""
+    own = ranks.filter(pl.col("model") == model)
+    return pl.concat([ranks, own.with_columns(pl.col("rank") + added, pl.col("repeat") + 1)])
+
+
+def test_a_model_with_several_seeds_is_its_mean_over_them(ranks: pl.DataFrame) -> None:
+    twice = with_repeat(ranks, "sft", 8)  # [0, 3, 12, 50] and [8, 11, 20, 58]
+    entry = table.summarise(twice, seed=0)["sft"]["test"]["masked"]
+    assert entry["recall@10"] == pytest.approx((2 + 1) / 8)
+    hits = np.array([1.0, 0.5, 0.0, 0.0])
+    assert entry["recall@10_interval"] == list(statistics.bootstrap_interval(hits, seed=0))
+    first = table.compare(twice, seed=0)[0]
+    popular = np.array([1.0, 0.0, 0.0, 0.0])
+    expected = statistics.paired_test(hits, popular, seed=0)
+    assert (first["difference"], first["p"]) == (expected.difference, expected.p)
+    assert table.ranks_of(twice, "sft", "test", True).tolist() == [0, 3, 12, 50], "the first one's"
+
+
+def test_a_user_with_several_cases_is_one_draw(ranks: pl.DataFrame) -> None:
+    one_user = ranks.with_columns(user_id=pl.lit("a"))
+    low, high = table.summarise(one_user, seed=0)["sft"]["test"]["masked"]["recall@10_interval"]
+    assert low == high == 0.5
+    assert table.compare(one_user, seed=0)[0]["p"] == 1.0
+
+
+def test_what_the_reader_must_know_of_the_training_is_said(ranks: pl.DataFrame) -> None:
+    told = comparison(ranks) | {
+        "repeats": {"sasrec": [0.1, 0.2]},
+        "tuning": {"item_knn": {"grid": [{"decay": 1.0}, {"decay": 0.9}], "valid_recall@10": [0.1, 0.3], "chosen": 1}},
+        "cut_short": {"esasrec": {"cut": 2, "trainings": 6, "minutes": 10.0}},
+    }
+    text = "\n".join(table.notes(told))
+    assert "mean of 2 trainings" in text
+    assert "0.1000, 0.2000 (standard deviation 0.0707)" in text
+    assert "item_knn: best of 2 settings by valid Recall@10, seen items masked (0.1000 to 0.3000): decay 0.9." in text
+    assert "esasrec: NOT FULLY TRAINED. The time limit of 10 minutes ended 2 of its 6 trainings" in text
+    assert "Holm-corrected for the 2 pairs of rows" in text
 
 
 def test_markdown_holds_every_model_and_every_caveat(ranks: pl.DataFrame) -> None:
