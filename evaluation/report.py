@@ -21,7 +21,7 @@ from evaluation.origin import code_version, file_hashes, machine, software
 from evaluation.report_page import render
 from evaluation.sid_levels import by_chance, prefix_hits
 from evaluation.slices import slice_table, training_counts
-from evaluation.table import MASK_NAMES, Metrics, ranks_of
+from evaluation.table import MASK_NAMES, Metrics, ranks_by_repeat
 
 EXAMPLES, SHOWN_HISTORY, SHOWN_ITEMS = 10, 5, 5
 TARGETS = "what users took"  # beside the models' lists
@@ -70,11 +70,12 @@ def measure(
     comparison: dict[str, Any],
 ) -> dict[str, Any]:
     """The figures of report.json but for the spread of the lists. Calibration and levels are {} without a generative model."""
-    seed, targets = comparison["seed"], dataset.cases("test").targets
+    seed, cases = comparison["seed"], dataset.cases("test")
+    users = np.unique(cases.user_ids, return_inverse=True)[1]
     probabilities = {name: log_probs_of(lists, name) for name in comparison["models"]}
     generative = [name for name, own in probabilities.items() if own is not None]
     calibration = {
-        name: calibrate_lists(items_of(lists, name), own, targets, seed)
+        name: calibrate_lists(items_of(lists, name), own, cases.targets, users, seed)
         for name, own in probabilities.items()
         if own is not None
     }
@@ -115,7 +116,8 @@ def recall_curves(ranks: pl.DataFrame) -> dict[str, dict[str, list[float]]]:
     cutoffs = range(1, CUTOFFS[-1] + 1)
     return {
         title: {
-            name: [float(recall_at(ranks_of(ranks, name, "test", masked), k).mean()) for k in cutoffs] for name in names
+            name: [float(recall_at(ranks_by_repeat(ranks, name, "test", masked), k).mean()) for k in cutoffs]
+            for name in names
         }
         for masked, title in MASK_NAMES.items()
     }

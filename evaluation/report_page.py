@@ -42,12 +42,13 @@ def render(
     titles: N titles; metrics, comparison: what the JSON files of these names hold.
     """
     models, generative = comparison["models"], figures["generative"]
+    first_only = FIRST_TRAINING_TEXT if comparison.get("repeats") else ""
     parts = [
         _introduction(figures, metrics, comparison),
         "<h2>The table</h2>" + TABLE_TEXT + _tables(metrics, comparison),
         "<h2>Longer lists</h2>" + _recall_curves(figures),
         "<h2>Where the gain is</h2>" + _gains(slices, models, generative, comparison["best_baseline"]),
-        "<h2>How much of the catalogue is shown</h2>" + _spread(figures, counts, models),
+        "<h2>How much of the catalogue is shown</h2>" + _spread(figures, counts, models) + first_only,
         "<h2>Are the probabilities true?</h2>" + _calibration(figures, models) if figures["calibration"] else "",
         "<h2>Code by code</h2>" + _levels(figures, models) if figures["levels"] else "",
         "<h2>Ten examples</h2>" + _examples(figures, titles),
@@ -69,7 +70,7 @@ def _headline(figures: dict[str, Any], metrics: Metrics, comparison: dict[str, A
     best, baseline = figures["best_generative"], comparison["best_baseline"]
     recalls = {name: metrics[name]["test"]["masked"]["recall@10"] for name in (best, baseline) if name}
     hits = [
-        f"in <b>{recall:.1%}</b> of the cases for {WHICH[name == baseline]}, {html.escape(name)}"
+        f"in <b>{recall:.1%}</b> of the cases for {WHICH[name == baseline]} ({html.escape(name)})"
         for name, recall in recalls.items()
     ]
     sentences = [f"The item that came next is among the first ten recommended {' and '.join(hits)}."] if hits else []
@@ -105,7 +106,7 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
         for model in comparison["models"]:
             own, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
             low, high = own["recall@10_interval"]
-            difference, p = (f"{paired['difference']:+.4f}", _p(paired["p"])) if paired else ("–", "–")
+            difference, p = (f"{paired['difference']:+.4f}", _p(paired["p_holm"])) if paired else ("–", "–")
             cells = [f"{own[f'recall@{k}']:.4f}" for k in CUTOFFS]
             rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{own['ndcg@10']:.4f}", difference, p))
         parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(head, rows))
@@ -295,7 +296,7 @@ TABLE_TEXT = """
 also counts how far up it stands. Higher is better. <b>Masked</b> means that items the user already took are not recommended
 again. The 95 % interval says how far a figure may be off because of the users who happen to be in the test. The last columns
 compare with the best baseline on the same cases: the difference, and p, the probability of one as large if the two models were
-equally good.</p>"""
+equally good, corrected for the number of comparisons.</p>"""
 
 RECALL_TEXT = """
 <p>How much a longer list helps: the share of cases in which the next item is among the first K. Where a curve
@@ -322,6 +323,9 @@ SPREAD_TEXT = """
 catalogue that is in somebody's list; <b>Gini</b> is 0 when all items are shown equally often and near 1 when one has all places; <b>items
 in effect</b> (e to the <b>entropy</b>) says how many equally frequent items would be as varied. The last row is the same of what the users
 really took next, one item a case ({test:,}) where lists have ten, so its coverage is lower by itself.</p>"""
+FIRST_TRAINING_TEXT = """
+<p>Of a model that was trained several times, with other seeds, the table and the gains are means; here and below its lists are those of the
+first training.</p>"""
 LORENZ_CAPTION = (
     "How many of all places the rarest items have together. The farther a curve hangs below the straight line, the more the lists "
     "crowd on few items; a good model is near the dotted curve of what users took."

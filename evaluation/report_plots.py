@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from evaluation.list_figures import lorenz
 from tokenizer.sid_plots import COLOURS, GREY, bare_axes
@@ -89,16 +90,16 @@ def lorenz_plot(counts: dict[str, np.ndarray], models: list[str], generative: li
         xlim=(0, 1),
         ylim=(0, 1),
     )
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     _legend_beside(axes)
     return figure
 
 
 def calibration_plot(found: dict[str, dict[str, Any]], models: list[str], title: str) -> Figure:
     """Share that happened over the predicted chance, a line a model, a point a bin with its interval. found: by model."""
-    figure, axes = bare_axes(4.2, 3.8)
-    top = 0.0
+    figure, axes = bare_axes(5.4, 3.6, right=1.35)
+    right = top = 1e-3
     for model, own in found.items():
         predicted, happened = (np.array([row[name] for row in own["bins"]]) for name in ("predicted", "happened"))
         low, high = np.array([row["interval"] for row in own["bins"]]).T
@@ -107,13 +108,18 @@ def calibration_plot(found: dict[str, dict[str, Any]], models: list[str], title:
         axes.errorbar(
             predicted, happened, reach, fmt="o", color=colour, label=model, capsize=2, markersize=4, elinewidth=1
         )
-        top = max(top, float(high.max()), float(predicted.max()))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="says what happens")
-    end = min(1.05 * max(top, 1e-3), 1.02)
-    axes.set(title=title, xlabel="predicted chance", ylabel="how often it happened", xlim=(0, end), ylim=(0, end))
+        right, top = max(right, float(predicted.max())), max(top, float(high.max()))
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as predicted")
+    axes.set(
+        title=title,
+        xlabel="predicted chance",
+        ylabel="how often it happened",
+        xlim=(0, 1.1 * right),
+        ylim=(0, 1.05 * max(top, right)),
+    )
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:.0%}" if end > 0.1 else "{x:.1%}")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+        axis.set_major_formatter(PercentFormatter(1))
+    _legend_beside(axes)
     return figure
 
 
@@ -130,7 +136,7 @@ def levels_plot(
     n_levels = len(next(iter(found.values())))
     axes.set_xticks(range(1, n_levels + 1))
     axes.set(title=title, xlabel="codes that must agree", ylabel="share of cases", ylim=(0, None))
-    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     _legend_beside(axes)
     return figure
 

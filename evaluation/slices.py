@@ -14,7 +14,7 @@ import polars as pl
 from data.dataset import Cases, Dataset
 from evaluation.metrics import ndcg_at, recall_at
 from evaluation.statistics import bootstrap_interval
-from evaluation.table import ranks_of
+from evaluation.table import ranks_by_repeat
 
 QUARTERS = 4
 COLD_INTERACTIONS = 5
@@ -89,30 +89,31 @@ def slice_table(ranks: pl.DataFrame, dataset: Dataset, baseline: str | None, see
     """Each model in each slice of the test cases, seen items masked: a row a slice and model.
 
     ranks: as ranks.parquet. Columns: kind, slice, cases, model, recall@10, ndcg@10; gain: Recall@10 less that of `baseline` on the same
-    cases, with low and high, its 95 % bootstrap interval. Null where there are no cases; gains also for the baseline itself.
+    cases, with low and high, its 95 % bootstrap interval over users. Null where there are no cases; gains also for the baseline itself.
     """
     cases = dataset.cases("test")
-    own = {name: ranks_of(ranks, name, "test", True) for name in ranks["model"].unique(maintain_order=True)}
-    assert all(len(values) == len(cases) for values in own.values())
+    users = np.unique(cases.user_ids, return_inverse=True)[1]
+    own = {name: ranks_by_repeat(ranks, name, "test", True) for name in ranks["model"].unique(maintain_order=True)}
+    assert all(values.shape[1] == len(cases) for values in own.values())
     rows: list[dict[str, Any]] = []
     for part in find_slices(cases, training_counts(dataset)):
         n = int(part.member.sum())
         for model, values in own.items():
-            others = None if baseline in (None, model) else own[baseline][part.member]
+            others = None if baseline in (None, model) else own[baseline][:, part.member]
             row = {"kind": part.kind, "slice": part.label, "cases": n, "model": model}
-            rows.append(row | _figures(values[part.member], others, seed))
+            rows.append(row | _figures(values[:, part.member], others, users[part.member], seed))
     return pl.DataFrame(rows, schema=COLUMNS)
 
 
-def _figures(ranks: np.ndarray, others: np.ndarray | None, seed: int) -> dict[str, float | None]:
-    """A row's figures. ranks: int [cases of the slice]; others: the baseline's on the same cases."""
+def _figures(ranks: np.ndarray, others: np.ndarray | None, users: np.ndarray, seed: int) -> dict[str, float | None]:
+    """A row's figures. ranks: int [repeats, cases of the slice]; others: the baseline's on the same cases; users: [cases]."""
     found: dict[str, float | None] = dict.fromkeys(FIGURES)
-    if not len(ranks):
+    if not len(users):
         return found
-    hits = recall_at(ranks, K)
+    hits = recall_at(ranks, K).mean(axis=0)
     found |= {"recall@10": float(hits.mean()), "ndcg@10": float(ndcg_at(ranks, K).mean())}
     if others is not None:
-        gains = hits - recall_at(others, K)
-        low, high = bootstrap_interval(gains, seed)
+        gains = hits - recall_at(others, K).mean(axis=0)
+        low, high = bootstrap_interval(gains, seed, users=users)
         found |= {"gain": float(gains.mean()), "low": low, "high": high}
     return found

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.calibration import calibrate, calibrate_lists
+from evaluation.statistics import bootstrap_interval
 
 CASES = st.lists(st.tuples(st.integers(0, 20).map(lambda n: n / 20), st.booleans()), min_size=1, max_size=40)
 
@@ -14,7 +15,7 @@ CASES = st.lists(st.tuples(st.integers(0, 20).map(lambda n: n / 20), st.booleans
 @given(CASES, st.integers(1, 5))
 def test_the_error_is_the_weighted_distance_in_bins(cases: list[tuple[float, bool]], bins: int) -> None:
     predicted, happened = (np.array(column) for column in zip(*cases, strict=True))
-    found = calibrate(predicted, happened, seed=0, bins=bins)
+    found = calibrate(predicted, happened, np.arange(len(cases)), seed=0, bins=bins)
     ordered = sorted(predicted.tolist())
     borders = [ordered[-(-len(cases) * i // bins) - 1] for i in range(1, bins)]
     groups: dict[int, list[tuple[float, bool]]] = {}
@@ -31,8 +32,9 @@ def test_true_probabilities_have_a_small_error_and_overconfident_ones_a_known_on
     rng = np.random.default_rng(0)
     truth = rng.random(20_000) * 0.4
     happened = rng.random(20_000) < truth
-    assert calibrate(truth, happened, seed=0)["ece"] < 0.02
-    too_sure = calibrate(truth + 0.5, happened, seed=0)
+    users = np.arange(20_000)
+    assert calibrate(truth, happened, users, seed=0)["ece"] < 0.02
+    too_sure = calibrate(truth + 0.5, happened, users, seed=0)
     assert too_sure["ece"] == pytest.approx(0.5, abs=0.02)
     assert [row["cases"] for row in too_sure["bins"]] == [2_000] * 10
 
@@ -41,10 +43,17 @@ def test_lists_by_hand() -> None:
     items = np.array([[4, 2, -1], [1, 3, 0]])
     with np.errstate(divide="ignore"):
         log_probs = np.log(np.array([[0.5, 0.25, 0.0], [0.2, 0.1, 0.1]], dtype=np.float32))  # -inf at "no item"
-    found = calibrate_lists(items, log_probs, np.array([4, 0]), seed=0)
+    found = calibrate_lists(items, log_probs, np.array([4, 0]), np.array([0, 1]), seed=0)
     assert found["top1"]["predicted"] == pytest.approx(0.35)
     assert found["top1"]["happened"] == 0.5
     assert found["top10"]["predicted"] == pytest.approx((0.75 + 0.4) / 2)
     assert found["top10"]["happened"] == 1.0
     assert found["top10"]["ece"] == pytest.approx((0.25 + 0.6) / 2)  # two cases, each a bin of its own
     assert [row["cases"] for row in found["top10"]["bins"]] == [1, 1]
+
+
+def test_a_user_is_drawn_with_all_cases() -> None:
+    predicted, happened = np.full(6, 0.5), np.array([True, True, True, False, False, True])
+    found = calibrate(predicted, happened, np.array([0, 0, 0, 1, 1, 2]), seed=0)["bins"][0]
+    assert found["interval"] == list(bootstrap_interval(happened * 1.0, 0, users=np.array([0, 0, 0, 1, 1, 2])))
+    assert found["interval"] != list(bootstrap_interval(happened * 1.0, 0))

@@ -30,7 +30,10 @@ def ranks(**by_model: list[int]) -> pl.DataFrame:
         for split, masked in (("valid", True), ("test", True), ("test", False)):
             right = split == "test" and masked
             labels = {"model": model, "split": split, "masked": masked}
-            frames.append(pl.DataFrame([labels | {"rank": value if right else 60} for value in values]))
+            rows = zip("abcd" * (len(values) // 4), values, strict=True)
+            frames.append(
+                pl.DataFrame([labels | {"user_id": user, "rank": rank if right else 60} for user, rank in rows])
+            )
     return pl.concat(frames)
 
 
@@ -112,3 +115,31 @@ def test_without_a_baseline_there_are_no_gains_and_without_cases_no_figures() ->
     assert (cold["cases"], cold["recall@10"]) == (0, None)
     tail = found.filter(pl.col("kind") == "long tail")["cases"].to_list()
     assert tail == [0, 4], "only items never taken are in the tail, and none of them is a target"
+
+
+def test_several_trainings_are_a_mean_and_users_are_drawn_with_all_their_cases() -> None:
+    small = dataset()
+    again = small.interactions.filter((pl.col("user_id") == "b") & (pl.col("split") == "test"))
+    log = pl.concat([small.interactions, again, again]).sort("user_id", "timestamp", maintain_order=True)
+    users = list("abbbcd")
+    ranks = {
+        ("sft", 0): [0, 0, 0, 0, 50, 50],
+        ("sft", 1): [50, 0, 0, 0, 0, 50],
+        ("markov", 0): [50, 50, 50, 50, 0, 0],
+    }
+    rows = [
+        {"model": model, "repeat": repeat, "split": "test", "masked": True, "user_id": user, "rank": rank}
+        for (model, repeat), own in ranks.items()
+        for user, rank in zip(users, own, strict=True)
+    ]
+    found = slice_table(pl.DataFrame(rows), Dataset(small.items, log, small.info), "markov", seed=0)
+    cold = found.row(
+        by_predicate=(pl.col("kind") == "cold items") & (pl.col("slice") == "≤ 5") & (pl.col("model") == "sft"),
+        named=True,
+    )
+    assert cold["cases"] == 4  # item 3 three times, by b, and item 1 by c
+    assert cold["recall@10"] == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    gains = np.array([1.0, 1.0, 1.0, -0.5])
+    assert cold["gain"] == pytest.approx(gains.mean())
+    expected = bootstrap_interval(gains, 0, users=np.array([0, 0, 0, 1]))
+    assert (cold["low"], cold["high"]) == expected != bootstrap_interval(gains, 0)
