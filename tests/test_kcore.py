@@ -1,5 +1,6 @@
 from collections import Counter
 
+import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,3 +39,21 @@ def test_a_chain_falls_down_to_nothing() -> None:
 
 def test_repeated_pairs_count_as_often_as_they_occur() -> None:
     assert len(k_core(frame([(0, 0)] * 3), 3, 3)) == 3
+
+
+@given(st.integers(0, 99), st.integers(1, 9), st.integers(1, 9), st.booleans())
+def test_equals_counting_by_windows_on_larger_logs(seed: int, k_user: int, k_item: int, categorical: bool) -> None:
+    """Against the definition in Polars' own words, with popular and rare ids, as strings and as categoricals."""
+    rng = np.random.default_rng(seed)
+    users, items = (300 * rng.random(2000) ** 2).astype(int), (200 * rng.random(2000) ** 3).astype(int)
+    log = frame(list(zip(users.tolist(), items.tolist(), strict=True)))
+    wanted = log
+    while True:
+        kept = wanted.filter(pl.len().over("user_id") >= k_user, pl.len().over("item_id") >= k_item)
+        if len(kept) == len(wanted):
+            break
+        wanted = kept
+    given_log = log.with_columns(pl.col("user_id", "item_id").cast(pl.Categorical)) if categorical else log
+    found = k_core(given_log, k_user, k_item)
+    assert found["timestamp"].to_list() == wanted["timestamp"].to_list()
+    assert found["user_id"].cast(pl.String).to_list() == wanted["user_id"].to_list()

@@ -1,5 +1,6 @@
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import yaml
 
 from data.config import parse_config
 from data.dataset import Dataset
-from data.prepare import PrepareConfig, build, catalogue, find_inputs, main
+from data.prepare import PrepareConfig, build, catalogue, find_inputs, in_window, main
 from data.stage import InputError
+from data.summary import KNOWN_COUNTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,6 +149,23 @@ def test_text_is_readable_and_one_line() -> None:
         (["--k_user", "-1"], "--k_user is -1"),
         (["--seed", "-1"], "--seed is -1"),
         (["--dataset", "ml-100k", "--raw_dir", "/nowhere"], "/nowhere/u.data does not exist"),
+        (["--dataset", "ml-20m", "--raw_dir", "/nowhere"], "/nowhere/ratings.csv does not exist"),
+        (["--dataset", "amazon-2014", "--raw_dir", "/nowhere"], "amazon-2014 needs --category"),
+        (["--dataset", "amazon-2014", "--category", "../x", "--raw_dir", "/nowhere"], "needs --category"),
+        (
+            ["--dataset", "amazon-2014", "--category", "Toys", "--raw_dir", "/nowhere"],
+            "/nowhere holds no reviews_Toys_5",
+        ),
+        (["--dataset", "ml-1m", "--category", "Toys"], "--category is for amazon-"),
+        (["--dataset", "minionerec", "--category", "Toys"], "minionerec needs --raw_dir"),
+        (["--dataset", "minionerec", "--category", "Toys", "--raw_dir", "/nowhere"], "/nowhere holds no valid/Toys"),
+        (["--dataset", "ml-1m", "--protocol", "published"], "--protocol published is for --dataset minionerec"),
+        (["--dataset", "demo", "--from_date", "2016-10-01"], "--from_date is for ml-"),
+        (["--dataset", "ml-1m", "--to_date", "October"], "--to_date is 'October'; write a day as 2016-10-01"),
+        (
+            ["--dataset", "ml-1m", "--from_date", "2018-01-01", "--to_date", "2017-12-31"],
+            "--to_date 2017-12-31 lies before",
+        ),
         (["--dataset", "own", "--interactions", "x.csv", "--items", "y.csv"], "x.csv does not exist"),
     ],
 )
@@ -181,7 +200,8 @@ def test_config_files_fit_the_code(path: Path) -> None:
         arguments += ["--interactions", "x.csv", "--items", "y.csv"]
     config = parse_config(PrepareConfig, arguments)
     wanted = yaml.safe_load(path.read_text())
-    assert {name: getattr(config, name) for name in wanted} == wanted | {"run_dir": Path(wanted["run_dir"])}
+    paths = {name: Path(wanted[name]) for name in ("run_dir", "raw_dir") if name in wanted}
+    assert {name: getattr(config, name) for name in wanted} == wanted | paths
     assert config.run_dir == Path("outputs") / path.stem
     given = ("category", "raw_dir", "interactions", "items")
     without_file = PrepareConfig(config.run_dir, config.dataset, **{name: getattr(config, name) for name in given})
@@ -199,3 +219,100 @@ def test_the_real_ml_100k_keeps_every_user_and_item() -> None:
     assert (counts["train"], counts["valid"], counts["test"]) == (98_114, 943, 943)
     assert dataset.items["text"][0] == "Toy Story (1995). genres: Animation, Children's, Comedy. year: 1995"
     assert len(dataset.cases("test")) == 943
+
+
+def movielens_csv(folder: Path, times: list[int]) -> list[str | Path]:
+    """Arguments for two users who rated movies 1 to n at these times."""
+    rows = [f"{user},{item},3.5,{time}" for user in (1, 2) for item, time in enumerate(times, 1)]
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(rows) + "\n")
+    titles = [f"{item},Movie {item} (1999),Drama" for item in range(1, len(times) + 1)]
+    (folder / "movies.csv").write_text("movieId,title,genres\n" + "\n".join(titles) + "\n")
+    return ["--dataset", "ml-20m", "--raw_dir", folder, "--run_dir", folder / "run"]
+
+
+def test_the_window_holds_both_days_and_comes_before_the_k_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, after = 1475280000, 1541116800  # 2016-10-01 00:00 and 2018-11-02 00:00, UTC
+    arguments = movielens_csv(tmp_path, [first - 1, first, after - 1, after, first + 5])
+    prepare(monkeypatch, *arguments, "--from_date", "2016-10-01", "--to_date", "2018-11-01", "--k_user", "3")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items["item_id"].to_list() == ["2", "3", "5"]
+    assert dataset.interactions["timestamp"].to_list() == [first, first + 5, after - 1] * 2
+    assert dataset.info["counts"]["removed_interactions"] == 0
+    assert dataset.info["from_date"] == "2016-10-01"
+    assert "4 of 10 interactions lie outside the dates" in capsys.readouterr().out
+    with pytest.raises(InputError, match="from_date='2016-10-01', not '2016-10-02'"):
+        prepare(monkeypatch, *arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
+    with pytest.raises(InputError, match="no interaction lies between 2020-01-01 and the end"):
+        prepare(monkeypatch, *arguments, "--from_date", "2020-01-01", "--overwrite", "true")
+
+
+def test_a_window_in_milliseconds() -> None:
+    config = PrepareConfig(
+        *(Path("run"), "amazon-2023"), category="Toys", raw_dir=Path("x"), from_date="1970-01-02", to_date="1970-01-02"
+    )
+    day = 86_400_000
+    log = pl.DataFrame({"timestamp": [day - 1, day, 2 * day - 1, 2 * day]})
+    assert in_window(log, config)["timestamp"].to_list() == [day, 2 * day - 1]
+
+
+def test_known_counts_are_told_and_differences_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = movielens_csv(tmp_path, [1, 2, 3])
+    prepare(monkeypatch, *arguments)
+    published = "138,493 users, 26,744 items, 20,000,263 interactions"
+    assert f"Warning: the published counts are {published}, but these files gave 2, 3, 6;" in capsys.readouterr().out
+    monkeypatch.setitem(KNOWN_COUNTS, ("ml-20m", None), (2, 3, 6))
+    prepare(monkeypatch, *arguments, "--overwrite", "true")
+    assert "These are the published counts: 2 users, 3 items, 6 interactions." in capsys.readouterr().out
+    prepare(monkeypatch, *arguments, "--overwrite", "true", "--k_user", "2")
+    assert "published counts" not in capsys.readouterr().out
+
+
+def test_amazon_text_reaches_the_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = enumerate([("A", "B1"), ("A", "B2"), ("B", "B1"), ("B", "B2"), ("C", "B1"), ("C", "B3"), ("A", "B1")])
+    reviews = [
+        f'{{"reviewerID": "{user}", "asin": "{item}", "unixReviewTime": {time}}}\n' for time, (user, item) in times
+    ]
+    (tmp_path / "reviews_Toys_5.json").write_text("".join(reviews))
+    meta = "{'asin': 'B2', 'title': 'Kite &amp; tail', 'brand': 'Acme', 'categories': [['Toys']], 'description': 'It\\'s red.'}\n"
+    (tmp_path / "meta_Toys.json").write_text(meta)
+    arguments = ["--dataset", "amazon-2014", "--category", "Toys", "--raw_dir", tmp_path, "--run_dir", tmp_path / "run"]
+    with pytest.raises(InputError, match="no set of users has 5 interactions each"):
+        prepare(monkeypatch, *arguments)
+    prepare(monkeypatch, *arguments, "--k_user", "2", "--k_item", "2")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items.select("item_id", "text").rows() == [
+        ("B1", "B1"),
+        ("B2", "Kite & tail. brand: Acme. categories: Toys. description: It's red"),
+    ]
+    assert dataset.interactions["item_index"].to_list() == [0, 1, 0, 0, 1]
+    assert (dataset.info["category"], dataset.info["counts"]["removed_interactions"]) == ("Toys", 2)
+    printed = capsys.readouterr().out
+    assert "amazon-2014 Toys, leave_one_out" in printed
+    assert "2 of 3 items have no title" in printed
+
+
+def test_the_files_are_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
+    """Row groups are written by several threads; more than one row group is needed to see it."""
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", SAVE_LARGE, str(tmp_path / threads)]
+        subprocess.run(command, check=True, env=os.environ | {"POLARS_MAX_THREADS": threads}, cwd=ROOT)
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
+
+
+SAVE_LARGE = """
+import sys
+from pathlib import Path
+import polars as pl
+from data.dataset import ROW_GROUP_ROWS, Dataset
+n = 3 * ROW_GROUP_ROWS + 5
+users = pl.int_range(n, eager=True) // 7
+log = pl.DataFrame({"user_id": users.cast(pl.String).cast(pl.Categorical), "item_index": users % 11, "timestamp": users})
+Path(sys.argv[1]).mkdir()
+Dataset(pl.DataFrame({"item_id": ["a"]}), log, {}).save(Path(sys.argv[1]))
+"""
