@@ -278,6 +278,9 @@ def _fine_print(metrics: Metrics, comparison: dict[str, Any]) -> str:
 WHICH = {False: "the best generative model", True: "the best baseline"}
 PROTOCOLS = {
     "leave_one_out": "Leave one out: each user's last interaction is test, the one before it valid, the rest train.",
+    "leave_one_out_ties_shuffled": "Leave one out: each user's last interaction is test, the one before it valid, the rest train; those at "
+    "one time in an order drawn at random.",
+    "published": "The split that the data set was published with.",
     "global_time": "Global time: the last tenth of all interactions is test, the tenth before it valid, the rest train.",
 }
 

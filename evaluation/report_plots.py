@@ -13,13 +13,18 @@ from matplotlib.ticker import PercentFormatter
 from evaluation.list_figures import lorenz
 from tokenizer.sid_plots import COLOURS, GREY, bare_axes
 
+MODEL_COLOURS = (*COLOURS, "#17a2a2", "#d4a017")
 LORENZ_POINTS = 200
 
 
 def style(models: list[str], model: str, generative: list[str]) -> dict[str, Any]:
     """The colour that a model has in every figure; generative ones solid, baselines dashed."""
     place = models.index(model)
-    return {"color": COLOURS[place % len(COLOURS)], "linestyle": "-" if model in generative else "--", "label": model}
+    return {
+        "color": MODEL_COLOURS[place % len(MODEL_COLOURS)],
+        "linestyle": "-" if model in generative else "--",
+        "label": model,
+    }
 
 
 def recall_plot(curves: dict[str, list[float]], generative: list[str], title: str, largest: float) -> Figure:
@@ -104,7 +109,7 @@ def calibration_plot(found: dict[str, dict[str, Any]], models: list[str], title:
         predicted, happened = (np.array([row[name] for row in own["bins"]]) for name in ("predicted", "happened"))
         low, high = np.array([row["interval"] for row in own["bins"]]).T
         reach = np.stack([happened - low, high - happened]).clip(min=0)
-        colour = COLOURS[models.index(model) % len(COLOURS)]
+        colour = MODEL_COLOURS[models.index(model) % len(MODEL_COLOURS)]
         axes.errorbar(
             predicted, happened, reach, fmt="o", color=colour, label=model, capsize=2, markersize=4, elinewidth=1
         )

@@ -107,7 +107,7 @@ def small_dataset() -> Dataset:
         "text": titles,
     }
     interactions = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split"], orient="row")
-    return Dataset(pl.DataFrame(items), interactions, {"name": "rings"})
+    return Dataset(pl.DataFrame(items), interactions, {"name": "rings", "protocol": "leave_one_out"})
 
 
 def write_sid_stage(run_dir: Path, seed: int = 0) -> None:
