@@ -19,6 +19,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 
 from benchmarks.constrained_decoding import ConstrainedDecodingConfig
+from benchmarks.data_scale import DataScaleConfig
 from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
@@ -52,6 +53,7 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "tokenizer.add_items": (AddItemsConfig,),
     "tokenizer.compare": (CompareConfig,),
     "benchmarks.constrained_decoding": (ConstrainedDecodingConfig,),
+    "benchmarks.data_scale": (DataScaleConfig,),
     "benchmarks.item_texts": (ItemTextsConfig,),
     "benchmarks.kill_and_resume": (KillConfig,),
     "benchmarks.main_job": (MainJobConfig,),
