@@ -45,7 +45,7 @@ from evaluation.report import write_report
 from evaluation.sasrec import SasRecSettings
 
 MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", *NEURAL)
-DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec_bce", "sasrec")
+DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
 FORMAT = 2  # of what is written; a folder of another one is measured again
 REGRET_K = 10
 ACCOUNTED_HISTORIES = 200  # test histories whose decoding is accounted for, drawn by the seed
