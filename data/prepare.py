@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+from rich.console import Console
 
 from data.amazon import EDITIONS, find_amazon, read_amazon
 from data.codes import codes
@@ -35,6 +36,7 @@ from data.synthetic import DemoModel
 CACHE = Path("~/.cache/sidrec")
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
 SECONDS_PER_DAY = 86400
+LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
 
 
 @dataclass
@@ -178,6 +180,7 @@ def main() -> None:
     if config.overwrite or not stage.is_finished():
         dataset = build(config, inputs)
         stage.begin(config.overwrite)
+        _tell("writing", len(dataset.interactions), "interactions")
         stage.finish(*dataset.save(stage.folder))
         del dataset  # the summary reads the files: the same one whether they were made now or before
     show_summary(stage.folder)
@@ -233,6 +236,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
 
     Every step works on integers, 4 bytes an id: 100 million interactions take less than 8 GiB.
     """
+    _tell("reading", sum(file.stat().st_size for file in inputs), "bytes")
     raw = read(config, inputs)
     interactions, source, notes = raw.interactions, raw.items, list(raw.notes)
     del raw  # with a large log, each step's result takes the place of the one before
@@ -243,6 +247,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
             f"{n_read - len(interactions):,} of {n_read:,} interactions lie outside the dates and are left out."
         )
     n_filtered = len(interactions)
+    _tell("k-core", n_filtered, "interactions")
     interactions = k_core(interactions, config.k_user, config.k_item)
     if interactions.is_empty():
         raise InputError(
@@ -250,6 +255,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
             f"that have {config.k_item} each; lower --k_user or --k_item."
         )
     items = catalogue(source, interactions)
+    _tell("split", len(interactions), "interactions")
     if config.protocol == "leave_one_out_ties_shuffled":
         interactions = leave_one_out_ties_shuffled(interactions, config.seed)
     else:
@@ -276,6 +282,12 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
     if config.dataset == "demo":
         info["demo_model"] = asdict(DemoModel(seed=config.seed))
     return Dataset(items, numbered(interactions, items), info)
+
+
+def _tell(step: str, size: int, unit: str) -> None:
+    """Say that a step begins when it will take more than a few seconds; one call of a library has no time left to show."""
+    if size >= LARGE:
+        Console().print(f"{datetime.now():%H:%M:%S} {step}: {size:,} {unit}", highlight=False)
 
 
 def is_whole(config: PrepareConfig) -> bool:
