@@ -26,7 +26,10 @@ FILES = {
     ),
     "sft": ("model.safetensors", "config.json", "tokenizer.json", "sidrec.json", "semantic_ids/codes_all.npy"),
     "rl": ("model.safetensors", "config.json", "tokenizer.json", "sidrec.json", "semantic_ids/codes_all.npy"),
-    "evaluation": ("metrics.json", "comparison.json", "ranks.parquet", "table.md", "recall.png"),
+    "evaluation": (
+        *("metrics.json", "comparison.json", "ranks.parquet", "table.md", "recall.png"),
+        *("report.html", "report.json", "slices.json", "lists.parquet"),
+    ),
 }
 LEAST_SHARE_OF_ORACLE = 0.8
 MOST_CPU_SECONDS_OF_A_RERUN = 60.0  # processor time, not wall time: other work on the machine does not count
