@@ -146,7 +146,7 @@ def test_running_it_again_skips_every_stage_and_changes_no_byte(run: Run) -> Non
         (["own", "--items", "catalogue.csv"], "--interactions"),
         (["own", "--interactions", "absent.csv", "--items", "catalogue.csv"], "absent.csv does not exist"),
         (["ml-100k", "--raw_dir", "empty"], "u.data does not exist"),
-        (["demo", "--raw_dir", "empty"], "--raw_dir is for MovieLens only"),
+        (["demo", "--raw_dir", "empty"], "--raw_dir is for a publisher's files"),
     ],
 )
 def test_wrong_arguments_end_with_code_2_and_a_sentence(tmp_path: Path, arguments: list[str], words: str) -> None:
