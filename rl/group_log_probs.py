@@ -68,6 +68,23 @@ def group_log_probs(
 
     model: the wrapped model. head: its own. prompt_ids, prompt_mask: int64 [B, P], left-padded. items: int64 [B].
     """
+    hidden = group_states(model, prompt_ids, prompt_mask, items, vocabulary, trie)
+    chosen, *levels = head.call(
+        lambda whole, inputs: _chosen_and_levels(inputs, items, whole, vocabulary, trie), hidden
+    )
+    entropies = [-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1) for log_probs in levels]
+    return GroupLogProbs(chosen, torch.stack(entropies, dim=1), tuple(levels))
+
+
+def group_states(
+    model: nn.Module,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    items: Tensor,
+    vocabulary: SidVocabulary,
+    trie: SidTrie,
+) -> Tensor:
+    """[B, L, H]: the last hidden states that predict every row's L codes; arguments as of `group_log_probs`."""
     assert prompt_ids.shape == prompt_mask.shape
     assert len(prompt_ids) == len(items)
     packed = pack_groups(prompt_ids, prompt_mask)
@@ -91,13 +108,17 @@ def group_log_probs(
     prompt_length = prompt_ids.shape[1]
     last = states[:, prompt_length - 1, None, None].expand(-1, width, 1, -1)  # predicts level 0
     later = states[:, prompt_length:].unflatten(1, (width, steps))
-    hidden = torch.cat([last, later], dim=2).flatten(0, 1)[packed.slot_of_row]  # [B, L, H]
+    return torch.cat([last, later], dim=2).flatten(0, 1)[packed.slot_of_row]
 
-    chosen, *levels = head.call(
-        lambda whole, inputs: _chosen_and_levels(inputs, items, whole, vocabulary, trie), hidden
-    )
-    entropies = [-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1) for log_probs in levels]
-    return GroupLogProbs(chosen, torch.stack(entropies, dim=1), tuple(levels))
+
+def leaked_mass(hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
+    """float32 [B, L]: how much of the softmax over the whole vocabulary falls on codes that do not exist. hidden: [B, L, H]."""
+    shares = []
+    for level in range(trie.n_levels):
+        logits = vocabulary.level_logits(hidden[:, level], head, level)
+        existing = logits.masked_fill(~trie.children_mask(level, trie.node_of_item[level][items]), -torch.inf)
+        shares.append(-torch.expm1(existing.logsumexp(1) - head.log_sum(hidden[:, level])))
+    return torch.stack(shares, dim=1).clamp(min=0)
 
 
 def _chosen_and_levels(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -54,7 +54,8 @@ def draw_groups(search: Search, n_prompts: int, size: int, draw: Draw, seeds: li
 
 
 def with_targets(groups: Groups, found: Beams, targets: Tensor, target_probs: Tensor) -> Groups:
-    """Groups of Gumbel draws that hold the taken item, targets int64 [P], each time. target_probs: float32 [P], their π.
+    """Groups of Gumbel draws that hold the taken item, targets int64 [P], each time; where it is not known (negative), the draws alone.
+    target_probs: float32 [P], their π.
 
     Of the other items the first G - 1 are kept; their threshold is the key of the next of them, so that their weights estimate sums over
     all items but the target.
@@ -73,7 +74,8 @@ def with_targets(groups: Groups, found: Beams, targets: Tensor, target_probs: Te
     items = groups.items.clone()
     items[rows, place] = targets
     weights[rows, place] = target_probs
-    return replace(groups, items=items, weights=weights)
+    known = (targets >= 0)[:, None]
+    return Groups(torch.where(known, items, groups.items), torch.where(known, weights, groups.weights))
 
 
 def draw_generator(seed: str) -> torch.Generator:

@@ -21,6 +21,7 @@ from data.dataset import Dataset
 from data.stage import InputError, Stage, require_finished, run_as_command
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
+from evaluation.baselines import tune_item_knn
 from rl.prompts import training_prompts
 from rl.rewards import reward_functions
 from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, SidGRPOConfig, identity_of
@@ -28,11 +29,14 @@ from rl.sight import draw_training
 from rl.trainer import SidGRPOTrainer
 from sft.artefact import complete_folder
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
+from sft.early_stopping import early_stopping
 from sft.hub import HubRepository
 from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
 from sft.validation import sample_cases
 from sft.whole_model import load_whole
 from tokenizer.semantic_ids import SemanticIds
+
+KNN_CASES = 2000  # valid cases on which the item-KNN of history_score is chosen
 
 
 def main() -> None:
@@ -55,6 +59,7 @@ def main() -> None:
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(sids, training, objective)
     refuse_unsaved_measurements(training)
+    callbacks = early_stopping(config.early_stopping_patience, training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
 
     load_whole()
@@ -66,10 +71,18 @@ def main() -> None:
             f"{sft_folder} was trained with normaliser={renderer.normaliser}, and RL improves the policy over existing codes; "
             "train it with `--normaliser children`."
         )
-    prompts = training_prompts(dataset.train_sequences, renderer, tokenizer, config.positions_per_user)
-    target_codes = sids.codes[prompts["target"]].tolist()
+    prompts = training_prompts(
+        dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
+    )
+    target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
     vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
-    rewards = reward_functions(objective.rewards, dataset.train_sequences, vectors, training.num_generations)
+    rewards = reward_functions(
+        objective.rewards,
+        dataset.train_sequences,
+        vectors,
+        training.num_generations,
+        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed)),
+    )
 
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
@@ -86,6 +99,7 @@ def main() -> None:
         reference=copy.deepcopy(model) if objective.needs_reference else None,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
         valid_cases=valid_cases,
+        callbacks=callbacks,
     )
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads

@@ -97,12 +97,15 @@ def group_advantages(rewards: Tensor, weights: Tensor, objective: Objective) -> 
     where the objective's paper does so (GRPO, DAPO, GSPO, ECPO).
     """
     assert rewards.shape == weights.shape
-    shares = weights / weights.sum(1, keepdim=True)
-    centred = rewards - (shares * rewards).sum(1, keepdim=True)
+    centred = rewards - group_mean(rewards, weights)
     if objective in ("dr_grpo", "gbpo", "s_dpo"):
         return centred
-    deviation = (shares * centred.square()).sum(1, keepdim=True).sqrt()
-    return centred / (deviation + 1e-4)
+    return centred / (group_mean(centred.square(), weights).sqrt() + 1e-4)
+
+
+def group_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """float32 [P, 1]: the group's estimate of the policy's mean. values, weights: float32 [P, G]."""
+    return (weights * values).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
 
 
 def exact_kl(log_probs: Tensor, reference: Tensor) -> Tensor:
@@ -115,3 +118,12 @@ def exact_kl(log_probs: Tensor, reference: Tensor) -> Tensor:
     exists = log_probs > -torch.inf
     gap = torch.where(exists, log_probs, 0.0) - torch.where(exists, reference, 0.0)
     return (log_probs.exp() * gap).sum(1)
+
+
+def divergence_to_come(kl: Tensor) -> Tensor:
+    """float32 [B, L]: what the codes behind each code will diverge by, Σ_{l' > l} KL at l'. kl: float32 [B, L], at every code's node.
+
+    A code also decides which nodes come next, so the gradient of the expected divergence Σ_l E[KL_l] has, beside each node's own, the term
+    Σ_l ∇log π(code l) · Σ_{l' > l} KL_l': the divergence to come is a cost of the code, as a reward is its gain.
+    """
+    return kl.flip(1).cumsum(1).flip(1) - kl

@@ -1,4 +1,5 @@
-"""Questions to practise on: prefixes of training histories, each with the training item that came next."""
+"""Questions to practise on: prefixes of training histories, each with the training item that came next, and whole training histories,
+whose next item is not known."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ import numpy as np
 from datasets import Dataset as TrainingRows
 from transformers import PreTrainedTokenizerBase
 
+from data.stage import InputError
 from decoding.renderer import Renderer
+
+NO_TARGET = -1  # the target of an open question
 
 
 def training_prompts(
@@ -16,17 +20,26 @@ def training_prompts(
     renderer: Renderer,
     tokenizer: PreTrainedTokenizerBase,
     positions_per_user: int,
+    open_questions: bool,
 ) -> TrainingRows:
-    """The newest `positions_per_user` next-item questions of every user, from training interactions only.
+    """The newest `positions_per_user` next-item questions of every user, from training interactions only; with `open_questions` one more.
 
-    Columns: prompt (the rendered history as text, which the tokenizer turns back into the very same ids), target (item index).
-    The newest are taken because they are closest to what will be asked after training.
+    Columns: prompt (the rendered history as text, which the tokenizer turns back into the very same ids), history (item indices), target
+    (item index). The newest are taken because they are closest to what will be asked after training. An open question is what a user
+    takes after all training interactions: nothing here knows its answer, so its target is NO_TARGET. Raises InputError when there is
+    nothing to ask.
     """
     opening = tokenizer.decode(renderer.opening)
-    rows: dict[str, list] = {"prompt": [], "target": []}
+    rows: dict[str, list] = {"prompt": [], "history": [], "target": []}
     for sequence in sequences:
-        for position in range(max(1, len(sequence) - positions_per_user), len(sequence)):
+        for position in range(max(1, len(sequence) - positions_per_user), len(sequence) + open_questions):
             tokens = renderer.tokens(sequence[:position]).tolist()[len(renderer.opening) :]
             rows["prompt"].append(opening + "".join(tokenizer.convert_ids_to_tokens(tokens)))
-            rows["target"].append(int(sequence[position]))
+            rows["history"].append(sequence[:position].tolist())
+            rows["target"].append(int(sequence[position]) if position < len(sequence) else NO_TARGET)
+    if not rows["prompt"]:
+        raise InputError(
+            f"positions_per_user={positions_per_user} and open_questions={open_questions} leave no question to practise on; "
+            "raise positions_per_user or set open_questions to true."
+        )
     return TrainingRows.from_dict(rows)

@@ -1,20 +1,28 @@
 """Rewards: plain functions of the items drawn and the item taken, one float each, testable alone.
 
 TRL calls them with lists and any other column as a keyword: codes and target_codes (tuples of L codes), items and target (item
-indices). Codes and indices are compared, never strings; nothing is looked up by a prompt's text.
+indices), history (item indices, oldest first). Codes and indices are compared, never strings; nothing is looked up by a prompt's text.
+None means that a reward has nothing to say of a question, and TRL leaves it out: rewards that compare with the taken item have nothing to
+say of open questions (target NO_TARGET), `history_score` has nothing to say of the others.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from evaluation.baselines import Scorer
+from evaluation.metrics import mask_seen
+from rl.prompts import NO_TARGET
+
 Codes = Sequence[int]
 Reward = Callable[..., list[float]]
+AskedReward = Callable[..., list[float | None]]
 REWARDS = (
     "exact_hit",
     "prefix_credit",
@@ -22,6 +30,7 @@ REWARDS = (
     "collaborative_score",
     "embedding_similarity",
     "novel_hit",
+    "history_score",
 )
 
 
@@ -96,17 +105,64 @@ def novel_hit(sequences: Sequence[np.ndarray], n_items: int) -> Reward:
     return novel_hit
 
 
+def history_score(scorer: Scorer) -> AskedReward:
+    """The gain, 0 to 1, that an item would have if another model's list after the whole history were right: 1 / log2(1 + its place), NDCG's
+    discount, among the items outside the history (ties: the lower index first), and 0 for an item of the history.
+
+    Only open questions are scored (elsewhere None): the interactions that the model was fitted on hold the answers to the others. Held to
+    the SFT model by kl_weight β, the policy that this reward asks for is π ∝ π_SFT · exp(gain / β): a product of two experts.
+    """
+
+    def history_score(
+        items: list[int], history: list[list[int]], target: list[int], **_columns: Any
+    ) -> list[float | None]:
+        rewards: list[float | None] = [None] * len(items)
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, (taken, wanted) in enumerate(zip(history, target, strict=True)):
+            if wanted == NO_TARGET:
+                rows.setdefault(tuple(taken), []).append(row)
+        histories = [np.asarray(taken) for taken in rows]
+        scores = scorer.scores(histories) if histories else np.empty((0, 0))
+        for own, seen, places in zip(mask_seen(scores, histories), histories, rows.values(), strict=True):
+            order = np.argsort(-own, kind="stable")
+            gain = np.empty(len(own))
+            gain[order] = 1 / np.log2(2 + np.arange(len(own)))
+            gain[seen] = 0
+            for row in places:
+                rewards[row] = float(gain[items[row]])
+        return rewards
+
+    return history_score
+
+
+def of_answered(reward: Reward) -> AskedReward:
+    """The same reward where the taken item is known, None for open questions."""
+
+    @wraps(reward)
+    def of_answered(target: list[int], **columns: Any) -> list[float | None]:
+        rewards = reward(target=target, **columns)
+        return [None if wanted == NO_TARGET else value for wanted, value in zip(target, rewards, strict=True)]
+
+    return of_answered
+
+
 def reward_functions(
-    names: Sequence[str], sequences: Sequence[np.ndarray], vectors: np.ndarray, group_size: int
-) -> list[Reward]:
-    """The rewards of these names. sequences: every user's training items; vectors: float32 [N, D], the items'."""
-    made: dict[str, Callable[[], Reward]] = {
-        "exact_hit": lambda: exact_hit,
-        "prefix_credit": lambda: prefix_credit,
-        "rank_penalty": lambda: rank_penalty(group_size),
-        "collaborative_score": lambda: collaborative_score(sequences, len(vectors)),
-        "embedding_similarity": lambda: embedding_similarity(vectors),
-        "novel_hit": lambda: novel_hit(sequences, len(vectors)),
+    names: Sequence[str],
+    sequences: Sequence[np.ndarray],
+    vectors: np.ndarray,
+    group_size: int,
+    scorer: Callable[[], Scorer],
+) -> list[AskedReward]:
+    """The rewards of these names. sequences: every user's training items; vectors: float32 [N, D], the items'; scorer: makes the model
+    of `history_score`."""
+    made: dict[str, Callable[[], AskedReward]] = {
+        "exact_hit": lambda: of_answered(exact_hit),
+        "prefix_credit": lambda: of_answered(prefix_credit),
+        "rank_penalty": lambda: of_answered(rank_penalty(group_size)),
+        "collaborative_score": lambda: of_answered(collaborative_score(sequences, len(vectors))),
+        "embedding_similarity": lambda: of_answered(embedding_similarity(vectors)),
+        "novel_hit": lambda: of_answered(novel_hit(sequences, len(vectors))),
+        "history_score": lambda: history_score(scorer()),
     }
     assert set(made) == set(REWARDS)
     return [made[name]() for name in names]

@@ -112,8 +112,21 @@ class RlConfig:
         default=2,
         metadata={"help": "Questions a user: their newest training items, each asked after what came before it."},
     )
+    open_questions: bool = field(
+        default=True,
+        metadata={
+            "help": "One question more a user: what is taken after all training interactions, which nothing in training knows; "
+            "only history_score rewards its items."
+        },
+    )
     valid_users: int = field(
         default=5000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
+    )
+    early_stopping_patience: int = field(
+        default=4,
+        metadata={
+            "help": "Measurements in a row without a better one (metric_for_best_model) that end training; 0: none."
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
 
@@ -153,10 +166,13 @@ class SidGRPOConfig(GRPOConfig):
     metric_for_best_model: str = field(
         default="eval_kept_ndcg@10",
         metadata={
-            "help": "eval_kept_ndcg@10: NDCG@10 where Recall@10 is not below the SFT model's; or eval_recall@10, eval_ndcg@10."
+            "help": "eval_kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's; or eval_recall@10, eval_ndcg@10."
         },
     )
     greater_is_better: bool = field(default=True, metadata={"help": "More is better."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "A resumed run goes on counting for early stopping."}
+    )
     logging_steps: float = field(default=5, metadata={"help": "Updates between two log lines."})
     report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
@@ -176,5 +192,6 @@ CONFIGS = (RlConfig, ObjectiveConfig, SidGRPOConfig)
 
 def identity_of(config: RlConfig, objective: ObjectiveConfig, training: SidGRPOConfig) -> dict[str, Any]:
     """Every setting that decides the result."""
-    identity = {"positions_per_user": config.positions_per_user, "valid_users": config.valid_users} | asdict(objective)
+    fields = ("positions_per_user", "open_questions", "valid_users", "early_stopping_patience")
+    identity = {name: getattr(config, name) for name in fields} | asdict(objective)
     return identity | {name: getattr(training, name) for name in DECISIVE_FIELDS}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from decoding.trie import SidTrie
+from rl.prompts import NO_TARGET
 
 PLACES = (1, 2, 5, 10)  # the target's place in its group is counted up to the next of these
 PANELS = {
@@ -17,20 +18,23 @@ PANELS = {
     "groups without a signal": ("zero_signal",),
     "KL to the SFT model": ("kl/mean", "kl/max"),
     "entropy of a choice": ("entropy",),
+    "mass on codes that do not exist": ("leaked_mass/1", "leaked_mass/2", "leaked_mass/3"),
     "valid": ("eval_ndcg@10", "eval_recall@10", "eval_recall@50"),
 }
 
 
 def group_figures(rewards: Tensor, items: Tensor, targets: Tensor, trie: SidTrie) -> dict[str, float]:
-    """Shares: of groups whose rewards are all equal (they teach nothing), of groups with the target in them, by its place; and of items
-    whose first d codes are the target's.
+    """Shares: of groups whose rewards are all equal (they teach nothing); of groups whose taken item is known those with it in them, by
+    its place, and of their items those whose first d codes are the taken item's. NaN where no group's taken item is known.
 
     rewards: float32 [P, G]. items, targets: int64 [P, G], a group's items in the order in which they were drawn.
     """
     assert rewards.shape == items.shape == targets.shape
+    figures = {"zero_signal": (rewards == rewards[:, :1]).all(1).float().mean().item()}
+    known = targets[:, 0] != NO_TARGET
+    items, targets = items[known], targets[known]
     hits = items == targets
     place = torch.where(hits.any(1), hits.int().argmax(1), -1)
-    figures = {"zero_signal": (rewards == rewards[:, :1]).all(1).float().mean().item()}
     edges = [*(place_ - 1 for place_ in PLACES if place_ <= items.shape[1]), items.shape[1]]
     for first, end in pairwise(edges):
         inside = (place >= first) & (place < end)

@@ -17,14 +17,17 @@ from trl import GRPOTrainer
 
 from decoding.beam_search import Beams, beam_search
 from decoding.output_head import OutputHead
-from rl.group_log_probs import GroupLogProbs, group_log_probs
+from rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass
 from rl.groups import draw_groups, with_targets
-from rl.objectives import POLICY_LOSSES, Clip, exact_kl, group_advantages, s_dpo
+from rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, group_mean, s_dpo
+from rl.prompts import NO_TARGET
 from rl.rewards import first_difference
 from rl.settings import ObjectiveConfig
 from rl.sight import group_figures
 from sft.validation import RecommendingValidation
 from sft.whole_model import whole_model
+
+LEAK_QUESTIONS = 8  # of an update, a process: what is asked of the whole vocabulary is not cheap
 
 
 class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
@@ -57,21 +60,37 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         items = self._items(scored["completion_ids"])
         targets = torch.tensor([row["target"] for row in inputs], device=device)
         if objective.token_credit:
-            codes, wanted = self._codes(items), self._codes(targets)
+            codes, wanted = self._codes(items), self._codes(targets.clamp(min=0))
             credit = torch.tensor(first_difference(codes.tolist(), wanted.tolist()), device=device)
-            advantages = advantages + objective.token_credit * credit
+            advantages = advantages + objective.token_credit * credit * (targets != NO_TARGET)[:, None]
         scored["advantages"] = advantages.expand(-1, self.trie.n_levels).contiguous()
         scored["weights"] = (weights / weights.mean(1, keepdim=True)).flatten()
         scored["targets"] = targets
         scored["group"] = torch.arange(len(rewards), device=device).repeat_interleave(size)
+        for level, share in enumerate(self._leaked(scored, items).unbind(1), 1):
+            self._note(f"leaked_mass/{level}", share.mean())
         for name, value in group_figures(rewards, items.view(-1, size), targets.view(-1, size), self.trie).items():
             self._note(name, torch.tensor(value, device=device))
         return scored
 
+    @torch.no_grad()
+    def _leaked(self, scored: dict[str, Any], items: Tensor) -> Tensor:
+        """Mass outside the codes that exist along the first items of LEAK_QUESTIONS groups: float32 [groups, L]."""
+        rows = torch.arange(0, len(items), self.num_generations, device=items.device)[:LEAK_QUESTIONS]
+        head, trie, vocabulary = (
+            OutputHead.of(self.accelerator.unwrap_model(self.model)),
+            self.trie,
+            self.renderer.vocabulary,
+        )
+        with self.accelerator.autocast():
+            prompts = scored["prompt_ids"][rows], scored["prompt_mask"][rows]
+            hidden = group_states(self.model, *prompts, items[rows], vocabulary, trie)
+            return head.call(lambda whole, states: leaked_mass(states, items[rows], whole, vocabulary, trie), hidden)
+
     def _note(self, name: str, value: Tensor, over_processes: Literal["mean", "max"] = "mean") -> None:
-        """Log a figure of this update; all processes call it."""
+        """Log a figure of this update, NaN where a process has none; all processes call it."""
         values = self.accelerator.gather(value)
-        self._metrics["train"][name].append((values.max() if over_processes == "max" else values.mean()).item())
+        self._metrics["train"][name].append((values.max() if over_processes == "max" else values.nanmean()).item())
 
     def _items(self, completion_ids: Tensor) -> Tensor:
         first_tokens = torch.tensor(self.renderer.vocabulary.first_tokens, device=completion_ids.device)
@@ -111,43 +130,48 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """The objective's loss, kl_weight times the exact KL to the reference, anchor_weight times -log π of what was taken."""
-        objective = self.objective
-        prompts, mask, targets = inputs["prompt_ids"], inputs["prompt_mask"], inputs["targets"]
+        objective, group, targets = self.objective, inputs["group"], inputs["targets"]
+        prompts, mask, weights = inputs["prompt_ids"], inputs["prompt_mask"], inputs["weights"]
         items, n = self._items(inputs["completion_ids"]), len(inputs["completion_ids"])
-        first = (
-            first_rows(inputs["group"])
-            if objective.anchor_weight
-            else torch.empty(0, dtype=torch.long, device=items.device)
-        )
-        rows = torch.cat([torch.arange(n, device=items.device), first])  # the taken items stand behind the groups
-        found = self._log_probs(model, prompts[rows], mask[rows], torch.cat([items, targets[first]]))
-        chosen = found.chosen[:n]
-        reference = None
+        anchored = torch.empty(0, dtype=torch.long, device=items.device)
+        if objective.anchor_weight:
+            anchored = first_rows(group)
+            anchored = anchored[targets[anchored] != NO_TARGET]
+        rows = torch.cat([torch.arange(n, device=items.device), anchored])  # the taken items stand behind the groups
+        found = self._log_probs(model, prompts[rows], mask[rows], torch.cat([items, targets[anchored]]))
+        chosen, advantages, kl, reference = found.chosen[:n], inputs["advantages"], None, None
         if self.reference is not None:
             with torch.no_grad():
                 reference = self._log_probs(self.reference, prompts, mask, items)
+            kl = torch.stack(
+                [exact_kl(ours[:n], ref) for ours, ref in zip(found.levels, reference.levels, strict=True)], 1
+            )
+            advantages = advantages - objective.kl_weight * self._above_group(divergence_to_come(kl.detach()), inputs)
         if objective.objective == "s_dpo":
             assert reference is not None, "s_dpo compares with a reference model"
-            loss = self._s_dpo(chosen, reference, inputs["group"], items == targets)
+            loss = self._s_dpo(chosen, reference, group, items == targets)
         else:
             old = inputs.get("old_per_token_logps")
-            clip = Clip(self.epsilon_low, self.epsilon_high)
-            advantages, weights = inputs["advantages"], inputs["weights"]
             old = chosen.detach() if old is None else old
+            clip = Clip(self.epsilon_low, self.epsilon_high)
             loss = POLICY_LOSSES[objective.objective](chosen, old, advantages, weights, clip)
-        if reference is not None:
-            kl = torch.stack(
-                [exact_kl(ours[:n], theirs) for ours, theirs in zip(found.levels, reference.levels, strict=True)], 1
-            )
-            loss = loss + objective.kl_weight * (inputs["weights"][:, None] * kl).mean()
+        if kl is not None:
+            loss = loss + objective.kl_weight * (weights[:, None] * kl).mean()
             self._note("kl/mean", kl.detach().mean())
             self._note("kl/max", kl.detach().max(), "max")
         if objective.anchor_weight:
-            anchor = -found.chosen[n:].mean()
+            anchor = -found.chosen[n:].sum() / max(1, found.chosen[n:].numel())
             loss = loss + objective.anchor_weight * anchor
             self._note("anchor", anchor.detach())
         self._note("entropy", found.entropies[:n].detach().mean())
         return loss / self.current_gradient_accumulation_steps
+
+    def _above_group(self, costs: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Each row's costs [B, L] less its group's weighted mean."""
+        order = torch.argsort(inputs["group"], stable=True)
+        weights = inputs["weights"][order].view(-1, self.num_generations)
+        above = [column - group_mean(column, weights) for column in costs[order].view(*weights.shape, -1).unbind(2)]
+        return torch.empty_like(costs).index_copy_(0, order, torch.stack(above, 2).flatten(0, 1))
 
     def _s_dpo(self, chosen: Tensor, reference: GroupLogProbs, group: Tensor, hits: Tensor) -> Tensor:
         order = torch.argsort(group, stable=True)
@@ -159,12 +183,12 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         )
 
     def measure(self, prefix: str) -> dict[str, float]:
-        """Adds `kept_ndcg@10`: NDCG@10, or 0 when Recall@10 is below that of the model that training began with.
+        """Adds `kept_ndcg@10`: NDCG@10, or 0 when Recall@50 is below that of the model that training began with.
 
         A reward on hits sharpens the top of the list; chosen by this, it does so only where nothing is lost further down.
         """
         metrics = super().measure(prefix)
-        recall = f"{prefix}_recall@10"
+        recall = f"{prefix}_recall@50"
         start = next((row[recall] for row in self.state.log_history if recall in row), metrics[recall])
         kept = metrics[f"{prefix}_ndcg@10"] if metrics[recall] >= start else 0.0
         return metrics | {f"{prefix}_kept_ndcg@10": kept}
@@ -205,7 +229,7 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
         if objective.inject_target:
             targets = torch.tensor([row["target"] for row in trainer.questions[::size]], device=device)
             with torch.no_grad():
-                probabilities = trainer._log_probs(model, padded, mask, targets).chosen.sum(1).exp()
+                probabilities = trainer._log_probs(model, padded, mask, targets.clamp(min=0)).chosen.sum(1).exp()
             groups = with_targets(groups, found, targets, probabilities)
     weights = groups.weights if objective.importance_weights else torch.ones_like(groups.weights)
     trainer.draw_weights = weights.flatten().cpu()

@@ -15,7 +15,7 @@ from sft.checkpoints import remove_checkpoints
 from sft.model_card import write_model_card
 from tokenizer.semantic_ids import SemanticIds
 
-MEASURED_FIELDS = ("step", "eval_recall@10", "eval_ndcg@10")
+MEASURED_FIELDS = ("step", "eval_recall@10", "eval_ndcg@10", "eval_recall@50")
 
 
 def complete_folder(stage: Stage, renderer: Renderer, sids: SemanticIds, measured: list[dict[str, Any]]) -> None:

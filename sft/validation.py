@@ -1,4 +1,4 @@
-"""Validation of a trainer by what the model is for: it recommends, and Recall@10 says how well."""
+"""Validation of a trainer by what the model is for: it recommends, and Recall says how well."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from decoding.catalogue import LiveCatalogue
 from decoding.recommender import Recommender
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
+from evaluation.metrics import ndcg_at, ranks_in_lists, recall_at
 from sft.early_stopping import StayFinished
 from sft.whole_model import whole_model
 
-VALID_K = 10
+VALID_K, DEEP_K = 10, 50
 
 
 class RecommendingValidation:
@@ -32,7 +33,7 @@ class RecommendingValidation:
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Recall@10 and NDCG@10 on the valid cases, seen items excluded, by constrained decoding, shared among the processes."""
+        """Recall@10, NDCG@10 and Recall@50 on the valid cases, seen items excluded, by constrained decoding, shared among the processes."""
         metrics = self.measure(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -53,7 +54,7 @@ def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
 
 
 def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
-    """Recall@10 and NDCG@10 of a trainer's present model; each process takes its share of the cases and all get the mean.
+    """Recall@10, NDCG@10 and Recall@50 of a trainer's present model; each process takes its share of the cases and all get the mean.
 
     In float32, as the saved model will be: so these are the figures that `evaluation.evaluate` finds on the same cases.
     """
@@ -62,10 +63,14 @@ def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
         was_training = model.training
         model.eval()
         recommender = Recommender(model, trainer.renderer, LiveCatalogue(trainer.trie))
-        lists = recommender.recommend(share.histories, VALID_K, exclude_seen=True).items
+        lists = recommender.recommend(share.histories, DEEP_K, exclude_seen=True).items
         model.train(was_training)
-    hits = lists == share.targets[:, None]
-    gains = (hits / np.log2(np.arange(2, VALID_K + 2))).sum()
-    sums = torch.tensor([hits.sum(), gains, len(share)], dtype=torch.float32, device=trainer.args.device)
-    hit_sum, gain_sum, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
-    return {f"{prefix}_recall@{VALID_K}": hit_sum / n_cases, f"{prefix}_ndcg@{VALID_K}": gain_sum / n_cases}
+    ranks = ranks_in_lists(lists, share.targets)
+    sums = torch.tensor(
+        [recall_at(ranks, VALID_K).sum(), ndcg_at(ranks, VALID_K).sum(), recall_at(ranks, DEEP_K).sum(), len(share)],
+        dtype=torch.float32,
+        device=trainer.args.device,
+    )
+    hits, gains, deep_hits, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
+    names = (f"recall@{VALID_K}", f"ndcg@{VALID_K}", f"recall@{DEEP_K}")
+    return {f"{prefix}_{name}": value / n_cases for name, value in zip(names, (hits, gains, deep_hits), strict=True)}

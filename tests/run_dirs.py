@@ -60,6 +60,8 @@ RL_FLAGS: dict[str, object] = {
     "num_generations": 8,
     "per_device_train_batch_size": 32,
     "positions_per_user": 2,
+    "open_questions": "false",
+    "early_stopping_patience": 0,
     "learning_rate": 0.003,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 1,
@@ -85,6 +87,11 @@ COMMON_FLAGS = {
     "disable_tqdm": "true",
     "use_cpu": "true",
 }
+
+
+def valid_figures(recall: float, ndcg: float = 0.0, deep_recall: float = 0.5) -> dict[str, float]:
+    """What a measurement on the valid cases gives."""
+    return {"eval_recall@10": recall, "eval_ndcg@10": ndcg, "eval_recall@50": deep_recall}
 
 
 def small_dataset() -> Dataset:

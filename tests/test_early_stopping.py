@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from run_dirs import make_run_dir, run_stage, weights
+from run_dirs import make_run_dir, run_stage, valid_figures, weights
 
 from data.stage import InputError
 from sft import train
@@ -27,12 +27,12 @@ def measured(monkeypatch) -> list[int]:
     """Valid Recall@10 comes from RECALLS; the steps at which it was asked for. A step that is put in first kills the run there."""
     steps: list[int] = []
 
-    def valid_metrics(trainer, _cases, prefix) -> dict[str, float]:
+    def valid_metrics(trainer, *_) -> dict[str, float]:
         step = trainer.state.global_step
         if steps and steps[0] == -step:
             raise KilledError
         steps.append(step)
-        return {f"{prefix}_recall@10": RECALLS[step], f"{prefix}_ndcg@10": 0.0}
+        return valid_figures(RECALLS[step])
 
     monkeypatch.setattr("sft.validation.valid_metrics", valid_metrics)
     return steps
@@ -45,7 +45,7 @@ def stopped_weights(tmp_path_factory) -> bytes:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             "sft.validation.valid_metrics",
-            lambda trainer, *_: {"eval_recall@10": RECALLS[trainer.state.global_step], "eval_ndcg@10": 0.0},
+            lambda trainer, *_: valid_figures(RECALLS[trainer.state.global_step]),
         )
         trainer = run_stage(train, run_dir, **FLAGS)
     assert trainer.state.best_global_step == 4

@@ -19,6 +19,7 @@ from run_dirs import (
     make_run_dir,
     run_stage,
     state,
+    valid_figures,
 )
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -204,7 +205,7 @@ def script_recall(monkeypatch, recalls: list[float]) -> None:
     values = iter(recalls)
     ndcgs = iter([0.2, 0.3, 0.2, 0.4])  # higher where Recall is lower: not enough to be kept
     monkeypatch.setattr(
-        "sft.validation.valid_metrics", lambda *_: {"eval_recall@10": next(values), "eval_ndcg@10": next(ndcgs)}
+        "sft.validation.valid_metrics", lambda *_: valid_figures(0.5, next(ndcgs), deep_recall=next(values))
     )
 
 
@@ -212,7 +213,7 @@ def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch
     script_recall(monkeypatch, [0.5, 0.4, 0.5, 0.3])
     trained: list[dict[str, torch.Tensor]] = []
     run_stage(grpo, run_dir, at_end=lambda trainer: trained.append(state(trainer.model)))
-    assert "0.5000 (SFT) → 0.5000, NDCG@10 0.2000 → 0.2000 at step 0 of 6" in capsys.readouterr().out
+    assert "NDCG@10 0.2000 → 0.2000 at step 0 of 6" in capsys.readouterr().out
     sft, rl = (load_file(run_dir / stage / "model.safetensors") for stage in ("sft", "rl"))
     assert all(torch.equal(sft[name], rl[name]) for name in sft)
     assert not all(torch.equal(rl[name], trained[0][name]) for name in rl), (
@@ -221,13 +222,28 @@ def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch
 
 
 def test_by_default_ndcg_counts_only_where_recall_is_kept(run_dir, monkeypatch, capsys):
-    measured = iter([(0.5, 0.2), (0.4, 0.9), (0.5, 0.3), (0.6, 0.25)])
-    monkeypatch.setattr(
-        "sft.validation.valid_metrics",
-        lambda *_: dict(zip(("eval_recall@10", "eval_ndcg@10"), next(measured), strict=True)),
-    )
+    measured = iter([(0.2, 0.5), (0.9, 0.4), (0.3, 0.5), (0.25, 0.6)])
+
+    def script(*_):
+        ndcg, deep_recall = next(measured)
+        return valid_figures(0.5, ndcg, deep_recall)
+
+    monkeypatch.setattr("sft.validation.valid_metrics", script)
     run_stage(grpo, run_dir)
-    assert "0.5000 (SFT) → 0.5000, NDCG@10 0.2000 → 0.3000 at step 4 of 6" in capsys.readouterr().out
+    assert "NDCG@10 0.2000 → 0.3000 at step 4 of 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("second", [(0.1, 0.6), (0.9, 0.4)], ids=["NDCG@10 falls", "Recall@50 is lost"])
+def test_training_ends_when_ndcg_does_not_rise_or_recall_is_not_kept(run_dir, monkeypatch, second):
+    measured = iter([(0.2, 0.5), (0.3, 0.5), second, (0.9, 0.9)])
+
+    def script(*_):
+        ndcg, deep_recall = next(measured)
+        return valid_figures(0.5, ndcg, deep_recall)
+
+    monkeypatch.setattr("sft.validation.valid_metrics", script)
+    trainer = run_stage(grpo, run_dir, early_stopping_patience=1)
+    assert trainer.state.global_step == 4, "6 steps were planned"
 
 
 @pytest.mark.parametrize("metric", ["eval_recall@10", "ndcg@10"])
@@ -235,7 +251,10 @@ def test_the_best_checkpoint_is_kept(run_dir, monkeypatch, capsys, metric):
     values = iter([0.5, 0.4, 0.6, 0.3])
     other = iter([0.9, 0.1, 0.2, 0.3])
     names = ("eval_recall@10", "eval_ndcg@10") if metric == "eval_recall@10" else ("eval_ndcg@10", "eval_recall@10")
-    monkeypatch.setattr("sft.validation.valid_metrics", lambda *_: {names[0]: next(values), names[1]: next(other)})
+    monkeypatch.setattr(
+        "sft.validation.valid_metrics",
+        lambda *_: {names[0]: next(values), names[1]: next(other), "eval_recall@50": 0.5},
+    )
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     class KeepWeights(SidGRPOTrainer):
