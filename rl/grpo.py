@@ -18,13 +18,13 @@ from trl import GRPOConfig
 
 from data.config import parse_configs
 from data.dataset import Dataset
-from data.stage import InputError, Stage, require_finished, run_as_command
+from data.stage import InputError, Stage, require_finished, run_as_command, write_json
 from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from evaluation.baselines import tune_item_knn
 from rl.prompts import training_prompts
 from rl.rewards import reward_functions
-from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, SidGRPOConfig, identity_of
+from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, RlConfig, SidGRPOConfig, identity_of
 from rl.sight import draw_training
 from rl.trainer import SidGRPOTrainer
 from sft.artefact import complete_folder
@@ -57,7 +57,7 @@ def main() -> None:
             hub.upload(stage.folder)
         return
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    check(sids, training, objective)
+    check(sids, config, training, objective)
     refuse_unsaved_measurements(training)
     callbacks = early_stopping(config.early_stopping_patience, training)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
@@ -108,7 +108,7 @@ def main() -> None:
         hub.upload(stage.folder)
 
 
-def check(sids: SemanticIds, training: SidGRPOConfig, objective: ObjectiveConfig) -> None:
+def check(sids: SemanticIds, config: RlConfig, training: SidGRPOConfig, objective: ObjectiveConfig) -> None:
     """Raise InputError for what would fail in the first step, or train another policy than the one that is served."""
     if training.num_generations > sids.n_items:
         raise InputError(
@@ -128,6 +128,11 @@ def check(sids: SemanticIds, training: SidGRPOConfig, objective: ObjectiveConfig
         raise InputError(
             f"reward_weights has {len(training.reward_weights or [])} numbers for {len(objective.rewards)} rewards; give one each."
         )
+    if config.open_questions != ("history_score" in objective.rewards):
+        raise InputError(
+            f"open_questions={config.open_questions} and rewards={' '.join(objective.rewards)} do not fit: history_score rewards open "
+            "questions and nothing else does; set both or neither."
+        )
     for name, ours in NOT_USED.items():
         if getattr(training, name) != GRPOConfig.__dataclass_fields__[name].default:
             raise InputError(f"{name}={getattr(training, name)} is TRL's and has no effect here; set {ours} instead.")
@@ -136,7 +141,7 @@ def check(sids: SemanticIds, training: SidGRPOConfig, objective: ObjectiveConfig
 
 
 def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder: Path) -> None:
-    """Save the best of the checkpoints and the SFT model, close the stage, and say which it was."""
+    """Save the best of the checkpoints and the SFT model, the log and its picture, close the stage, and say which it was."""
     folder = stage.folder
     # by step: a resumed run measures the checkpoint that it goes on from once more
     measured = list({row["step"]: row for row in trainer.state.log_history if "eval_recall@10" in row}.values())
@@ -149,6 +154,7 @@ def finish(stage: Stage, trainer: SidGRPOTrainer, sids: SemanticIds, sft_folder:
         for name in ("model.safetensors", "config.json"):
             shutil.copyfile(sft_folder / name, folder / name)
     draw_training(trainer.state.log_history, folder / "training.png")
+    write_json(folder / "log.json", {"kept_step": best["step"], "log": trainer.state.log_history})
     complete_folder(stage, trainer.renderer, sids, measured)
     Console().print(
         f"rl: valid Recall@10 {start['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "

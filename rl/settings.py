@@ -67,7 +67,7 @@ class ObjectiveConfig:
         },
     )
     inject_target: bool = field(
-        default=False,
+        default=True,
         metadata={"help": "Put the taken item into every group, weighted by its own probability (gumbel only)."},
     )
     rewards: list[str] = field(
@@ -82,7 +82,7 @@ class ObjectiveConfig:
         default=0.0, metadata={"help": "Weight of the exact KL divergence to the SFT model at the codes drawn."}
     )
     anchor_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
+        default=1.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
     )
     s_dpo_beta: float = field(default=1.0, metadata={"help": "s_dpo: how strongly the model is held to the SFT model."})
 
@@ -109,14 +109,14 @@ class RlConfig:
         default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/, sid/ and sft/ there, writes rl/."}
     )
     positions_per_user: int = field(
-        default=2,
+        default=5,
         metadata={"help": "Questions a user: their newest training items, each asked after what came before it."},
     )
     open_questions: bool = field(
-        default=True,
+        default=False,
         metadata={
             "help": "One question more a user: what is taken after all training interactions, which nothing in training knows; "
-            "only history_score rewards its items."
+            "only history_score rewards its items, and needs them."
         },
     )
     valid_users: int = field(
@@ -140,7 +140,7 @@ class SidGRPOConfig(GRPOConfig):
     )
     num_generations: int = field(default=16, metadata={"help": "G, the distinct items drawn for each prompt."})
     max_steps: int = field(default=30, metadata={"help": "Updates."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate of AdamW."})
+    learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
     reward_weights: list[float] | None = field(

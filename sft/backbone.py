@@ -27,7 +27,8 @@ class BackboneConfig:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A causal language model by hub name or local folder; leave out to make a small Qwen3 from scratch."
+            "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
+            "to make a small Qwen3 from scratch."
         },
     )
     hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})

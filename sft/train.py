@@ -5,6 +5,8 @@ accelerate launch sft/train.py --config configs/sft/demo.yaml --run_dir outputs/
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from rich.console import Console
@@ -15,7 +17,7 @@ from data.dataset import Dataset
 from data.stage import InputError, Stage, run_as_command
 from decoding.output_head import causal_model
 from decoding.policy import SidVocabulary
-from decoding.renderer import Renderer
+from decoding.renderer import RENDERER_FILE, Renderer
 from decoding.trie import SidTrie
 from sft.artefact import complete_folder
 from sft.backbone import BackboneConfig, add_dropout, load_backbone
@@ -94,9 +96,15 @@ def main() -> None:
 def start_model(
     dataset: Dataset, sids: SemanticIds, config: SftConfig, backbone: BackboneConfig, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
-    """The model that training begins with, SID tokens in its vocabulary: the same at every call."""
+    """The model that training begins with, SID tokens in its vocabulary: the same at every call.
+
+    A folder that SFT or RL has written goes on from where it is, if its SIDs are the run's.
+    """
     torch.manual_seed(seed)  # rows of the control tokens are drawn
     model, tokenizer = load_backbone(backbone, seed)
+    folder = Path(backbone.model_name_or_path or "")
+    if backbone.model_name_or_path is not None and (folder / RENDERER_FILE).exists():
+        return model, tokenizer, Renderer.load(folder, sids).vocabulary
     row_start = row_start_for(config.row_start, from_scratch=backbone.model_name_or_path is None)
     texts = dataset.items["text"].to_list()
     return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, row_start, seed)

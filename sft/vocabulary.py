@@ -37,7 +37,8 @@ def add_sid_tokens(
     taken = sorted(set(tokens) & set(tokenizer.get_vocab()))
     if taken:
         raise InputError(
-            f"the model's tokenizer already has the token {taken[0]}; start from a model without SID tokens."
+            f"the model's tokenizer already has the token {taken[0]}; start from a model without SID tokens, or from a finished sft "
+            "folder of these very SIDs."
         )
     old_rows = len(tokenizer)
     shares = word_shares(texts, tokenizer) if "text" in row_start else None

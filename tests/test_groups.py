@@ -83,6 +83,16 @@ def test_with_the_taken_item_in_every_group_they_still_do(question, target):
     assert float(estimates.mean()) == pytest.approx(exact, abs=4 * float(estimates.std()) / SEEDS**0.5)
 
 
+def test_where_the_taken_item_is_not_known_the_draws_stay(question):
+    search, probabilities = question
+    drawn, found = draw_groups(search, 4, G, "gumbel", list("abcd"))
+    targets = torch.tensor([-1, 3, -1, 5])
+    groups = with_targets(drawn, found, targets, probabilities[targets.clamp(min=0)])
+    assert torch.equal(groups.items[[0, 2]], drawn.items[[0, 2]])
+    assert torch.equal(groups.weights[[0, 2]], drawn.weights[[0, 2]])
+    assert (groups.items[[1, 3]] == targets[[1, 3], None]).any(1).all()
+
+
 def test_independent_draws_follow_the_policy_and_beams_are_its_best(question):
     search, probabilities = question
     groups, _ = draw_groups(search, SEEDS, G, "independent", [f"seed {i}" for i in range(SEEDS)])
@@ -121,6 +131,11 @@ def test_figures_of_groups_by_hand():
         (sids.codes[i][:1] == sids.codes[t][:1]).all() for i, t in zip(items.flatten(), targets.flatten(), strict=True)
     ]
     assert found["depth_accuracy/1"] == pytest.approx(np.mean(same))
+    with_open = group_figures(
+        torch.cat([rewards, torch.rand(2, 6)]), items[[0, 1, 2, 0, 0]], torch.cat([targets, targets[:2] * 0 - 1]), trie
+    )
+    assert with_open.pop("zero_signal") == pytest.approx(1 / 5)
+    assert with_open == {name: value for name, value in found.items() if name != "zero_signal"}
 
 
 OPTIONS = {
@@ -130,6 +145,14 @@ OPTIONS = {
     "s_dpo": {"objective": "s_dpo", "inject_target": "true"},
     "ecpo, beams": {"objective": "ecpo", "draw": "beams", "token_credit": 0.1},
     "gbpo, independent": {"objective": "gbpo", "draw": "independent", "rewards": ["novel_hit", "collaborative_score"]},
+    "open": {
+        "open_questions": "true",
+        "rewards": ["exact_hit", "history_score"],
+        "inject_target": "true",
+        "anchor_weight": 0.5,
+        "token_credit": 0.1,
+        "kl_weight": 0.1,
+    },
     "gspo, rank": {"objective": "gspo", "rewards": ["exact_hit", "rank_penalty"], "num_iterations": 2},
 }
 
@@ -152,8 +175,9 @@ def test_every_kind_trains_and_says_what_it_did(tmp_path_factory, tmp_path, name
     for row in rows:
         assert np.isfinite(row["loss"])
         assert np.isfinite(row["grad_norm"])
-        assert ("kl/max" in row) == (name in ("kl", "s_dpo"))
-        assert ("anchor" in row) == (name == "anchor")
+        assert ("kl/max" in row) == (name in ("kl", "s_dpo", "open"))
+        assert ("anchor" in row) == (name in ("anchor", "open"))
+        assert 0 < row["leaked_mass/1"] < 1
         if name in ("injected", "s_dpo"):
             assert row["zero_signal"] == 0
             assert row["target_place/none"] == 0

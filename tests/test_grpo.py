@@ -29,7 +29,7 @@ from data.stage import InputError
 from decoding.recommender import Recommender
 from rl import grpo
 from rl.groups import draw_generator
-from rl.settings import ObjectiveConfig
+from rl.settings import ObjectiveConfig, RlConfig
 from rl.trainer import SidGRPOTrainer, rollout
 from sft.trainer import SidSFTTrainer
 
@@ -301,6 +301,14 @@ def mistakes() -> dict[str, tuple[dict[str, object], str]]:
             "num_generations=61 distinct items cannot be drawn from a catalogue of 60",
         ),
         "broken groups": ({"per_device_train_batch_size": 36}, "num_generations"),
+        "nothing to reward": (
+            {"open_questions": "true"},
+            "open_questions=True and rewards=exact_hit prefix_credit do not fit",
+        ),
+        "nothing to ask": (
+            {"positions_per_user": 0},
+            "positions_per_user=0 and open_questions=False leave no question",
+        ),
         "temperature": ({"temperature": 0.5}, "temperature=0.5 would train another policy"),
         "unsaved measurements": ({"save_steps": 6}, "save_steps=6"),
     }
@@ -327,7 +335,7 @@ def test_groups_must_be_whole_in_every_process():
         bf16=False,
     )
     with pytest.raises(InputError, match="per_device_train_batch_size=36 is not a multiple of num_generations=8"):
-        grpo.check(make_sids(60, [4, 4, 5]), training, ObjectiveConfig())
+        grpo.check(make_sids(60, [4, 4, 5]), RlConfig(), training, ObjectiveConfig())
 
 
 def test_rl_before_sft_names_the_command(tmp_path, capsys):

@@ -10,8 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.objectives import POLICY_LOSSES, Clip, exact_kl, group_advantages, s_dpo
-from rl.rewards import collaborative_score, embedding_similarity, first_difference, novel_hit, rank_penalty
+from evaluation.baselines import fit_item_knn
+from rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
+from rl.prompts import NO_TARGET
+from rl.rewards import (
+    REWARDS,
+    collaborative_score,
+    embedding_similarity,
+    first_difference,
+    history_score,
+    novel_hit,
+    rank_penalty,
+    reward_functions,
+)
 
 B, L = 6, 3
 CLIP = Clip(low=0.2, high=0.3, early=0.1)
@@ -139,6 +150,68 @@ def test_the_kl_of_a_code_that_the_reference_hardly_has_is_finite_with_a_finite_
     kl.backward()
     assert float(kl) == pytest.approx(120)
     assert logits.grad.isfinite().all()
+
+
+def test_with_the_divergence_to_come_the_gradient_is_that_of_the_expected_divergence():
+    """Two levels of three codes: Σ over all items of π (w ∇KL + Σ_l ∇log π_l · KL to come) is ∇ KL(π || reference), enumerated; without
+    the second term it is not."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn(3, generator=generator, dtype=torch.float64, requires_grad=True)
+    second = torch.randn(3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    reference = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    ref_first, ref_second = reference[:, 0].log_softmax(0), reference[:, 1:].log_softmax(1)
+
+    joint = first.log_softmax(0)[:, None] + second.log_softmax(1)
+    whole = (joint.exp() * (joint - ref_first[:, None] - ref_second)).sum()
+    expected = torch.autograd.grad(whole, (first, second))
+
+    def gradients(with_what_comes: bool) -> tuple[torch.Tensor, ...]:
+        items = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+        rows = [first.log_softmax(0).expand(9, 3), second.log_softmax(1)[items[:, 0]]]
+        kl = torch.stack([exact_kl(rows[0], ref_first.expand(9, 3)), exact_kl(rows[1], ref_second[items[:, 0]])], dim=1)
+        chosen = torch.stack([row.gather(1, items[:, [level]])[:, 0] for level, row in enumerate(rows)], dim=1)
+        weights = joint.detach().exp().flatten()[:, None]
+        loss = (weights * kl).sum()
+        if with_what_comes:
+            loss = loss + (weights * chosen * divergence_to_come(kl.detach())).sum()
+        return torch.autograd.grad(loss, (first, second))
+
+    for found, wanted in zip(gradients(True), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(gradients(False)[0], expected[0], rtol=0.01)
+
+
+SEQUENCES = [np.array([0, 1, 2]), np.array([0, 1, 3]), np.array([1, 4]), np.array([5, 0])]
+
+
+def test_history_score_is_the_discounted_gain_of_the_others_list():
+    knn = fit_item_knn(SEQUENCES, 6, neighbours=6, shrink=0.0)
+    history, items = [0, 1], [0, 1, 2, 3, 4, 5]
+    found = history_score(knn)(items=items, history=[history] * 6, target=[NO_TARGET] * 6)
+    scores = knn.scores([np.array(history)])[0]
+    unseen = sorted((item for item in items if item not in history), key=lambda item: (-scores[item], item))
+    assert found == pytest.approx([0 if item in history else 1 / math.log2(2 + unseen.index(item)) for item in items])
+    assert max(found) == 1
+    mixed = history_score(knn)(items=[2, 2], history=[history, history], target=[3, NO_TARGET])
+    assert mixed == [None, found[2]], "the list was fitted on the answer to the first question"
+
+
+def test_only_history_score_has_something_to_say_of_an_open_question():
+    rewards = reward_functions(
+        list(REWARDS), SEQUENCES, np.eye(6, dtype=np.float32), 2, lambda: fit_item_knn(SEQUENCES, 6, 6, 0.0)
+    )
+    columns = {
+        "codes": [(0, 1), (0, 2), (0, 1), (0, 2)],
+        "target_codes": [(0, 1)] * 4,
+        "items": [1, 2, 1, 2],
+        "target": [1, 1, NO_TARGET, NO_TARGET],
+        "history": [[0]] * 4,
+    }
+    for name, reward in zip(REWARDS, rewards, strict=True):
+        known, unknown = reward(**columns)[:2], reward(**columns)[2:]
+        assert reward.__name__ == name, "TRL logs a reward under its function's name"
+        assert (None in known) == (None not in unknown) == (name == "history_score")
+        assert known.count(None) + unknown.count(None) == 2
 
 
 def test_rank_penalty_by_hand():

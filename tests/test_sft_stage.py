@@ -214,6 +214,32 @@ def test_bad_input_is_one_sentence_and_claims_no_folder(tmp_path, capsys, mistak
     assert not (run_dir / "sft").exists(), "the corrected command would be refused"
 
 
+def test_a_finished_model_goes_on_where_it_is(run_dir, trainer, tmp_path):
+    further = make_run_dir(tmp_path / "run")
+    folder = run_dir / "sft"
+    start = train.start_model(
+        Dataset.load(further),
+        SemanticIds.load(further),
+        train.SftConfig(run_dir=further),
+        train.BackboneConfig(model_name_or_path=str(folder)),
+        seed=0,
+    )
+    saved = load_file(folder / "model.safetensors")
+    assert all(torch.equal(start[0].state_dict()[name], value) for name, value in saved.items())
+    assert start[2] == trainer.renderer.vocabulary
+    run_stage(train, further, model_name_or_path=folder, max_steps=4, learning_rate=1e-6)
+    figures = {
+        name: json.loads((place / "sft" / "valid.json").read_text())
+        for name, place in (("old", run_dir), ("new", further))
+    }
+    assert figures["new"][-1]["eval_recall@10"] == pytest.approx(
+        max(row["eval_recall@10"] for row in figures["old"]), abs=0.02
+    )
+    write_sid_stage(further, seed=1)
+    with pytest.raises(InputError, match="belongs to another SID set"):
+        run_stage(train, further, model_name_or_path=folder, overwrite="true")
+
+
 def test_sft_before_the_tokenizer_names_what_is_missing(tmp_path, capsys):
     run_dir = make_run_dir(tmp_path / "run")
     shutil.rmtree(run_dir / "sid")
