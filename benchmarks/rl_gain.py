@@ -213,7 +213,7 @@ def training_figures(run_dir: Path, stage: str) -> Row:
         log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
         best = next(row for row in measured if row["step"] == log["kept_step"])
         zero_signal = float(np.mean([row["zero_signal"] for row in log["log"] if "zero_signal" in row]))
-    valid = {name: best[f"eval_{name}"] for name in ("recall@10", "ndcg@10", "recall@50")}
+    valid = {name: best[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
     return {"valid": valid, "zero_signal": zero_signal}
 
 

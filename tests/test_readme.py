@@ -23,6 +23,8 @@ from benchmarks.data_scale import DataScaleConfig
 from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
+from benchmarks.rl_gain import RlGainConfig
+from benchmarks.rl_step import RlStepConfig
 from benchmarks.row_starts import RowStartsConfig
 from benchmarks.sft_cost import SftCostConfig, SmallBackbone
 from benchmarks.tokenizer_downstream import DownstreamConfig
@@ -57,6 +59,8 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "benchmarks.item_texts": (ItemTextsConfig,),
     "benchmarks.kill_and_resume": (KillConfig,),
     "benchmarks.main_job": (MainJobConfig,),
+    "benchmarks.rl_gain": (RlGainConfig,),
+    "benchmarks.rl_step": (RlStepConfig,),
     "benchmarks.row_starts": (RowStartsConfig,),
     "benchmarks.sft_cost": (SftCostConfig, SmallBackbone),
     "benchmarks.tokenizer_downstream": (DownstreamConfig,),
