@@ -37,15 +37,16 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was tried and how it did. grid: the settings; recalls: the valid Recall@10 of each, seen items masked."""
+    """What was tried and how it did. grid: the settings; values: the valid `metric` of each, seen items masked."""
 
     grid: list[dict[str, Any]]
-    recalls: list[float]
+    values: list[float]
+    metric: str = "recall@10"
 
     @property
     def chosen(self) -> int:
         """The best one's index; of equal ones the first."""
-        return int(np.argmax(self.recalls))
+        return int(np.argmax(self.values))
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,19 @@ def fit_markov(train_sequences: list[np.ndarray], n_items: int) -> Markov:
     totals = np.maximum(counts.sum(axis=1), 1.0)
     transitions = sparse.csr_array(counts.multiply(1.0 / totals[:, None]))
     return Markov(transitions, train_popularity(train_sequences, n_items))
+
+
+def gains(scorer: Scorer, histories: list[np.ndarray]) -> np.ndarray:
+    """What each item would gain if the scorer's ranking of the items outside the history were right, float32 [B, N].
+
+    It is 1 / log2(1 + place), NDCG's discount, at places 1, 2, … (ties: the lower index first), and 0 for an item of the history.
+    """
+    scores = mask_seen(scorer.scores(histories), histories)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    discounts = (1 / np.log2(2 + np.arange(scores.shape[1]))).astype(np.float32)
+    found = np.empty(scores.shape, dtype=np.float32)
+    np.put_along_axis(found, order, np.broadcast_to(discounts, scores.shape), axis=1)
+    return np.where(np.isneginf(scores), np.float32(0), found)
 
 
 def rank_cases(scorer: Scorer, cases: Cases, masked: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 python -m evaluation.evaluate --run_dir outputs/demo
 python -m evaluation.evaluate --run_dir outputs/demo --models sft popularity item_knn
 python -m evaluation.evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
+python -m evaluation.evaluate --run_dir outputs/demo --models sft sft_blend item_knn
 
 Everything is fitted on the train part and chosen on valid. Test is read once, at the end. An item counts, not a token string:
 semantic IDs are unique, so a recommended ID is a recommended item and credit is exact.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,19 @@ from evaluation.baselines import (
     Tuning,
     fit_markov,
     fit_popularity,
-    rank_cases,
     try_item_knn,
     tune_recent_popularity,
 )
+from evaluation.blend import BLENDS, VALID_CASES, WEIGHTS, tune_blend
 from evaluation.leaks import check_leaks
-from evaluation.lists import list_cases, lists_frame
+from evaluation.lists import lists_frame, rank_and_list
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
 from evaluation.model_cards import fill_cards
 from evaluation.neural import NEURAL, NeuralTraining, train_neural
 from evaluation.report import write_report
 from evaluation.sasrec import SasRecSettings
 
-MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", *NEURAL)
+MODELS = ("sft", "rl", *BLENDS, "popularity", "recent_popularity", "item_knn", "markov", *NEURAL)
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
 FORMAT = 2  # of what is written; a folder of another one is measured again
 REGRET_K = 10
@@ -63,7 +64,10 @@ class EvaluateConfig:
     )
     models: list[str] = field(
         default_factory=lambda: list(DEFAULT_MODELS),
-        metadata={"help": f"What to measure: any of {' '.join(MODELS)}. sft and rl must have been trained."},
+        metadata={
+            "help": f"What to measure: any of {' '.join(MODELS)}. sft and rl must have been trained; sft_blend and rl_blend are those "
+            "blended with item-KNN."
+        },
     )
     seed: int = field(
         default=0,
@@ -145,11 +149,12 @@ def main() -> None:
 def check(dataset: Dataset, config: EvaluateConfig) -> None:
     """Raise InputError where a model is missing or the data leave nothing to fit or to measure."""
     for run_dir in (config.run_dir, *config.other_runs):
-        for name in sorted(set(config.models) & set(STAGE_COMMANDS)):
+        for name in trained_stages(config.models):
             try:
                 require_finished(run_dir, name, f"{STAGE_COMMANDS[name]} --run_dir {run_dir}")
             except InputError as error:
-                raise InputError(f"{str(error).rstrip('.')}, or leave {name} out of --models.") from error
+                needing = " and ".join(model for model in config.models if name in (model, BLENDS.get(model)))
+                raise InputError(f"{str(error).rstrip('.')}, or leave {needing} out of --models.") from error
     for run_dir in config.other_runs:
         own, other = (folder / "data" / "interactions.parquet" for folder in (config.run_dir, run_dir))
         if not other.exists() or sha256(own) != sha256(other):
@@ -170,7 +175,14 @@ def decisive(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide what is written."""
     neural = [name for name in config.models if name in NEURAL]
     settings: dict[str, Any] = {"models": config.models, "seed": config.seed, "format": FORMAT}
+    if set(config.models) & set(BLENDS):
+        settings |= {"blend": {"weights": WEIGHTS, "valid_cases": VALID_CASES}}
     return settings | (neural_training(config).decisive(neural) if neural else {})
+
+
+def trained_stages(models: list[str]) -> list[str]:
+    """The stages whose models these models are made of."""
+    return sorted({BLENDS.get(name, name) for name in models} & set(STAGE_COMMANDS))
 
 
 def neural_training(config: EvaluateConfig) -> NeuralTraining:
@@ -186,7 +198,7 @@ def neural_training(config: EvaluateConfig) -> NeuralTraining:
 
 def find_inputs(config: EvaluateConfig) -> tuple[Path, ...]:
     """What the asked-for models are made from."""
-    trained = [name for name in config.models if name in STAGE_COMMANDS]
+    trained = trained_stages(config.models)
     runs = (config.run_dir, *config.other_runs) if trained else ()
     files = [run_dir / name / "manifest.json" for run_dir in runs for name in trained]
     return (config.run_dir / "data", *(run_dir / "sid" / "codes_all.npy" for run_dir in runs), *files)
@@ -206,10 +218,17 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
     """The asked-for models, loaded or fitted on the train part."""
     sequences, n_items, valid = dataset.train_sequences, dataset.n_items, dataset.cases("valid")
     training = neural_training(config)
+    runs = (config.run_dir, *config.other_runs)
+    recommenders = {stage: [Recommender.load(run, stage) for run in runs] for stage in trained_stages(config.models)}
+    tuned_knn = cache(lambda: try_item_knn(dataset, valid))
     loaded = Loaded()
     for name in config.models:
         if name in STAGE_COMMANDS:
-            loaded.models[name] = [Recommender.load(run_dir, name) for run_dir in (config.run_dir, *config.other_runs)]
+            loaded.models[name] = [*recommenders[name]]
+        elif name in BLENDS:
+            blended = recommenders[BLENDS[name]]
+            blends, loaded.tuning[name] = tune_blend(name, blended, tuned_knn()[0], valid, n_items, config.seed)
+            loaded.models[name] = [*blends]
         elif name in NEURAL:
             scorers, tuning, cut = train_neural(config.run_dir, dataset, valid, name, training)
             loaded.models[name] = list(scorers)
@@ -219,7 +238,7 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
             if cut:
                 loaded.cut_short[name] = {"cut": cut, "trainings": trainings, "minutes": config.sasrec_minutes}
         elif name == "item_knn":
-            item_knn, loaded.tuning[name] = try_item_knn(dataset, valid)
+            item_knn, loaded.tuning[name] = tuned_knn()
             loaded.models[name] = [item_knn]
         elif name == "recent_popularity":
             recent, loaded.tuning[name] = tune_recent_popularity(dataset, valid)
@@ -234,7 +253,12 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
 def tuning_of(tuning: dict[str, Tuning]) -> dict[str, Any]:
     """As comparison.json holds it."""
     return {
-        name: {"grid": tuned.grid, "valid_recall@10": tuned.recalls, "chosen": tuned.chosen}
+        name: {
+            "grid": tuned.grid,
+            "metric": tuned.metric,
+            f"valid_{tuned.metric}": tuned.values,
+            "chosen": tuned.chosen,
+        }
         for name, tuned in tuning.items()
     }
 
@@ -251,20 +275,20 @@ def rank_all(
     for split in splits:
         cases = dataset.cases(split)
         each = [(name, repeat, model) for name, repeats in models.items() for repeat, model in enumerate(repeats)]
-        for (name, repeat, model), masked in product(each, (True, False)):
-            is_listed = split == "test" and masked and repeat == 0
-            if isinstance(model, Recommender):
+        for name, repeat, model in each:
+            is_listed = split == "test" and repeat == 0
+            if not isinstance(model, Recommender):
+                by_mask, first = rank_and_list(model, cases, f"{name}: {split}")
+                frames += [ranks_frame(name, split, masked, cases, by_mask[masked], repeat) for masked in (True, False)]
+                lists += [lists_frame(name, first)] * is_listed
+                continue
+            for masked in (True, False):
                 label = f"{name}: {split}, {table.TITLES[masked]}"
                 ranks, found, top = rank_recommender(model, cases, dataset.n_items, masked, label)
                 so_far = list_checks.get(name, dict.fromkeys(LIST_CHECKS, 0))
                 list_checks[name] = {check: so_far[check] + found[check] for check in LIST_CHECKS}
-                if is_listed:
-                    lists.append(lists_frame(name, top.items, top.log_probs))
-            else:
-                ranks = rank_cases(model, cases, masked)
-                if is_listed:
-                    lists.append(lists_frame(name, list_cases(model, cases)))
-            frames.append(ranks_frame(name, split, masked, cases, ranks, repeat))
+                frames.append(ranks_frame(name, split, masked, cases, ranks, repeat))
+                lists += [lists_frame(name, top.items, top.log_probs)] * (is_listed and masked)
     return pl.concat(frames), pl.concat(lists), list_checks
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import torch
+from rich.progress import track
 
 from data.dataset import Cases
 from decoding.beam_search import best_first
 from evaluation.baselines import ROWS_TOGETHER, Scorer
-from evaluation.metrics import NO_ITEM, mask_seen
+from evaluation.metrics import NO_ITEM, mask_seen, rank_of_target
 
 LIST_LENGTH = 10
 
@@ -37,14 +38,20 @@ def first_items(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     return items
 
 
-def list_cases(scorer: Scorer, cases: Cases) -> np.ndarray:
-    """The first ten items of every case, without those of its history; int64 [B, 10]."""
+def rank_and_list(scorer: Scorer, cases: Cases, label: str) -> tuple[dict[bool, np.ndarray], np.ndarray]:
+    """The targets' ranks with seen items masked (True) and not (False), int64 [B] each, and the first ten items of every case without
+    those of its history, int64 [B, 10]. Every case is scored once. label: of the progress bar."""
+    ranks: dict[bool, list[np.ndarray]] = {True: [], False: []}
     lists = []
-    for start in range(0, len(cases), ROWS_TOGETHER):
+    starts = range(0, len(cases), ROWS_TOGETHER)
+    for start in track(starts, description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        scores = mask_seen(scorer.scores(part.histories), part.histories)
-        lists.append(first_items(scores, part.targets, LIST_LENGTH))
-    return np.concatenate(lists)
+        scores = scorer.scores(part.histories)
+        masked = mask_seen(scores, part.histories)
+        ranks[False].append(rank_of_target(scores, part.targets))
+        ranks[True].append(rank_of_target(masked, part.targets))
+        lists.append(first_items(masked, part.targets, LIST_LENGTH))
+    return {masked: np.concatenate(own) for masked, own in ranks.items()}, np.concatenate(lists)
 
 
 def lists_frame(model: str, items: np.ndarray, log_probs: np.ndarray | None = None) -> pl.DataFrame:

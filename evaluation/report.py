@@ -21,7 +21,7 @@ from evaluation.origin import code_version, file_hashes, machine, software
 from evaluation.report_page import render
 from evaluation.sid_levels import by_chance, prefix_hits
 from evaluation.slices import slice_table, training_counts
-from evaluation.table import MASK_NAMES, Metrics, ranks_by_repeat
+from evaluation.table import GENERATIVE, MASK_NAMES, Metrics, ranks_by_repeat
 
 EXAMPLES, SHOWN_HISTORY, SHOWN_ITEMS = 10, 5, 5
 TARGETS = "what users took"  # beside the models' lists
@@ -72,8 +72,8 @@ def measure(
     """The figures of report.json but for the spread of the lists. Calibration and levels are {} without a generative model."""
     seed, cases = comparison["seed"], dataset.cases("test")
     users = np.unique(cases.user_ids, return_inverse=True)[1]
-    probabilities = {name: log_probs_of(lists, name) for name in comparison["models"]}
-    generative = [name for name, own in probabilities.items() if own is not None]
+    probabilities = {name: log_probs_of(lists, name) for name in comparison["models"]}  # none of blends
+    generative = [name for name in comparison["models"] if name in GENERATIVE]
     calibration = {
         name: calibrate_lists(items_of(lists, name), own, cases.targets, users, seed)
         for name, own in probabilities.items()

@@ -20,9 +20,11 @@ from data.stage import atomic_path
 from evaluation.metrics import CUTOFFS, ndcg_at, recall_at
 from evaluation.statistics import bootstrap_interval, holm, paired_test
 
-GENERATIVE = ("sft", "rl")
+GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend")
+OWN_PAIRS = (("rl", "sft"), ("sft_blend", "sft"), ("rl_blend", "rl"))  # of generative models, compared too
 MASK_NAMES = {True: "masked", False: "unmasked"}
 TITLES = {True: "seen items masked", False: "seen items not masked"}
+METRIC_NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 METRICS = {"recall": recall_at, "ndcg": ndcg_at}
 Metrics = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
@@ -84,13 +86,18 @@ def baselines(ranks: pl.DataFrame) -> list[str]:
 
 
 def compare(ranks: pl.DataFrame, seed: int) -> list[dict[str, Any]]:
-    """Paired tests of each generative model against every baseline, and of RL against SFT, on test, for Recall@10 and NDCG@10.
+    """Paired tests of each generative model against every baseline, and of OWN_PAIRS; see `compare_pairs`."""
+    present = [name for name in GENERATIVE if name in set(ranks["model"])]
+    pairs = [(name, other) for name in present for other in baselines(ranks)]
+    pairs += [pair for pair in OWN_PAIRS if set(pair) <= set(present)]
+    return compare_pairs(ranks, pairs, seed)
+
+
+def compare_pairs(ranks: pl.DataFrame, pairs: list[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
+    """Paired tests of the first model of each pair against the second, on test, for Recall@10 and NDCG@10.
 
     p_holm: p corrected for the number of pairs compared, separately for each metric with seen items masked or not.
     """
-    present = [name for name in GENERATIVE if name in set(ranks["model"])]
-    pairs = [(name, other) for name in present for other in baselines(ranks)]
-    pairs += [("rl", "sft")] if len(present) == 2 else []
     rows = []
     for masked in (True, False):
         for name, metric in METRICS.items():
@@ -168,10 +175,11 @@ def training_notes(comparison: dict[str, Any]) -> list[str]:
         )
     for model, tuned in comparison.get("tuning", {}).items():
         chosen = ", ".join(f"{name} {value:g}" for name, value in tuned["grid"][tuned["chosen"]].items())
-        recalls = tuned["valid_recall@10"]
+        metric = tuned.get("metric", "recall@10")
+        values = tuned[f"valid_{metric}"]
         lines.append(
-            f"{model}: best of {len(recalls)} settings by valid Recall@10, seen items masked ({min(recalls):.4f} to "
-            f"{max(recalls):.4f}): {chosen}."
+            f"{model}: best of {len(values)} settings by valid {METRIC_NAMES[metric]}, seen items masked ({min(values):.4f} to "
+            f"{max(values):.4f}): {chosen}."
         )
     for model, ended in comparison.get("cut_short", {}).items():
         lines.append(
@@ -183,9 +191,9 @@ def training_notes(comparison: dict[str, Any]) -> list[str]:
 
 
 def test_notes(comparison: dict[str, Any]) -> list[str]:
-    """Sentences on the paired tests: all against the best baseline and of RL against SFT, then how many others there are."""
+    """Sentences on the paired tests: all against the best baseline and among generative models, then how many others there are."""
     best, rows = comparison["best_baseline"], comparison["paired_tests"]
-    shown = [row for row in rows if row["against"] in (best, "sft")]
+    shown = [row for row in rows if row["against"] in (best, *GENERATIVE)]
     lines = []
     for row in shown:
         low, high = row["interval"]

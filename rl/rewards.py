@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from evaluation.baselines import Scorer
-from evaluation.metrics import mask_seen
+from evaluation.baselines import Scorer, gains
 from rl.prompts import NO_TARGET
 
 Codes = Sequence[int]
@@ -106,8 +105,8 @@ def novel_hit(sequences: Sequence[np.ndarray], n_items: int) -> Reward:
 
 
 def history_score(scorer: Scorer) -> AskedReward:
-    """The gain, 0 to 1, that an item would have if another model's list after the whole history were right: 1 / log2(1 + its place), NDCG's
-    discount, among the items outside the history (ties: the lower index first), and 0 for an item of the history.
+    """The gain, 0 to 1, that an item would have if another model's list after the whole history were right; see
+    `evaluation.baselines.gains`.
 
     Only open questions are scored (elsewhere None): the interactions that the model was fitted on hold the answers to the others. Held to
     the SFT model by kl_weight β, the policy that this reward asks for is π ∝ π_SFT · exp(gain / β): a product of two experts.
@@ -122,12 +121,8 @@ def history_score(scorer: Scorer) -> AskedReward:
             if wanted == NO_TARGET:
                 rows.setdefault(tuple(taken), []).append(row)
         histories = [np.asarray(taken) for taken in rows]
-        scores = scorer.scores(histories) if histories else np.empty((0, 0))
-        for own, seen, places in zip(mask_seen(scores, histories), histories, rows.values(), strict=True):
-            order = np.argsort(-own, kind="stable")
-            gain = np.empty(len(own))
-            gain[order] = 1 / np.log2(2 + np.arange(len(own)))
-            gain[seen] = 0
+        found = gains(scorer, histories) if histories else np.empty((0, 0))
+        for gain, places in zip(found, rows.values(), strict=True):
             for row in places:
                 rewards[row] = float(gain[items[row]])
         return rewards

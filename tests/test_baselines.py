@@ -98,7 +98,7 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     dataset = StubDataset(pl.DataFrame({"item_index": range(60)}), pl.DataFrame(), {}, train)
     best, tuning = try_item_knn(dataset, valid)
     assert recall_at(rank_cases(best, valid, masked=True), 10).mean() == max(recalls)
-    assert sorted(tuning.recalls) == sorted(recalls)
+    assert sorted(tuning.values) == sorted(recalls)
     chosen = tuning.grid[tuning.chosen]
     again = fit_item_knn(train, 60, chosen["neighbours"], chosen["shrink"], chosen["decay"])
     assert recall_at(rank_cases(again, valid, masked=True), 10).mean() == max(recalls)
@@ -128,9 +128,9 @@ def test_recent_popularity_is_tuned_on_valid_and_reads_train_alone() -> None:
     data = Dataset(pl.DataFrame({"item_index": range(40)}), log, {})
     valid = Cases(["a"] * 5, [np.array([0])] * 5, np.array([39, 39, 38, 38, 37]))
     best, tuning = tune_recent_popularity(data, valid)
-    assert len(tuning.grid) == len(tuning.recalls) == 8
-    assert tuning.recalls[tuning.chosen] == 1.0
-    assert tuning.recalls[0] < 1.0
+    assert len(tuning.grid) == len(tuning.values) == 8
+    assert tuning.values[tuning.chosen] == 1.0
+    assert tuning.values[0] < 1.0
     other = log.with_columns(item_index=pl.when(pl.col("split") == "test").then(3).otherwise("item_index"))
     again = tune_recent_popularity(Dataset(data.items, other, {}), valid)[0]
     assert np.array_equal(best.popularity, again.popularity)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from data.dataset import Cases
 from evaluation.list_figures import count_items, lorenz, spread
-from evaluation.lists import LIST_LENGTH, first_items, items_of, list_cases, lists_frame, log_probs_of
+from evaluation.lists import LIST_LENGTH, first_items, items_of, lists_frame, log_probs_of, rank_and_list
 from evaluation.metrics import mask_seen, rank_of_target, ranks_in_lists
 from evaluation.sid_levels import by_chance, prefix_hits
 
@@ -48,10 +48,12 @@ def test_lists_of_many_cases_hold_no_seen_item_and_agree_with_the_ranks() -> Non
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 40, rng.integers(1, 35)) for _ in range(600)]  # more than one batch
     cases = Cases([str(i) for i in range(600)], histories, rng.integers(0, 40, 600))
-    lists = list_cases(Scores(), cases)
+    by_mask, lists = rank_and_list(Scores(), cases, "scores")
     assert not any(np.isin(own[own >= 0], history).any() for own, history in zip(lists, histories, strict=True))
     ranks = rank_of_target(mask_seen(Scores().scores(histories), histories), cases.targets)
     assert (ranks_in_lists(lists, cases.targets) == np.minimum(ranks, LIST_LENGTH)).all()
+    assert (by_mask[True] == ranks).all()
+    assert (by_mask[False] == rank_of_target(Scores().scores(histories), cases.targets)).all()
 
 
 def test_lists_come_back_as_they_were_saved(tmp_path) -> None:

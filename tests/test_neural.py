@@ -65,7 +65,7 @@ def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
     monkeypatch.setattr(neural, "rank_cases", rank)
     training = replace(TRAINING, tune=True, seeds=3)
     scorers, tuning, cut = train_neural(tmp_path, dataset, dataset.cases("valid"), "sasrec", training)
-    assert tuning.recalls == [0.0, 0.0, 1.0, 0.0]
+    assert tuning.values == [0.0, 0.0, 1.0, 0.0]
     assert tuning.grid[tuning.chosen] == GRID[2]
     assert [scorer.name for scorer in scorers] == ["128 0.2"] * 3
     assert seen == [(point["dim"], point["dropout"], 3) for point in GRID] + [(128, 0.2, 4), (128, 0.2, 5)]

@@ -1,0 +1,90 @@
+"""A generative model's ranking blended with a co-occurrence model's: score(item) = log π(item) + weight · gain(item).
+
+gain is 1 / log2(1 + the item's place in item-KNN's ranking of the unseen items), see `evaluation.baselines.gains`. As probabilities it is
+a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part; the
+weight is chosen on valid. log π is exact, of every item of the catalogue, so nothing is lost that a beam would not have found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.progress import track
+
+from data.dataset import Cases
+from data.stage import InputError
+from decoding.recommender import Recommender
+from evaluation.baselines import ROWS_TOGETHER, Scorer, Tuning, gains
+from evaluation.metrics import mask_seen, ndcg_at, rank_of_target
+
+BLENDS = {"sft_blend": "sft", "rl_blend": "rl"}  # by name, the stage whose model is blended
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+VALID_CASES = 2000  # most valid cases that the weight is chosen on, drawn by the seed
+MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
+
+
+@dataclass(frozen=True)
+class Blend:
+    """recommender: gives log π; scorer: the other expert; n_items: N, items of the catalogue; weight: of the gain, 0 or more."""
+
+    recommender: Recommender
+    scorer: Scorer
+    n_items: int
+    weight: float
+    name: str
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        return blended(log_probs(self.recommender, histories, self.n_items), gains(self.scorer, histories), self.weight)
+
+
+def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
+    """log π + weight · gain. log_pi, gain: float32 [B, N]. Returns float32 [B, N]."""
+    assert log_pi.shape == gain.shape
+    assert log_pi.dtype == gain.dtype == np.float32
+    return log_pi + np.float32(weight) * gain
+
+
+def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
+    """log π of every item after every history, float32 [B, N]; -inf for an item that is not in the recommender's catalogue."""
+    found = recommender.recommend(histories, n_items, exclude_seen=False, exact=True)
+    assert found.items.shape == (len(histories), n_items)
+    rows, columns = np.nonzero(found.items >= 0)
+    log_pi = np.full(found.items.shape, -np.inf, dtype=np.float32)
+    log_pi[rows, found.items[rows, columns]] = found.log_probs[rows, columns]
+    return log_pi
+
+
+def tune_blend(
+    name: str, recommenders: list[Recommender], scorer: Scorer, valid: Cases, n_items: int, seed: int
+) -> tuple[list[Blend], Tuning]:
+    """One blend a recommender, all with the weight of the best valid NDCG@10 of the first, seen items masked; of equal ones the smallest.
+
+    name: one of BLENDS; recommenders: one a seed of training; scorer: fitted on the train part; n_items: N.
+    Raises InputError when the catalogue is too large to be scored whole.
+    """
+    if n_items > MOST_ITEMS:
+        raise InputError(
+            f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
+        )
+    values = weight_values(recommenders[0], scorer, draw_cases(valid, seed), n_items, f"{name}: weights")
+    tuning = Tuning([{"weight": weight} for weight in WEIGHTS], values, "ndcg@10")
+    weight = WEIGHTS[tuning.chosen]
+    return [Blend(recommender, scorer, n_items, weight, name) for recommender in recommenders], tuning
+
+
+def draw_cases(valid: Cases, seed: int) -> Cases:
+    """At most VALID_CASES of the cases, drawn by the seed, in their order."""
+    return valid.take(np.sort(np.random.default_rng(seed).permutation(len(valid))[:VALID_CASES]))
+
+
+def weight_values(recommender: Recommender, scorer: Scorer, cases: Cases, n_items: int, label: str) -> list[float]:
+    """NDCG@10 with each of WEIGHTS, seen items masked; every case is scored once. label: of the progress bar."""
+    ranks: list[list[np.ndarray]] = [[] for _ in WEIGHTS]
+    for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
+        part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
+        log_pi, gain = log_probs(recommender, part.histories, n_items), gains(scorer, part.histories)
+        for own, weight in zip(ranks, WEIGHTS, strict=True):
+            scores = mask_seen(blended(log_pi, gain, weight), part.histories)
+            own.append(rank_of_target(scores, part.targets))
+    return [float(ndcg_at(np.concatenate(own), 10).mean()) for own in ranks]

@@ -1,0 +1,157 @@
+"""The blend with item-KNN: its formula against brute force, its weight, its place in the evaluation, and what it may see."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from run_dirs import N_ITEMS, finished_sft_run, small_dataset
+
+from data.dataset import Dataset
+from data.stage import InputError
+from decoding.recommender import Recommender
+from evaluation import blend, evaluate, report
+from evaluation.baselines import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
+from evaluation.blend import WEIGHTS, Blend, tune_blend
+from evaluation.evaluate import EvaluateConfig
+from evaluation.metrics import ndcg_at
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blend") / "run"
+    shutil.copytree(finished_sft_run(tmp_path_factory), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sft(run_dir: Path) -> Recommender:
+    return Recommender.load(run_dir, "sft")
+
+
+@pytest.fixture(scope="module")
+def dataset(run_dir: Path) -> Dataset:
+    return Dataset.load(run_dir)
+
+
+def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(0, 9, rng.integers(1, 6)) for _ in range(20)]
+    scores = rng.integers(0, 4, (20, 9)).astype(np.float32)  # many ties
+
+    class Fixed:
+        name = "fixed"
+
+        def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+            return scores
+
+    found = gains(Fixed(), histories)
+    assert found.dtype == np.float32
+    for row, history in enumerate(histories):
+        unseen = sorted(set(range(9)) - set(history.tolist()), key=lambda item: (-scores[row, item], item))
+        wanted = [1 / math.log2(1 + unseen.index(item) + 1) if item in unseen else 0 for item in range(9)]
+        assert found[row].tolist() == pytest.approx(wanted)
+
+
+def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
+    knn = tune_item_knn(dataset, dataset.cases("valid"))
+    histories = dataset.cases("valid").histories[:7]
+    scores = Blend(sft, knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
+    assert scores.dtype == np.float32
+    gain = gains(knn, histories)
+    for row, history in enumerate(histories):
+        leaves = sft.leaf_log_probs([history])[0]
+        for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
+            assert scores[row, item] == pytest.approx(float(leaves[leaf]) + 2 * gain[row, item], abs=1e-4)
+    assert np.exp(Blend(sft, knn, N_ITEMS, 0.0, "sft_blend").scores(histories)).sum(axis=1) == pytest.approx(
+        1, abs=1e-3
+    )
+
+
+def test_weight_0_is_the_exact_ranking_of_the_model(sft: Recommender, dataset: Dataset) -> None:
+    cases = dataset.cases("test")
+    alone = Blend(sft, fit_popularity(dataset.train_sequences, N_ITEMS), N_ITEMS, 0.0, "sft_blend")
+    exact = sft.recommend(cases.histories, N_ITEMS, exclude_seen=False, exact=True)
+    places = (exact.items == cases.targets[:, None]).argmax(axis=1)
+    assert (rank_cases(alone, cases, masked=False) == places).all()
+    assert exact.log_probs[:, 0] == pytest.approx(alone.scores(cases.histories).max(axis=1))
+
+
+def test_the_weight_is_the_best_of_the_grid_on_valid(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = dataset.cases("valid")
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
+    blends, tuning = tune_blend("sft_blend", [sft, sft], knn, valid, N_ITEMS, seed=0)
+    each = [Blend(sft, knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
+    wanted = [float(ndcg_at(rank_cases(own, valid, masked=True), 10).mean()) for own in each]
+    assert tuning.values == pytest.approx(wanted)
+    assert len(set(wanted)) > 2
+    assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
+    assert (tuning.grid[0], tuning.metric) == ({"weight": 0.0}, "ndcg@10")
+    monkeypatch.setattr(blend, "VALID_CASES", 9)
+    few = blend.draw_cases(valid, seed=3)
+    assert len(few) == 9
+    assert few.user_ids == [user for user in valid.user_ids if user in few.user_ids], "in their order"
+    assert blend.draw_cases(valid, seed=4).user_ids != few.user_ids
+
+
+def test_a_catalogue_too_large_to_score_whole_is_refused(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0)
+    monkeypatch.setattr(blend, "MOST_ITEMS", N_ITEMS - 1)
+    with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
+        tune_blend("sft_blend", [sft], knn, dataset.cases("valid"), N_ITEMS, seed=0)
+
+
+def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:
+    small = small_dataset()
+    moved = pl.when(pl.col("split") == "test").then((pl.col("item_index") + 31) % N_ITEMS).otherwise("item_index")
+    other = Dataset(small.items, small.interactions.with_columns(item_index=moved), small.info)
+    config = EvaluateConfig(run_dir, models=["sft_blend"])
+    loaded, again = (evaluate.load_models(data, config) for data in (small, other))
+    histories = small.cases("valid").histories
+    assert loaded.tuning == again.tuning
+    (own,), (same,) = loaded.models["sft_blend"], again.models["sft_blend"]
+    assert np.array_equal(own.scores(histories), same.scores(histories))
+
+
+def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "code_version", lambda: "a commit")
+    command = ["evaluate", "--run_dir", str(run_dir), "--models", "sft", "sft_blend", "popularity", "item_knn"]
+    monkeypatch.setattr("sys.argv", command)
+    evaluate.main()
+    folder = run_dir / "evaluation"
+    comparison = json.loads((folder / "comparison.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert comparison["models"] == ["sft", "sft_blend", "popularity", "item_knn"]
+    assert comparison["best_baseline"] in ("popularity", "item_knn")
+    tuned = comparison["tuning"]["sft_blend"]
+    assert tuned["valid_ndcg@10"][tuned["chosen"]] == max(tuned["valid_ndcg@10"])
+    assert metrics["sft_blend"]["valid"]["masked"]["ndcg@10"] == pytest.approx(max(tuned["valid_ndcg@10"]))
+    pairs = {(row["model"], row["against"]) for row in comparison["paired_tests"]}
+    assert pairs == {
+        (own, other) for own in ("sft", "sft_blend") for other in ("popularity", "item_knn")
+    } | {("sft_blend", "sft")}  # fmt: skip
+    assert list(comparison["list_checks"]) == ["sft"]
+    lists = pl.read_parquet(folder / "lists.parquet").filter(pl.col("model") == "sft_blend")
+    ranks = pl.read_parquet(folder / "ranks.parquet").filter(
+        (pl.col("model") == "sft_blend") & (pl.col("split") == "test") & pl.col("masked")
+    )
+    for own, target, rank in zip(lists["items"].to_list(), ranks["target"], ranks["rank"], strict=True):
+        assert (own.index(target) if target in own else 10) == min(rank, 10)
+    written = (folder / "table.md").read_text()
+    assert "sft_blend: best of 6 settings by valid NDCG@10, seen items masked" in written
+    assert "sft_blend − sft, test recall@10" in written
+    assert "sft_blend" in (folder / "report.html").read_text()
+
+
+def test_a_blend_without_its_model_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
+    with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl_blend out of --models"):
+        evaluate.main()
