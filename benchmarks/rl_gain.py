@@ -54,9 +54,9 @@ SETTINGS = {
     "SFT on the same questions": "--rewards exact_hit --reward_weights 0",
     OURS: EXACT,
 }
-REPEATED = (RIVAL, "S-DPO", OURS)
+REPEATED = (RIVAL, OURS)
 HEADER = (
-    "setting|seeds|valid N@10|test R@10|test N@10|test R@50|N@10 less SFT continued's (95 %)|less SFT's (95 %)|"
+    "setting|seeds|kept steps|valid N@10|test R@10|test N@10|test R@50|N@10 less SFT continued's (95 %)|less SFT's (95 %)|"
     "coverage|entropy|no signal|CPU s"
 )
 
@@ -83,7 +83,7 @@ PLANS = {
         further="--max_items 200 --max_steps 400 --eval_steps 200 --save_steps 200 --valid_users 1000",
     ),
 }
-FURTHER = "--eval_strategy steps --save_strategy steps --lr_scheduler_type cosine --metric_for_best_model eval_ndcg@10"
+FURTHER = "--eval_strategy steps --save_strategy steps --eval_on_start true --metric_for_best_model eval_ndcg@10"
 
 
 @dataclass
@@ -142,13 +142,23 @@ def run_or_find(name: str, seed: int, finished: FinishedRows, config: RlGainConf
     plan = PLANS[config.dataset]
     origin = json.loads((config.run_dir / "sft" / "manifest.json").read_text(encoding="utf-8"))["outputs"]
     flags = SETTINGS.get(name, plan.further if name == CONTINUED else "")
-    made_from = {"flags": flags, "plan": plan.rl, "rate": config.learning_rate, "cases": config.cases, "sft": origin}
+    made_from = {
+        "flags": f"{FURTHER} {flags}" if name == CONTINUED else flags,
+        "plan": plan.rl,
+        "rate": config.learning_rate,
+        "cases": config.cases,
+        "sft": origin,
+    }
     row_name = f"{name} seed {seed}"
     row = finished.find(row_name, made_from)
     if row is None:
         run_dir = config.work_dir / "runs" / "".join(letter if letter.isalnum() else "_" for letter in row_name)
         seconds, stage = train(name, seed, run_dir, config)
-        figures = measure(run_dir, stage, cases) | training_figures(run_dir, stage)
+        figures = training_figures(run_dir, stage)
+        kept_sft = figures["kept_step"] == 0
+        figures |= measure(
+            run_dir, Recommender.load(*((config.run_dir, "sft") if kept_sft else (run_dir, stage))), cases
+        )
         figures |= {
             "setting": name,
             "seed": seed,
@@ -185,9 +195,8 @@ def train(name: str, seed: int, run_dir: Path, config: RlGainConfig) -> tuple[fl
     return run_stage([*command, *own, *quiet], run_dir, config.threads), "rl"
 
 
-def measure(run_dir: Path, stage: str, cases: Cases) -> Row:
-    """Test figures of the stage's model; the ranks go to ranks.npy, for paired differences."""
-    recommender = Recommender.load(run_dir, stage)
+def measure(run_dir: Path, recommender: Recommender, cases: Cases) -> Row:
+    """The model's figures on test; the ranks go to the run directory's ranks.npy, for paired differences."""
     items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=True, progress=run_dir.name).items
     ranks = ranks_in_lists(items, cases.targets)
     with atomic_path(run_dir / "ranks.npy") as temporary, temporary.open("wb") as handle:
@@ -205,16 +214,18 @@ def measure(run_dir: Path, stage: str, cases: Cases) -> Row:
 
 
 def training_figures(run_dir: Path, stage: str) -> Row:
-    """Valid figures of the model that was kept, and the mean share of groups without a signal."""
+    """Which step was kept (0: the SFT model), its figures on valid, and the mean share of groups without a signal."""
     folder = run_dir / stage
     measured = json.loads((folder / "valid.json").read_text(encoding="utf-8"))
-    best, zero_signal = max(measured, key=lambda row: row["eval_ndcg@10"]), None
+    kept, zero_signal = max(measured, key=lambda row: row["eval_ndcg@10"]), None
     if stage == "rl":
         log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
-        best = next(row for row in measured if row["step"] == log["kept_step"])
+        kept = next(row for row in measured if row["step"] == log["kept_step"])
         zero_signal = float(np.mean([row["zero_signal"] for row in log["log"] if "zero_signal" in row]))
-    valid = {name: best[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
-    return {"valid": valid, "zero_signal": zero_signal}
+    elif measured[0]["step"] == 0 and kept["eval_recall@50"] < measured[0]["eval_recall@50"]:
+        kept = measured[0]  # the same rule as RL's
+    valid = {name: kept[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
+    return {"kept_step": kept["step"], "valid": valid, "zero_signal": zero_signal}
 
 
 def summarise(rows: list[Row], work_dir: Path, cases: Cases) -> dict[str, Row]:
@@ -230,7 +241,7 @@ def summarise(rows: list[Row], work_dir: Path, cases: Cases) -> dict[str, Row]:
 
     table: dict[str, Row] = {}
     for name, own in groups.items():
-        line: Row = {"setting": name, "seeds": len(own)}
+        line: Row = {"setting": name, "seeds": len(own), "kept_steps": " ".join(str(row["kept_step"]) for row in own)}
         for part in ("valid", "test"):
             line[part] = {metric: float(np.mean([row[part][metric] for row in own])) for metric in own[0][part]}
         for figure in ("coverage", "entropy", "seconds"):
@@ -272,6 +283,7 @@ def in_words(line: Row) -> list[str]:
     return [
         line["setting"],
         str(line["seeds"]),
+        line["kept_steps"],
         f"{line['valid']['ndcg@10']:.4f}",
         *(f"{test[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "recall@50")),
         difference(CONTINUED),

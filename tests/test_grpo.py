@@ -201,6 +201,26 @@ def test_a_step_makes_the_reward_more_likely(trainer):
     trainer.model.zero_grad()
 
 
+def test_leaked_mass_is_what_the_whole_softmax_gives_to_codes_that_do_not_exist(trainer):
+    prompt = distinct_prompts(trainer, 3)[1]
+    prompt_ids = trainer.processing_class(prompt)["input_ids"]
+    item = 7
+    codes, all_codes = (
+        tensor - first_tokens(trainer)
+        for tensor in (trainer.renderer.tokens_of(torch.tensor([item]))[0], trainer.renderer.item_tokens)
+    )
+    trainer.model.eval()
+    scored = {"prompt_ids": torch.tensor([prompt_ids]), "prompt_mask": torch.ones(1, len(prompt_ids), dtype=torch.long)}
+    found = trainer._leaked(scored, torch.tensor([item]))
+    with torch.no_grad():
+        logits = trainer.model(torch.tensor([[*prompt_ids, *(first_tokens(trainer) + codes).tolist()]])).logits[0]
+    for level in range(3):
+        same = (all_codes[:, :level] == codes[:level]).all(1)
+        children = all_codes[same, level].unique() + first_tokens(trainer)[level]
+        existing = logits[len(prompt_ids) - 1 + level].softmax(0)[children].sum()
+        assert float(found[0, level]) == pytest.approx(1 - float(existing), abs=1e-5)
+
+
 def script_recall(monkeypatch, recalls: list[float]) -> None:
     values = iter(recalls)
     ndcgs = iter([0.2, 0.3, 0.2, 0.4])  # higher where Recall is lower: not enough to be kept
