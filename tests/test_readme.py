@@ -25,6 +25,7 @@ from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
 from benchmarks.rl_gain import RlGainConfig
 from benchmarks.rl_step import RlStepConfig
+from benchmarks.results import ResultsConfig
 from benchmarks.row_starts import RowStartsConfig
 from benchmarks.sft_cost import SftCostConfig, SmallBackbone
 from benchmarks.tokenizer_downstream import DownstreamConfig
@@ -61,6 +62,7 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "benchmarks.main_job": (MainJobConfig,),
     "benchmarks.rl_gain": (RlGainConfig,),
     "benchmarks.rl_step": (RlStepConfig,),
+    "benchmarks.results": (ResultsConfig,),
     "benchmarks.row_starts": (RowStartsConfig,),
     "benchmarks.sft_cost": (SftCostConfig, SmallBackbone),
     "benchmarks.tokenizer_downstream": (DownstreamConfig,),

@@ -1,0 +1,403 @@
+"""The table: rivals and ours, trained on one split, with seeds, intervals and paired tests.
+
+python -m benchmarks.results --dataset ml-100k --raw_dir ml-100k --work_dir outputs/results_ml-100k --json
+python -m benchmarks.results --dataset ml-1m --raw_dir ml-1m --work_dir outputs/results_ml-1m --pieces both --seeds 1
+
+A piece is a baseline, or one of our tokenizers with all that is trained on its semantic IDs. Every piece is prepared, trained and measured
+by the project's own stages in run directories under --work_dir/runs, each with a log.txt. A killed run goes on where it was; finished
+pieces are kept and not run again; a later run with more seeds trains only the further ones; other pieces can run at the same time. The
+table holds what is finished. Everything is chosen on valid: our best row and the best baseline by Recall@10, the settings of baselines by
+a grid of the same size for all. With --json the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+from rich.console import Console
+
+from benchmarks.finished_rows import FinishedRows, Row, markdown
+from benchmarks.main_job import describe_machine
+from benchmarks.tokenizer_downstream import run_stage
+from data.config import parse_config
+from data.stage import InputError, require_finished, run_as_command, sha256, write_json
+from evaluation import table
+from evaluation.origin import code_version
+
+BASELINES = (
+    "popularity",
+    "recent_popularity",
+    "item_knn",
+    "markov",
+    "sasrec_bce",
+    "sasrec",
+    "sasrec_sampled",
+    "esasrec",
+)
+HEADER = (
+    "row|seeds|valid R@10|R@10|R@10 (95 %)|N@10|N@10 (95 %)|R@10, seen not masked|N@10, seen not masked|"
+    "R@10 less the best baseline's (95 %)|p|hours"
+)
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Ours:
+    """tokenizer: flags that say what the semantic IDs are made from. models: of `evaluation.evaluate`, by the name of their row."""
+
+    tokenizer: str
+    models: dict[str, str]
+
+
+BOTH = "--sources text collaborative --weights 0.5 1.0"
+OURS = {
+    "random": Ours(f"{BOTH} --quantizer random", {"sft": "SFT, random codes"}),
+    "text": Ours("--sources text --weights 1.0", {"sft": "SFT, text"}),
+    "collaborative": Ours("--sources collaborative --weights 1.0", {"sft": "SFT, collaborative"}),
+    "both": Ours(
+        BOTH, {"sft": "SFT, both", "rl": "SFT + RL, both", "sft_blend": "SFT, blended", "rl_blend": "SFT + RL, blended"}
+    ),
+}
+PIECES = ("popularity", "recent_popularity", "item_knn", "markov", *reversed(OURS), *BASELINES[4:])  # quick ones first
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs."""
+
+    tokenizer: str
+    sft: str
+    rl: str
+    minutes: int
+
+
+PLANS = {
+    "ml-100k": Plan(
+        tokenizer="--config configs/tokenizer/ml-100k.yaml",
+        sft="--config configs/sft/ml-100k.yaml",
+        rl="--config configs/rl/ml-100k.yaml",
+        minutes=60,
+    ),
+    "amazon-beauty": Plan(
+        tokenizer="--level_sizes 256 256",
+        sft="--max_items 50 --hidden_size 128 --num_hidden_layers 4 --num_attention_heads 4 --intermediate_size 384 --dropout 0.35 "
+        "--num_train_epochs 16 --per_device_train_batch_size 64 --valid_users 2000 --eval_strategy steps --eval_steps 0.125 "
+        "--save_strategy steps --save_steps 0.125",
+        rl="--per_device_train_batch_size 1024 --max_steps 120 --eval_steps 40 --save_steps 40 --valid_users 2000",
+        minutes=240,
+    ),
+    "ml-1m": Plan(
+        tokenizer="--config configs/tokenizer/ml-1m.yaml",
+        sft="--max_items 200 --hidden_size 128 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 384 --dropout 0.15 "
+        "--num_train_epochs 7 --per_device_train_batch_size 8 --valid_users 1000 --eval_strategy epoch --save_strategy epoch",
+        rl="--config configs/rl/ml-1m.yaml",
+        minutes=240,
+    ),
+}
+
+
+@dataclass
+class ResultsConfig:
+    """Train baselines and ours on one split of a data set and print the table of all."""
+
+    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "The data set, and its plan."})
+    raw_dir: Path | None = field(
+        default=None,
+        metadata={
+            "help": "The publisher's unpacked files, or a folder with interactions.parquet and items.csv, taken as they are. Left out: "
+            "what --work_dir was begun with, or a download."
+        },
+    )
+    work_dir: Path | None = field(
+        default=None,
+        metadata={"help": "Where runs and finished pieces are kept; default: outputs/results-DATASET."},
+    )
+    pieces: list[str] = field(
+        default_factory=lambda: list(PIECES), metadata={"help": f"What to run now: any of {' '.join(PIECES)}."}
+    )
+    seeds: int = field(default=3, metadata={"help": "Trainings of every row that is trained: seeds 0, 1, …."})
+    tune_baselines: bool = field(
+        default=True,
+        metadata={"help": "Choose each neural baseline's settings from a grid of 4 on valid; false: the grid's first."},
+    )
+    threads: int = field(default=1, metadata={"help": "Threads of each stage, so that two pieces can run at once."})
+    json: bool = field(default=False, metadata={"help": "Print one JSON object as the last line."})
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.pieces if name not in PIECES]
+        if unknown:
+            raise InputError(f"--pieces has {unknown[0]!r}; give any of {' '.join(PIECES)}.")
+        for flag, value in (("--seeds", self.seeds), ("--threads", self.threads)):
+            if value < 1:
+                raise InputError(f"{flag} is {value}; it must be at least 1.")
+        self.pieces = [name for name in PIECES if name in self.pieces]
+
+    @property
+    def folder(self) -> Path:
+        return self.work_dir or Path("outputs") / f"results-{self.dataset}"
+
+
+def main() -> None:
+    config, console = parse_config(ResultsConfig), Console(soft_wrap=True, highlight=False, markup=False)
+    command = shlex.join(["python", "-m", "benchmarks.results", *sys.argv[1:]])
+    console.print(f"{describe_machine()}\n{command}")
+    data = prepare(config)
+    for done, piece in enumerate(config.pieces, start=1):
+        run_or_find(piece, config, data, console, f"[{done}/{len(config.pieces)}]")
+    rows = finished_pieces(config, data)
+    comparison = Comparison.of(joined(config.folder, rows))
+    hours = round(sum(row["seconds"] for row in rows.values()) / 3600, 2)
+    figures = figures_of(comparison) | {"seeds": config.seeds, "hours": hours}
+    console.print(f"\n## {config.dataset}\n")
+    console.print(markdown(HEADER.split("|"), table_lines(comparison, rows, figures["best_baseline"])))
+    notes = [*notes_on(figures, rows, data, command), *training_notes(config, rows)]
+    console.print("\n" + "\n".join(f"* {note}" for note in notes))
+    if config.json:
+        sys.stdout.write(json.dumps(figures) + "\n")
+
+
+def prepare(config: ResultsConfig) -> str:
+    """Prepare the data set once; the sha256 of its interactions."""
+    base = config.folder / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    if config.raw_dir is not None or not (base / "data" / "manifest.json").exists():
+        run_stage(["-m", "data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+    require_finished(base, "data", f"python -m benchmarks.results --dataset {config.dataset} --raw_dir DIR")
+    return sha256(base / "data" / "interactions.parquet")
+
+
+def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
+    """Of `data.prepare`: files of one's own are taken as they are, the publisher's as the data set's config says."""
+    if raw_dir is not None and (raw_dir / "interactions.parquet").exists():
+        raw = raw_dir.resolve()
+        files = ["--interactions", str(raw / "interactions.parquet"), "--items", str(raw / "items.csv")]
+        return ["--dataset", "own", *files, "--k_user", "1", "--k_item", "1", "--protocol", "leave_one_out"]
+    flags = ["--config", f"configs/data/{dataset}.yaml"]
+    return flags if raw_dir is None else [*flags, "--raw_dir", str(raw_dir.resolve())]
+
+
+def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
+    """All that decides a piece's figures."""
+    own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data, "seeds": config.seeds}
+    return own | (asdict(OURS[piece]) if piece in OURS else {"tune_baselines": config.tune_baselines})
+
+
+def row_file(work_dir: Path, piece: str) -> FinishedRows:
+    """A file for each piece, so that pieces that run at the same time do not overwrite each other's."""
+    return FinishedRows(work_dir / "rows" / f"{piece}.json")
+
+
+def run_or_find(piece: str, config: ResultsConfig, data: str, console: Console, place: str) -> Row:
+    """A piece's row, run unless it is finished, with a line when it begins and when it ends."""
+    finished, origin = row_file(config.folder, piece), made_from(piece, config, data)
+    row = finished.find(piece, origin)
+    if row is None:
+        console.print(f"{time.strftime('%H:%M:%S')} {place} {piece}: log in {run_folder(config, piece, 0)}/log.txt")
+        (config.folder / "rows").mkdir(exist_ok=True)
+        spent = config.folder / "rows" / f"{piece}.seconds.json"  # of attempts that were stopped, too
+        before = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else 0.0
+        start = time.perf_counter()
+        try:
+            run_piece(piece, config)
+        finally:
+            seconds = round(before + time.perf_counter() - start, 1)
+            write_json(spent, seconds)
+        ranks = run_folder(config, piece, 0) / "evaluation" / "ranks.parquet"
+        about = {"seconds": seconds, "code": code_version(), "ranks": str(ranks.relative_to(config.folder))}
+        row = finished.keep(piece, origin, about)
+        console.print(f"{time.strftime('%H:%M:%S')} {place} {piece}: finished, {row['seconds']:,.0f} s in all")
+    return row
+
+
+def run_piece(piece: str, config: ResultsConfig) -> None:
+    """Train all that the piece needs, each stage unless it is finished, and measure it."""
+    first = make_run_dir(config, piece, 0)
+    if piece in BASELINES:
+        minutes = str(PLANS[config.dataset].minutes)
+        tune = str(config.tune_baselines).lower()
+        flags = ["--seeds", str(config.seeds), "--tune_baselines", tune, "--sasrec_minutes", minutes]
+        evaluate(first, [piece, *flags], config.threads)
+        return
+    for seed in range(config.seeds):
+        for command in training_commands(PLANS[config.dataset], OURS[piece], seed):
+            run_stage(command, make_run_dir(config, piece, seed), config.threads)
+    others = [str(run_folder(config, piece, seed).resolve()) for seed in range(1, config.seeds)]
+    evaluate(first, [*OURS[piece].models, *(["--other_runs", *others] if others else [])], config.threads)
+
+
+def evaluate(run_dir: Path, flags: list[str], threads: int) -> None:
+    """`evaluation.evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained baselines are kept."""
+    run_stage(["-m", "evaluation.evaluate", "--models", *flags, "--overwrite", "true"], run_dir, threads)
+
+
+def training_commands(plan: Plan, ours: Ours, seed: int) -> list[list[str]]:
+    """The stages that one of our runs is made by, before it is measured."""
+    own = ["--seed", str(seed)]
+    tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *own]
+    quiet = ["--disable_tqdm", "true", *own]
+    commands = [["-m", "tokenizer.embed", *tokenizer], ["-m", "tokenizer.quantize", *tokenizer]]
+    commands.append(["sft/train.py", *shlex.split(plan.sft), *quiet])
+    if "rl" in ours.models:
+        commands.append(["rl/grpo.py", *shlex.split(plan.rl), *quiet])
+    return commands
+
+
+def run_folder(config: ResultsConfig, piece: str, seed: int) -> Path:
+    """A baseline's seeds share a run directory; each of our seeds has its own."""
+    return config.folder / "runs" / (f"{piece}-seed{seed}" if piece in OURS else piece)
+
+
+def make_run_dir(config: ResultsConfig, piece: str, seed: int) -> Path:
+    """The run directory with the prepared data."""
+    run_dir = run_folder(config, piece, seed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "data").exists():
+        copying = run_dir / ".data.tmp"
+        shutil.rmtree(copying, ignore_errors=True)
+        shutil.copytree(config.folder / "base" / "data", copying)
+        copying.rename(run_dir / "data")
+    return run_dir
+
+
+def finished_pieces(config: ResultsConfig, data: str) -> dict[str, Row]:
+    """The rows of all finished pieces, asked for now or not, made from what they would be made from now."""
+    found = {
+        piece: row_file(config.folder, piece).find(piece, made_from(piece, config, data))
+        for piece in [*OURS, *BASELINES]
+    }
+    return {piece: row for piece, row in found.items() if row is not None}
+
+
+def joined(work_dir: Path, rows: dict[str, Row]) -> pl.DataFrame:
+    """The ranks of all pieces, under the names of the table's rows."""
+    frames = []
+    for piece, row in rows.items():
+        frame = pl.read_parquet(work_dir / row["ranks"])
+        if piece in OURS:
+            frame = frame.with_columns(pl.col("model").replace_strict(OURS[piece].models))
+        frames.append(frame)
+    return pl.concat(frames) if frames else pl.DataFrame(schema={"model": pl.String})
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ours, baselines: the table's rows. metrics: see `table.summarise`. tests: of Recall@10, seen items masked, by pair: each of our rows
+    against each baseline, corrected for the number of these pairs. best_baseline: by valid Recall@10."""
+
+    ranks: pl.DataFrame
+    ours: list[str]
+    baselines: list[str]
+    metrics: table.Metrics
+    tests: dict[tuple[str, str], dict[str, Any]]
+    best_baseline: str | None
+
+    @classmethod
+    def of(cls, ranks: pl.DataFrame) -> Comparison:
+        """ranks: as `joined` gives them."""
+        names = ranks["model"].unique(maintain_order=True).to_list()
+        ours, baselines = ([name for name in names if (name in BASELINES) == wanted] for wanted in (False, True))
+        pairs = [(own, other) for own in ours for other in baselines]
+        found = table.compare_pairs(ranks, pairs, seed=0) if pairs else []
+        tests = {
+            (row["model"], row["against"]): row
+            for row in found
+            if (row["seen"], row["metric"]) == ("masked", "recall@10")
+        }
+        metrics = table.summarise(ranks, seed=0) if names else {}
+        of_baselines = ranks.filter(pl.col("model").is_in(baselines))
+        return cls(ranks, ours, baselines, metrics, tests, table.best_baseline(of_baselines) if baselines else None)
+
+
+def figures_of(comparison: Comparison) -> dict[str, Any]:
+    """The JSON object but for seeds and hours; None where ours or the baselines are missing. All of test, seen items masked.
+
+    recall10, ndcg10: of our row `best_row`, the one of the best valid Recall@10. best_baseline_recall10: of `best_baseline`. paired_p: of
+    these two rows' Recall@10. beaten: of the `baselines` in the table, how many the row beats with p below .05.
+    """
+    metrics, baseline = comparison.metrics, comparison.best_baseline
+    best = max(comparison.ours, key=lambda name: metrics[name]["valid"]["masked"]["recall@10"], default=None)
+    own = metrics[best]["test"]["masked"] if best else {}
+    against = [comparison.tests[best, name] for name in comparison.baselines] if best else []
+    return {
+        "recall10": own.get("recall@10"),
+        "ndcg10": own.get("ndcg@10"),
+        "best_row": best,
+        "best_baseline": baseline,
+        "best_baseline_recall10": metrics[baseline]["test"]["masked"]["recall@10"] if baseline else None,
+        "paired_p": comparison.tests[best, baseline]["p_holm"] if best and baseline else None,
+        "beaten": sum(row["difference"] > 0 and row["p_holm"] < SIGNIFICANT for row in against),
+        "baselines": len(comparison.baselines),
+    }
+
+
+def notes_on(figures: dict[str, Any], rows: dict[str, Row], data: str, command: str) -> list[str]:
+    """What a reader must know of the table."""
+    missing = [piece for piece in PIECES if piece not in rows]
+    code = ", ".join(sorted({row["code"] for row in rows.values()}))
+    notes = [
+        "Test, leave one out, the whole catalogue ranked, seen items masked where not said otherwise; means over seeds; bootstrap "
+        "intervals over users.",
+        f"Best of ours on valid Recall@10: {figures['best_row']}; best baseline: {figures['best_baseline']}. p: paired sign flips over "
+        f"users, Holm-corrected for the pairs of our rows and baselines; the best of ours beats {figures['beaten']} of "
+        f"{figures['baselines']} baselines with p < {SIGNIFICANT:g}.",
+        f"Code: {code or 'none ran'}. sha256 of interactions.parquet: {data}. {figures['hours']} hours in all.",
+        f"Command: {command}",
+    ]
+    if missing:
+        notes.append(f"NOT FINISHED: {' '.join(missing)}; run the command again to go on.")
+    return notes
+
+
+def training_notes(config: ResultsConfig, rows: dict[str, Row]) -> list[str]:
+    """What the evaluations say of seeds, tuning and trainings that were cut short, each after its piece's name."""
+    notes = []
+    for piece, row in rows.items():
+        comparison = json.loads((config.folder / row["ranks"]).with_name("comparison.json").read_text(encoding="utf-8"))
+        prefix = f"{piece}: " if piece in OURS else ""
+        notes += [f"{prefix}{note}" for note in table.training_notes(comparison)]
+    return notes
+
+
+def table_lines(comparison: Comparison, rows: dict[str, Row], baseline: str | None) -> list[list[str]]:
+    """The cells of the table, under HEADER: baselines, then ours. A piece's hours stand in its first row."""
+    lines = []
+    for piece in [name for name in [*BASELINES, *OURS] if name in rows]:
+        names = list(OURS[piece].models.values()) if piece in OURS else [piece]
+        for name in names:
+            metrics, minus = comparison.metrics[name], comparison.tests.get((name, baseline or ""))
+            valid, test, unmasked = metrics["valid"]["masked"], metrics["test"]["masked"], metrics["test"]["unmasked"]
+            repeats = len(table.ranks_by_repeat(comparison.ranks, name, "test", True))
+            lines.append(
+                [
+                    name,
+                    str(repeats),
+                    f"{valid['recall@10']:.4f}",
+                    *(cell for metric in ("recall@10", "ndcg@10") for cell in with_interval(test, metric)),
+                    f"{unmasked['recall@10']:.4f}",
+                    f"{unmasked['ndcg@10']:.4f}",
+                    f"{minus['difference']:+.4f} ({minus['interval'][0]:+.4f} to {minus['interval'][1]:+.4f})"
+                    if minus
+                    else "",
+                    f"{minus['p_holm']:.4f}" if minus else "",
+                    f"{rows[piece]['seconds'] / 3600:.2f}" if name == names[0] else "",
+                ]
+            )
+    return lines
+
+
+def with_interval(metrics: dict[str, Any], metric: str) -> tuple[str, str]:
+    """A metric's value and its 95 % interval."""
+    low, high = metrics[f"{metric}_interval"]
+    return f"{metrics[metric]:.4f}", f"{low:.4f}–{high:.4f}"
+
+
+if __name__ == "__main__":
+    run_as_command(main)
