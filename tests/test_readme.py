@@ -23,9 +23,9 @@ from benchmarks.data_scale import DataScaleConfig
 from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
 from benchmarks.main_job import MainJobConfig
+from benchmarks.results import ResultsConfig
 from benchmarks.rl_gain import RlGainConfig
 from benchmarks.rl_step import RlStepConfig
-from benchmarks.results import ResultsConfig
 from benchmarks.row_starts import RowStartsConfig
 from benchmarks.sft_cost import SftCostConfig, SmallBackbone
 from benchmarks.tokenizer_downstream import DownstreamConfig
