@@ -87,17 +87,14 @@ PLANS = {
         minutes=60,
     ),
     "amazon-beauty": Plan(
-        tokenizer="--level_sizes 256 256",
-        sft="--max_items 50 --hidden_size 128 --num_hidden_layers 4 --num_attention_heads 4 --intermediate_size 384 --dropout 0.35 "
-        "--num_train_epochs 16 --per_device_train_batch_size 64 --valid_users 2000 --eval_strategy steps --eval_steps 0.125 "
-        "--save_strategy steps --save_steps 0.125",
-        rl="--per_device_train_batch_size 1024 --max_steps 120 --eval_steps 40 --save_steps 40 --valid_users 2000",
+        tokenizer="--config configs/tokenizer/amazon-beauty.yaml",
+        sft="--config configs/sft/amazon-beauty.yaml",
+        rl="--config configs/rl/amazon-beauty.yaml",
         minutes=240,
     ),
     "ml-1m": Plan(
         tokenizer="--config configs/tokenizer/ml-1m.yaml",
-        sft="--max_items 200 --hidden_size 128 --num_hidden_layers 3 --num_attention_heads 2 --intermediate_size 384 --dropout 0.15 "
-        "--num_train_epochs 7 --per_device_train_batch_size 8 --valid_users 1000 --eval_strategy epoch --save_strategy epoch",
+        sft="--config configs/sft/ml-1m.yaml",
         rl="--config configs/rl/ml-1m.yaml",
         minutes=240,
     ),
