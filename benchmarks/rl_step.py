@@ -71,13 +71,18 @@ def main() -> None:
     config, console = parse_config(RlStepConfig), Console()
     torch.set_num_threads(1)
     console.print(describe_machine(), markup=False, highlight=False, soft_wrap=True)
-    figures: dict[str, object] = dict(step_ratio(config))
+    figures: dict[str, object] = {}
+
+    def keep(found: dict[str, object]) -> None:
+        figures.update(found)
+        for name, value in found.items():
+            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+
+    keep(dict(step_ratio(config)))
     cosines = gradient_cosines(config)
-    figures |= {"gradient_cosine": cosines["gumbel"], "cosines": cosines}
+    keep({"gradient_cosine": cosines["gumbel"], "cosines": cosines})
     if config.run_dir is not None:
-        figures["kl_max"] = kl_max(config.run_dir, config)
-    for name, value in figures.items():
-        console.print(f"{name}: {value}", highlight=False)
+        keep({"kl_max": kl_max(config.run_dir, config)})
     sys.stdout.write(json.dumps(figures) + "\n")
 
 
@@ -240,7 +245,7 @@ def kl_max(run_dir: Path, config: RlStepConfig) -> float:
                 "rl/grpo.py", "--run_dir", str(copy), "--kl_weight", "0.001", "--learning_rate", str(10 * default),
                 "--lr_scheduler_type", "constant", "--max_steps", str(config.kl_steps), "--logging_steps", "1",
                 "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--disable_tqdm", "true",
-                "--eval_on_start", "false", "--per_device_train_batch_size", "128",
+                "--eval_on_start", "false", "--early_stopping_patience", "0", "--per_device_train_batch_size", "128",
             ]  # fmt: skip
             grpo.main()
         finally:
