@@ -87,19 +87,11 @@ def quickstart_command(config: MainJobConfig, run_dir: Path) -> list[str]:
 
 
 def describe_machine() -> str:
-    """Processor, the cores that this process may use, memory, accelerator, Python and torch, in one line."""
-    import torch
+    """Processor, the cores that this process may use, accelerator, memory, Python and torch, in one line."""
+    from evaluation.origin import machine
 
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    processor = model.group(1) if model else platform.processor() or platform.machine()
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return (
-        f"{processor}, {cores} cores, {psutil.virtual_memory().total / 2**30:.1f} GiB, "
-        f"{' + '.join(gpus) if gpus else 'no GPU'}, Python {platform.python_version()}, torch {version('torch')}"
-    )
+    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
+    return f"{machine()}, {memory}, Python {platform.python_version()}, torch {version('torch')}"
 
 
 def run_timed(
