@@ -23,7 +23,7 @@ from decoding.renderer import Renderer
 from decoding.trie import SidTrie
 from evaluation.baselines import tune_item_knn
 from rl.prompts import training_prompts
-from rl.rewards import reward_functions
+from rl.rewards import AskedReward, reward_functions
 from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, RlConfig, SidGRPOConfig, identity_of
 from rl.sight import draw_training
 from rl.trainer import SidGRPOTrainer
@@ -75,14 +75,7 @@ def main() -> None:
         dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
     )
     target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
-    vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
-    rewards = reward_functions(
-        objective.rewards,
-        dataset.train_sequences,
-        vectors,
-        training.num_generations,
-        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed)),
-    )
+    rewards = rewards_of(objective, training, dataset, sids)
 
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
@@ -106,6 +99,20 @@ def main() -> None:
     finish(stage, trainer, sids, sft_folder)
     if hub is not None:
         hub.upload(stage.folder)
+
+
+def rewards_of(
+    objective: ObjectiveConfig, training: SidGRPOConfig, dataset: Dataset, sids: SemanticIds
+) -> list[AskedReward]:
+    """The configured rewards; items' vectors are the sums of their codes'. item-KNN is fitted only where `history_score` asks for it."""
+    vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
+    return reward_functions(
+        objective.rewards,
+        dataset.train_sequences,
+        vectors,
+        training.num_generations,
+        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed)),
+    )
 
 
 def check(sids: SemanticIds, config: RlConfig, training: SidGRPOConfig, objective: ObjectiveConfig) -> None:
