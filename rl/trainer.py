@@ -19,7 +19,7 @@ from decoding.beam_search import Beams, beam_search
 from decoding.output_head import OutputHead
 from rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass
 from rl.groups import draw_groups, with_targets
-from rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, group_mean, s_dpo
+from rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
 from rl.prompts import NO_TARGET
 from rl.rewards import first_difference
 from rl.settings import ObjectiveConfig
@@ -167,11 +167,11 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         return loss / self.current_gradient_accumulation_steps
 
     def _above_group(self, costs: Tensor, inputs: dict[str, Any]) -> Tensor:
-        """Each row's costs [B, L] less its group's weighted mean."""
-        order = torch.argsort(inputs["group"], stable=True)
-        weights = inputs["weights"][order].view(-1, self.num_generations)
-        above = [column - group_mean(column, weights) for column in costs[order].view(*weights.shape, -1).unbind(2)]
-        return torch.empty_like(costs).index_copy_(0, order, torch.stack(above, 2).flatten(0, 1))
+        """Each row's costs [B, L] less the weighted mean of its group's rows here: accumulation may part a group."""
+        group, weights = inputs["group"], inputs["weights"][:, None]
+        sums = costs.new_zeros(int(group.max()) + 1, costs.shape[1] + 1)
+        sums.index_add_(0, group, torch.cat([weights * costs, weights], 1))
+        return costs - (sums[:, :-1] / sums[:, -1:])[group]
 
     def _s_dpo(self, chosen: Tensor, reference: GroupLogProbs, group: Tensor, hits: Tensor) -> Tensor:
         order = torch.argsort(group, stable=True)
