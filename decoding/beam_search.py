@@ -186,11 +186,8 @@ class _Step:
         """Give every beam its children and keep the best of each request. hidden: [B, n, H], states of the first n beams."""
         trie, (n_requests, width) = self.trie, frontier.node.shape
         n_run, n_children = hidden.shape[1], trie.widest(level)
-        first, end = trie.first_child[level].ranges(frontier.node.flatten())
-        child = first[:, None] + torch.arange(n_children, device=first.device)
-        exists = (child < end[:, None]).view(n_requests, width, n_children)
-        child = child.clamp_(max=trie.n_nodes[level + 1] - 1).view(n_requests, width, n_children)
-        codes = trie.code[level][child]
+        found = trie.padded_children(level, frontier.node.flatten())
+        child, codes, exists = (values.view(n_requests, width, n_children) for values in found)
 
         step = torch.zeros(child.shape, device=child.device).masked_fill_(~exists, -torch.inf)  # forced codes: log 1
         if n_run:

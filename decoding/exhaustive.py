@@ -95,10 +95,7 @@ class _Walk:
         themselves included.
         """
         trie, (n_requests, n_nodes), n_children = self.trie, log_probs.shape, self.trie.widest(depth)
-        first, end = trie.first_child[depth].ranges(nodes)
-        child = first[:, None] + torch.arange(n_children, device=first.device)
-        exists = child < end[:, None]  # [C, M]
-        codes = trie.code[depth][child.clamp(max=trie.n_nodes[depth + 1] - 1)]
+        child, codes, exists = trie.padded_children(depth, nodes)  # [C, M]
         step = code_log_probs(
             hidden.reshape(n_requests * n_nodes, -1),
             self.prefix.head,

@@ -85,6 +85,16 @@ class OutputHead:
             assert self.weight is not None
             bias = None if self.bias is None else self.bias[first:last]
             logits = nn.functional.linear(hidden, self.weight[first:last], bias)
+        return self._finished(logits)
+
+    def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [R, M]: logits of each row's own tokens, int64 [R, M]. hidden: [R, H]. Takes R · M · H numbers of memory."""
+        assert self.weight is not None, "a head that only runs whole has no rows to pick"
+        logits = torch.bmm(nn.functional.embedding(tokens, self.weight), hidden[:, :, None])[..., 0]
+        return self._finished(logits if self.bias is None else logits + self.bias[tokens])
+
+    def _finished(self, logits: Tensor) -> Tensor:
+        """Scaled and soft-capped, float32."""
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -19,6 +19,7 @@ from decoding.trie import SidTrie
 # what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
 Normaliser = Literal["children", "level", "full"]
 NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
+SPARSE_LEVEL = 8  # a level with more codes than this many times a node's most children is worked on child by child
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class SidVocabulary:
         """float32 [R, K_level]: logits of the level's codes only. hidden: [R, H]."""
         first = self.first_tokens[level]
         return head.logits(hidden, first, first + self.level_sizes[level])
+
+    def code_logits(self, hidden: Tensor, head: OutputHead, level: int, codes: Tensor) -> Tensor:
+        """float32 [R, M]: logits of the level's `codes`, int64 [R, M]. hidden: [R, H].
+
+        In a level with many more codes than those, as where every item has a last code of its own, the others are not computed.
+        """
+        if head.weight is None or self.level_sizes[level] <= SPARSE_LEVEL * codes.shape[1]:
+            return self.level_logits(hidden, head, level).gather(1, codes)
+        return head.logits_at(hidden, codes + self.first_tokens[level])
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
@@ -60,10 +70,10 @@ def code_log_probs(
     with fewer children.
     """
     assert codes.shape == exists.shape, f"codes {tuple(codes.shape)}, exists {tuple(exists.shape)}"
+    if normaliser == "children":
+        return child_log_probs(vocabulary.code_logits(hidden, head, level, codes), exists)
     level_logits = vocabulary.level_logits(hidden, head, level)
     logits = level_logits.gather(1, codes)
-    if normaliser == "children":
-        return child_log_probs(logits, exists)
     total = level_logits.logsumexp(-1) if normaliser == "level" else head.log_sum(hidden)
     return (logits - total[:, None]).masked_fill(~exists, -torch.inf)
 
@@ -109,6 +119,8 @@ def item_log_probs(
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"
     columns = []
     for level in range(trie.n_levels):
-        log_probs, codes = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level, normaliser)
-        columns.append(log_probs.gather(1, codes[:, None])[:, 0])
+        node, own = (trie.node_of_item[depth][items] for depth in (level, level + 1))
+        children, codes, exists = trie.padded_children(level, node)
+        log_probs = code_log_probs(hidden[:, level], head, vocabulary, level, codes, exists, normaliser)
+        columns.append(log_probs.gather(1, (own - children[:, 0])[:, None])[:, 0])
     return torch.stack(columns, dim=1)

@@ -253,6 +253,15 @@ class SidTrie:
         shift = first - (counts.cumsum(0) - counts)
         return rows, torch.arange(len(rows), device=nodes.device).add_(shift.index_select(0, rows))
 
+    def padded_children(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The children of `nodes` (int64 [R]) and their codes, both int64 [R, M], M the most that any node of the depth has; and which of
+        them exist, bool [R, M]: what fills a row up is some other node."""
+        first, end = self.first_child[depth].ranges(nodes)
+        child = first[:, None] + torch.arange(self.widest(depth), device=nodes.device)
+        exists = child < end[:, None]
+        child.clamp_(max=self.n_nodes[depth + 1] - 1)
+        return child, self.code[depth][child], exists
+
     def mask_of(self, depth: int, rows: Tensor, children: Tensor, n_rows: int) -> Tensor:
         """bool [n_rows, K_depth], true at each child's row and code. rows, children: int64 [total], as `children` gives them."""
         size = self.level_sizes[depth]

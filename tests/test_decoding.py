@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.stage import InputError
+from decoding import policy
 from decoding.beam_search import Beams, beam_search
 from decoding.catalogue import LiveCatalogue
 from decoding.eligibility import AllowList, Eligibility
@@ -368,6 +369,26 @@ def test_item_log_probs_against_the_formula_and_forced_codes_cost_nothing(recomm
     mask[:, 0] = True
     expected = torch.where(mask, logits - torch.where(mask, logits, -torch.inf).logsumexp(1, keepdim=True), -torch.inf)
     torch.testing.assert_close(child_log_probs(logits, mask), expected)
+
+
+@pytest.mark.parametrize(("scale", "softcap", "bias"), [(1.0, None, False), (0.25, 1.5, True)])
+def test_a_level_of_own_codes_is_scored_child_by_child(monkeypatch, scale, softcap, bias):
+    """12 clusters, then a code for each of 300 items: the same log π and gradient as where all 300 logits are computed."""
+    rng = np.random.default_rng(0)
+    codes = torch.from_numpy(np.column_stack([rng.integers(0, 12, 300), np.arange(300)]))
+    trie, vocabulary = SidTrie(codes, [12, 300]), SidVocabulary(0, (1, 13), (12, 300))
+    items, found = torch.from_numpy(rng.integers(0, 300, 64)), []
+    for sparse_level in (1, 10**6):
+        monkeypatch.setattr(policy, "SPARSE_LEVEL", sparse_level)
+        torch.manual_seed(1)
+        weight = torch.randn(313, 16, requires_grad=True)
+        head = OutputHead(weight, torch.randn(313) if bias else None, softcap=softcap, scale=scale)
+        hidden = torch.randn(64, 2, 16, requires_grad=True)
+        log_probs = item_log_probs(hidden, items, head, vocabulary, trie)
+        gradients = torch.autograd.grad(log_probs.sum(), [weight, hidden])
+        found.append((log_probs, *gradients))
+    for sparse, dense in zip(*found, strict=True):
+        torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
 
 
 def test_bad_histories_are_refused_by_row(recommender):

@@ -52,7 +52,7 @@ def is_unique(codes: np.ndarray) -> bool:
 def cases(draw: st.DrawFn) -> tuple[SemanticIds, ItemVectors, np.ndarray]:
     """SIDs of old items, their vectors, and vectors of new items; as many as there is room for, sometimes."""
     kind = draw(st.sampled_from(["plain", "prices", "conditional", "fsq"]))
-    unique = draw(st.sampled_from(["assign", "dedup_token"]))
+    unique = draw(st.sampled_from(["assign", "dedup_token", "own_token"]))
     n_levels = draw(st.integers(1, 3))
     sizes = [6] * n_levels if kind == "fsq" else draw(st.lists(st.integers(2, 4), min_size=n_levels, max_size=n_levels))
     seed = draw(st.integers(0, 2**16))
@@ -98,14 +98,19 @@ def test_a_row_moves_only_as_far_as_it_must(case: tuple[SemanticIds, ItemVectors
     new = sids.encode(vectors)
     latents = np.asarray(sids.quantizer.latents(vectors)[:])
     taken = {tuple(row) for row in sids.codes.tolist()}
-    dedup = sids.n_levels > len(books.sizes)
+    extra = sids.n_levels > len(books.sizes)  # a dedup token, whose codebook is of zeros, or an own token
     for row, path in enumerate(new.codes.tolist()):
         own = new.nearest[row].tolist()
-        prefix = own if dedup else own[:-1]
+        prefix = own if extra else own[:-1]
         in_prefix = [(*prefix, last) for last in range(sids.level_sizes[-1]) if (*prefix, last) not in taken]
-        if dedup and in_prefix:
-            assert tuple(path) == in_prefix[0]  # the lowest free number
-        elif not dedup and tuple(own) not in taken:
+        if extra and in_prefix:
+            residual = (latents[row] - books.reconstruct(np.array([own]))[0]).astype(np.float64)
+            away = {free: float(((residual - sids.codebooks[-1][free[-1]]) ** 2).sum()) for free in in_prefix}
+            assert path[:-1] == prefix
+            assert away[tuple(path)] <= min(away.values()) + 1e-5
+            if not sids.codebooks[-1].any():
+                assert tuple(path) == in_prefix[0]  # the lowest free number
+        elif not extra and tuple(own) not in taken:
             assert path == own
         elif in_prefix:
 

@@ -350,6 +350,7 @@ def test_random_codes_say_nothing_about_items(run_dir: Path, command: Command) -
         ([*FSQ, "--fsq_tokens", "1"], "level_sizes give 12 = 12 semantic IDs, fewer than the 60 items"),
         ([*FSQ, "--fsq_tokens", "9"], "9 levels are too many"),
         ([*FSQ, "--fsq_tokens", "8", "--unique", "dedup_token"], "8 levels and a dedup token are too many"),
+        ([*FSQ, "--fsq_tokens", "8", "--unique", "own_token"], "8 levels and an own token are too many"),
         (
             ["--quantizer", "rqkmeans_fsq", "--level_sizes", "8", "8"],
             "the last of level_sizes is 8, .* write 240 there",
@@ -380,6 +381,20 @@ def test_a_dedup_token_counts_the_items_with_equal_codes(run_dir: Path, command:
     np.testing.assert_array_equal(sids.codes_raw, np.column_stack([sids.codes[:, :2], np.zeros(N_ITEMS)]))
     assert not sids.codebooks[2].any()
     assert sids.text(0).count("<") == 3
+
+
+def test_an_own_token_is_a_code_for_every_item(run_dir: Path, command: Command) -> None:
+    command(embed, *SMALL)
+    command(quantize, *SMALL, "--level_sizes", "4", "--unique", "own_token")
+    sids = SemanticIds.load(run_dir)
+    assert sids.level_sizes == [4, N_ITEMS]
+    np.testing.assert_array_equal(sids.codes[:, 1], np.arange(N_ITEMS))
+    files = [run_dir / "embeddings" / f"{source}.npy" for source in ("text", "collaborative")]
+    vectors = item_vectors.ItemVectors([np.load(file) for file in files], [1.0, 1.0])
+    whole = sids.codebooks[0][sids.codes[:, 0]] + sids.codebooks[1]  # nothing of an item is left over
+    np.testing.assert_allclose(whole, vectors[:], atol=1e-6)
+    command(quantize, "--unique", "own_token", "--overwrite", "true")
+    assert SemanticIds.load(run_dir).level_sizes == [2, N_ITEMS]  # chosen: about 16 items a code
 
 
 def test_codes_may_stay_as_they_are_to_look_at(

@@ -10,7 +10,7 @@ from data.stage import InputError
 from tokenizer.semantic_ids import LEVEL_LETTERS
 
 COMPUTED_SOURCES = ("text", "collaborative")
-UNIQUE_WAYS = ("assign", "dedup_token", "none")
+UNIQUE_WAYS = ("assign", "own_token", "dedup_token", "none")
 
 
 @dataclass
@@ -88,8 +88,9 @@ class TokenizerConfig:
     unique: str = field(
         default="assign",
         metadata={
-            "help": "How items with equal codes are told apart: `assign` (the best free codes nearby, no extra token), `dedup_token` (a "
-            "number in an extra token, as in TIGER), or `none` (SIDs to look at, not to train on)."
+            "help": "How items with equal codes are told apart: `assign` (the best free codes nearby, no extra token), `own_token` (an "
+            "extra token that is the item's alone, so a row of the model for every item), `dedup_token` (a number in an extra token, as in "
+            "TIGER), or `none` (SIDs to look at, not to train on)."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of all randomness: equal seeds give equal bytes."})

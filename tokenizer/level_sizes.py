@@ -19,7 +19,7 @@ def choose_level_sizes(asked: list[int], settings: QuantizerSettings, n_items: i
     """
     grid = settings.fsq
     by_levels = f"fsq_levels {' '.join(map(str, grid.fsq_levels))} give"
-    sizes = asked or default_level_sizes(n_items)
+    sizes = asked or default_level_sizes(n_items, unique)
     if settings.quantizer == "fsq":
         sizes = [grid.n_codes] * grid.fsq_tokens
         if asked and asked != sizes:
@@ -38,15 +38,20 @@ def choose_level_sizes(asked: list[int], settings: QuantizerSettings, n_items: i
     return sizes
 
 
-def default_level_sizes(n_items: int) -> list[int]:
-    """The level sizes of a catalogue whose owner names none: few levels, because every level is one more token an item."""
+def default_level_sizes(n_items: int, unique: str = "assign") -> list[int]:
+    """The level sizes of a catalogue whose owner names none: few levels, because every level is one more token an item.
+
+    With an own token, one level of clusters before it.
+    """
+    if unique == "own_token":
+        return fitting_level_sizes(n_items, n_levels=1, room=0)
     return fitting_level_sizes(n_items, n_levels=2 if n_items <= MOST_ITEMS_OF_TWO_LEVELS else 3)
 
 
-def fitting_level_sizes(n_items: int, n_levels: int) -> list[int]:
-    """Equal level sizes that suit a catalogue: a power of two, about 16 items per code, room for every item."""
+def fitting_level_sizes(n_items: int, n_levels: int, room: int | None = None) -> list[int]:
+    """Equal level sizes that suit a catalogue: a power of two, about 16 items per code, `room` for this many (default: every item)."""
     size = 2
-    while size**n_levels < n_items or size * 2 <= min(256, n_items // 16):
+    while size**n_levels < (n_items if room is None else room) or size * 2 <= min(256, n_items // 16):
         size *= 2
     return [min(size, n_items)] * n_levels
 
@@ -71,10 +76,9 @@ def check_level_sizes(level_sizes: list[int], n_items: int, clustered: int | Non
 
 
 def check_n_levels(level_sizes: list[int], unique: str) -> None:
-    """Raises InputError when there are more levels than letters for them, with the dedup token where there is one."""
-    n_levels = len(level_sizes) + (unique == "dedup_token")
-    if n_levels > len(LEVEL_LETTERS):
+    """Raises InputError when there are more levels than letters for them, with the extra token where there is one."""
+    extra = {"dedup_token": " and a dedup token", "own_token": " and an own token"}.get(unique, "")
+    if len(level_sizes) + bool(extra) > len(LEVEL_LETTERS):
         raise InputError(
-            f"{len(level_sizes)} levels{' and a dedup token' if unique == 'dedup_token' else ''} are too many; a semantic ID has at most "
-            f"{len(LEVEL_LETTERS)}."
+            f"{len(level_sizes)} levels{extra} are too many; a semantic ID has at most {len(LEVEL_LETTERS)}."
         )

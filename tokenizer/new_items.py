@@ -38,13 +38,15 @@ def place_new_items(
     codes: np.ndarray,
     level_sizes: list[int],
     catalogue: Rows | None = None,
+    last_codebook: np.ndarray | None = None,
 ) -> NewItems:
     """A free semantic ID for each of `vectors` [n, D], in row order: the quantizer's own where it is free; else the nearest free last code
     in the same prefix; where that is full, the cheapest free path that a beam over prefixes with room finds.
 
-    codes: int [N, L], unique, those of the old items; level_sizes: K_l of all L levels. With one level more than the quantizer has (a dedup
-    token), that level's codes are all the same distance away, and the lowest free one is taken. catalogue: the old items' vectors [N, D],
-    to find new rows that equal them. Raises InputError when there are fewer free paths than rows.
+    codes: int [N, L], unique, those of the old items; level_sizes: K_l of all L levels. catalogue: the old items' vectors [N, D], to find
+    new rows that equal them. last_codebook: [K_L, e], for a level more than the quantizer has: of an own token, what the codes before
+    it leave of the old items, so that a new item gets the token of the old one that is most alike and has another prefix; of a dedup
+    token, zeros, so that the lowest free one is taken. Raises InputError when there are fewer free paths than rows.
     """
     n, (N, L) = len(vectors), codes.shape
     free = math.prod(level_sizes) - N
@@ -55,12 +57,12 @@ def place_new_items(
         )
     books, prices = quantizer.codebooks.books, quantizer.codebooks.prices
     nearest = quantizer.encode(vectors)
-    wanted = np.zeros((n, L), dtype=np.int32)
+    wanted = np.full((n, L), -1, dtype=np.int32)  # -1: a level that the quantizer does not code
     wanted[:, : nearest.shape[1]] = nearest
     if len(books) < L:
         assert len(books) + 1 == L
-        last = np.zeros((level_sizes[-1], quantizer.codebooks.width), dtype=np.float32)
-        books, prices = [*books, last], [*prices, np.zeros(len(last), dtype=np.float32)]
+        assert last_codebook is not None, "a level more than the quantizer has needs its codebook"
+        books, prices = [*books, last_codebook], [*prices, np.zeros(len(last_codebook), dtype=np.float32)]
     codebooks = Codebooks(books, prices)
     assert codebooks.sizes == level_sizes
     occupied = Occupied.of(codes, level_sizes)
@@ -74,10 +76,10 @@ def place_new_items(
 
 
 def _free_path(latent: np.ndarray, wanted: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:
-    """The path [L] for one latent [e] whose own codes are `wanted` [L]."""
+    """The path [L] for one latent [e] whose own codes are `wanted` [L]; the last one is -1 where the nearest free one is to be found."""
     *prefix, code = wanted.tolist()
     taken = occupied.children(tuple(prefix))
-    if code not in taken:
+    if code >= 0 and code not in taken:
         return (*prefix, code)
     if len(taken) == codebooks.sizes[-1]:
         return cheapest_free_path(latent, codebooks, occupied)

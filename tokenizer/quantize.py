@@ -23,7 +23,7 @@ from data.stage import Stage, atomic_path, run_as_command, write_json
 from tokenizer.categories import categories_of
 from tokenizer.config import TokenizerConfig
 from tokenizer.given_codes import GivenCodes
-from tokenizer.item_vectors import ItemVectors
+from tokenizer.item_vectors import ItemVectors, chunks
 from tokenizer.learn import check, learn_codes
 from tokenizer.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
 from tokenizer.lora_report import summary as lora_summary
@@ -43,10 +43,16 @@ LEARNING_CURVES = ("training.json", "lora.json")  # what trained quantizers leav
 def semantic_ids(quantizer: Quantizer, vectors: ItemVectors, codes_raw: np.ndarray, unique: str) -> SemanticIds:
     """The items' semantic IDs, told apart as `unique` says. codes_raw: int [N, L].
 
-    A dedup token is one more level: its code is the item's place among those with equal codes, and its codebook is of zeros.
+    A dedup token is one more level: its code is the item's place among those with equal codes, and its codebook is of zeros. So is
+    an own token: its code is the item's number, and its codebook is of what the codes before it leave of each item.
     """
     quantizer = replace(quantizer, scales=vectors.scales)
     codebooks = quantizer.codebooks.per_code(codes_raw)
+    if unique == "own_token":
+        left = np.concatenate([rows for _, rows in chunks(quantizer.latents(vectors))])
+        left -= quantizer.codebooks.reconstruct(codes_raw)
+        codes = np.column_stack([codes_raw, np.arange(len(codes_raw))]).astype(np.int32)
+        return SemanticIds(codes, codes, [*codebooks, left.astype(np.float32)], quantizer)
     if unique == "none":
         return SemanticIds(codes_raw, codes_raw, codebooks, quantizer)
     if unique == "assign":

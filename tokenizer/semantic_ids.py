@@ -36,7 +36,7 @@ class SemanticIds:
     """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, e], one vector a code.
 
     quantizer: what made the codes; None for SIDs from elsewhere. Where it has one level less than the codes, the last level is a dedup
-    token: an item's place among those with equal codes (0 in codes_raw).
+    token, an item's place among those with equal codes (0 in codes_raw), or an own token, the item's number.
     """
 
     codes: np.ndarray
@@ -97,7 +97,9 @@ class SemanticIds:
             raise InputError(
                 f"{self.n_items} items have {self.n_distinct} different semantic IDs; make them unique with `--unique assign` first."
             )
-        return place_new_items(vectors, self.quantizer, self.codes, self.level_sizes, catalogue)
+        return place_new_items(
+            vectors, self.quantizer, self.codes, self.level_sizes, catalogue, last_codebook=self.codebooks[-1]
+        )
 
     def extended(self, new: NewItems) -> SemanticIds:
         """These semantic IDs with those of new items after them."""
