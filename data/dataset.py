@@ -44,6 +44,10 @@ class Cases:
         """The cases at `indices`, in that order."""
         return Cases([self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices])
 
+    def drawn(self, most: int, seed: int) -> Cases:
+        """At most this many of the cases, drawn by the seed, in their order."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]))
+
 
 @dataclass(frozen=True)
 class Dataset:

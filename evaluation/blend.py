@@ -1,12 +1,15 @@
-"""A generative model's ranking blended with a co-occurrence model's: score(item) = log π(item) + weight · gain(item).
+"""Generative models' ranking blended with a co-occurrence model's: score(item) = log π(item) + weight · gain(item).
 
 gain is 1 / log2(1 + the item's place in item-KNN's ranking of the unseen items), see `evaluation.baselines.gains`. As probabilities it is
 a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part; the
 weight is chosen on valid. log π is exact, of every item of the catalogue, so nothing is lost that a beam would not have found.
+
+An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +21,8 @@ from decoding.recommender import Recommender
 from evaluation.baselines import ROWS_TOGETHER, Scorer, Tuning, gains
 from evaluation.metrics import mask_seen, ndcg_at, rank_of_target
 
-BLENDS = {"sft_blend": "sft", "rl_blend": "rl"}  # by name, the stage whose model is blended
+ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
+BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 VALID_CASES = 2000  # most valid cases that the weight is chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
@@ -26,16 +30,18 @@ MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
 
 @dataclass(frozen=True)
 class Blend:
-    """recommender: gives log π; scorer: the other expert; n_items: N, items of the catalogue; weight: of the gain, 0 or more."""
+    """recommenders: give log π, several the mean of theirs; scorer: the other expert; n_items: N, items of the catalogue; weight: of the
+    gain, 0 or more."""
 
-    recommender: Recommender
+    recommenders: Sequence[Recommender]
     scorer: Scorer
     n_items: int
     weight: float
     name: str
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        return blended(log_probs(self.recommender, histories, self.n_items), gains(self.scorer, histories), self.weight)
+        log_pi = mean_log_probs(self.recommenders, histories, self.n_items)
+        return blended(log_pi, gains(self.scorer, histories), self.weight)
 
 
 def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
@@ -43,6 +49,14 @@ def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
     assert log_pi.shape == gain.shape
     assert log_pi.dtype == gain.dtype == np.float32
     return log_pi + np.float32(weight) * gain
+
+
+def mean_log_probs(recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
+    """The mean over recommenders of `log_probs`, float32 [B, N]: their geometric mean, but for a factor a case."""
+    total = log_probs(recommenders[0], histories, n_items)
+    for recommender in recommenders[1:]:
+        total += log_probs(recommender, histories, n_items)
+    return total / np.float32(len(recommenders))
 
 
 def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
@@ -58,7 +72,8 @@ def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: in
 def tune_blend(
     name: str, recommenders: list[Recommender], scorer: Scorer, valid: Cases, n_items: int, seed: int
 ) -> tuple[list[Blend], Tuning]:
-    """One blend a recommender, all with the weight of the best valid NDCG@10 of the first, seen items masked; of equal ones the smallest.
+    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the weight of the best valid NDCG@10 of the first blend,
+    seen items masked; of equal ones the smallest.
 
     name: one of BLENDS; recommenders: one a seed of training; scorer: fitted on the train part; n_items: N.
     Raises InputError when the catalogue is too large to be scored whole.
@@ -67,23 +82,21 @@ def tune_blend(
         raise InputError(
             f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
         )
-    values = weight_values(recommenders[0], scorer, draw_cases(valid, seed), n_items, f"{name}: weights")
+    groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
+    values = weight_values(groups[0], scorer, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
     tuning = Tuning([{"weight": weight} for weight in WEIGHTS], values, "ndcg@10")
     weight = WEIGHTS[tuning.chosen]
-    return [Blend(recommender, scorer, n_items, weight, name) for recommender in recommenders], tuning
+    return [Blend(group, scorer, n_items, weight, name) for group in groups], tuning
 
 
-def draw_cases(valid: Cases, seed: int) -> Cases:
-    """At most VALID_CASES of the cases, drawn by the seed, in their order."""
-    return valid.take(np.sort(np.random.default_rng(seed).permutation(len(valid))[:VALID_CASES]))
-
-
-def weight_values(recommender: Recommender, scorer: Scorer, cases: Cases, n_items: int, label: str) -> list[float]:
+def weight_values(
+    recommenders: Sequence[Recommender], scorer: Scorer, cases: Cases, n_items: int, label: str
+) -> list[float]:
     """NDCG@10 with each of WEIGHTS, seen items masked; every case is scored once. label: of the progress bar."""
     ranks: list[list[np.ndarray]] = [[] for _ in WEIGHTS]
     for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        log_pi, gain = log_probs(recommender, part.histories, n_items), gains(scorer, part.histories)
+        log_pi, gain = mean_log_probs(recommenders, part.histories, n_items), gains(scorer, part.histories)
         for own, weight in zip(ranks, WEIGHTS, strict=True):
             scores = mask_seen(blended(log_pi, gain, weight), part.histories)
             own.append(rank_of_target(scores, part.targets))

@@ -36,7 +36,7 @@ from evaluation.baselines import (
     try_item_knn,
     tune_recent_popularity,
 )
-from evaluation.blend import BLENDS, VALID_CASES, WEIGHTS, tune_blend
+from evaluation.blend import BLENDS, ENSEMBLES, VALID_CASES, WEIGHTS, tune_blend
 from evaluation.leaks import check_leaks
 from evaluation.lists import lists_frame, rank_and_list
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
@@ -66,7 +66,7 @@ class EvaluateConfig:
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
             "help": f"What to measure: any of {' '.join(MODELS)}. sft and rl must have been trained; sft_blend and rl_blend are those "
-            "blended with item-KNN."
+            "blended with item-KNN, sft_ensemble is the run's sft and those of --other_runs together, blended likewise."
         },
     )
     seed: int = field(
@@ -82,6 +82,12 @@ class EvaluateConfig:
         metadata={
             "help": "Run directories with the same data whose sft and rl were trained with other seeds; the rows of sft and rl are the "
             "means over this run and those."
+        },
+    )
+    valid_cases: int = field(
+        default=0,
+        metadata={
+            "help": "Most valid cases that every model is measured on, drawn by the seed; 0: all. Test cases are always all measured."
         },
     )
     tune_baselines: bool = field(
@@ -120,6 +126,12 @@ class EvaluateConfig:
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
+        if set(self.models) & set(ENSEMBLES) and not self.other_runs:
+            raise InputError(
+                "--models has sft_ensemble, but --other_runs names no run to put together with this one; give some."
+            )
+        if self.valid_cases < 0:
+            raise InputError(f"--valid_cases is {self.valid_cases}; it must not be negative.")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be 1 or more.")
         if self.seed < 0:
@@ -134,11 +146,12 @@ def main() -> None:
     if stage.begin(config.overwrite):
         loaded = load_models(dataset, config)
         models = loaded.models
-        ranks, lists, list_checks = rank_all(models, dataset)
+        cases = measured_cases(dataset, config)
+        ranks, lists, list_checks = rank_all(models, cases, dataset.n_items)
         metrics = table.summarise(ranks, config.seed)
         for name, found in account_all(models, dataset, config.seed).items():
             metrics[name]["decoding"] = found
-        comparison = compare(ranks, metrics, list_checks, dataset, config.seed)
+        comparison = compare(ranks, metrics, list_checks, dataset, cases, config.seed)
         comparison |= {"tuning": tuning_of(loaded.tuning), "cut_short": loaded.cut_short}
         saved = save(stage.folder, ranks, lists, metrics, comparison)
         stage.finish(*saved, *write_report(config.run_dir, dataset, ranks, lists, metrics, comparison))
@@ -175,6 +188,8 @@ def decisive(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide what is written."""
     neural = [name for name in config.models if name in NEURAL]
     settings: dict[str, Any] = {"models": config.models, "seed": config.seed, "format": FORMAT}
+    if config.valid_cases:
+        settings |= {"valid_cases": config.valid_cases}
     if set(config.models) & set(BLENDS):
         settings |= {"blend": {"weights": WEIGHTS, "valid_cases": VALID_CASES}}
     return settings | (neural_training(config).decisive(neural) if neural else {})
@@ -263,17 +278,23 @@ def tuning_of(tuning: dict[str, Tuning]) -> dict[str, Any]:
     }
 
 
+def measured_cases(dataset: Dataset, config: EvaluateConfig) -> dict[SplitName, Cases]:
+    """What every model is asked: all test cases, and as many of valid as wanted."""
+    valid = dataset.cases("valid")
+    if config.valid_cases:
+        valid = valid.drawn(config.valid_cases, config.seed)
+    return {"valid": valid, "test": dataset.cases("test")}
+
+
 def rank_all(
-    models: dict[str, list[Model]], dataset: Dataset
+    models: dict[str, list[Model]], cases_of: dict[SplitName, Cases], n_items: int
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
     """Ranks of every repeat of every model on valid, then on test, the first repeat's first ten items on test with seen items masked,
     and the generative ones' list checks, summed over repeats."""
     frames: list[pl.DataFrame] = []
     lists: list[pl.DataFrame] = []
     list_checks: dict[str, dict[str, int]] = {}
-    splits: tuple[SplitName, ...] = ("valid", "test")
-    for split in splits:
-        cases = dataset.cases(split)
+    for split, cases in cases_of.items():
         each = [(name, repeat, model) for name, repeats in models.items() for repeat, model in enumerate(repeats)]
         for name, repeat, model in each:
             is_listed = split == "test" and repeat == 0
@@ -284,7 +305,7 @@ def rank_all(
                 continue
             for masked in (True, False):
                 label = f"{name}: {split}, {table.TITLES[masked]}"
-                ranks, found, top = rank_recommender(model, cases, dataset.n_items, masked, label)
+                ranks, found, top = rank_recommender(model, cases, n_items, masked, label)
                 so_far = list_checks.get(name, dict.fromkeys(LIST_CHECKS, 0))
                 list_checks[name] = {check: so_far[check] + found[check] for check in LIST_CHECKS}
                 frames.append(ranks_frame(name, split, masked, cases, ranks, repeat))
@@ -333,6 +354,7 @@ def compare(
     metrics: table.Metrics,
     list_checks: dict[str, dict[str, int]],
     dataset: Dataset,
+    cases: dict[SplitName, Cases],
     seed: int,
 ) -> dict[str, Any]:
     """Everything beside the metrics: the best baseline, paired tests against it, list checks, the demo's best possible Recall."""
@@ -341,7 +363,7 @@ def compare(
         "seed": seed,
         "models": list(metrics),
         "items": dataset.n_items,
-        "cases": {split: len(dataset.cases(split)) for split in ("valid", "test")},
+        "cases": {split: len(own) for split, own in cases.items()},
         "best_baseline": baseline,
         "paired_tests": table.compare(ranks, seed),
         "repeats": repeated_recalls(ranks),

@@ -292,7 +292,7 @@ def train_sasrec(
     `checkpoint` is rewritten after every epoch; a run that finds one goes on from there and ends as if it had not been interrupted.
     `minutes` caps the training time, summed over interruptions; a run that the cap ends depends on the machine's speed.
     """
-    watched = valid.take(np.sort(np.random.default_rng(seed).permutation(len(valid))[:VALID_CASES]))
+    watched = valid.drawn(VALID_CASES, seed)
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),

@@ -20,8 +20,13 @@ from data.stage import atomic_path
 from evaluation.metrics import CUTOFFS, ndcg_at, recall_at
 from evaluation.statistics import bootstrap_interval, holm, paired_test
 
-GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend")
-OWN_PAIRS = (("rl", "sft"), ("sft_blend", "sft"), ("rl_blend", "rl"))  # of generative models, compared too
+GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble")
+OWN_PAIRS = (
+    ("rl", "sft"),
+    ("sft_blend", "sft"),
+    ("rl_blend", "rl"),
+    ("sft_ensemble", "sft_blend"),
+)  # of generative models, compared too
 MASK_NAMES = {True: "masked", False: "unmasked"}
 TITLES = {True: "seen items masked", False: "seen items not masked"}
 METRIC_NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}

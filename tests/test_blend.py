@@ -1,8 +1,10 @@
 """The blend with item-KNN: its formula against brute force, its weight, its place in the evaluation, and what it may see."""
 
+import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from data.stage import InputError
 from decoding.recommender import Recommender
 from evaluation import blend, evaluate, report
 from evaluation.baselines import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
-from evaluation.blend import WEIGHTS, Blend, tune_blend
+from evaluation.blend import WEIGHTS, Blend, log_probs, tune_blend
 from evaluation.evaluate import EvaluateConfig
 from evaluation.metrics import ndcg_at
 
@@ -60,21 +62,21 @@ def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
 def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
     knn = tune_item_knn(dataset, dataset.cases("valid"))
     histories = dataset.cases("valid").histories[:7]
-    scores = Blend(sft, knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
+    scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
     assert scores.dtype == np.float32
     gain = gains(knn, histories)
     for row, history in enumerate(histories):
         leaves = sft.leaf_log_probs([history])[0]
         for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
             assert scores[row, item] == pytest.approx(float(leaves[leaf]) + 2 * gain[row, item], abs=1e-4)
-    assert np.exp(Blend(sft, knn, N_ITEMS, 0.0, "sft_blend").scores(histories)).sum(axis=1) == pytest.approx(
+    assert np.exp(Blend([sft], knn, N_ITEMS, 0.0, "sft_blend").scores(histories)).sum(axis=1) == pytest.approx(
         1, abs=1e-3
     )
 
 
 def test_weight_0_is_the_exact_ranking_of_the_model(sft: Recommender, dataset: Dataset) -> None:
     cases = dataset.cases("test")
-    alone = Blend(sft, fit_popularity(dataset.train_sequences, N_ITEMS), N_ITEMS, 0.0, "sft_blend")
+    alone = Blend([sft], fit_popularity(dataset.train_sequences, N_ITEMS), N_ITEMS, 0.0, "sft_blend")
     exact = sft.recommend(cases.histories, N_ITEMS, exclude_seen=False, exact=True)
     places = (exact.items == cases.targets[:, None]).argmax(axis=1)
     assert (rank_cases(alone, cases, masked=False) == places).all()
@@ -87,17 +89,20 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     valid = dataset.cases("valid")
     knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
     blends, tuning = tune_blend("sft_blend", [sft, sft], knn, valid, N_ITEMS, seed=0)
-    each = [Blend(sft, knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
+    each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
     wanted = [float(ndcg_at(rank_cases(own, valid, masked=True), 10).mean()) for own in each]
     assert tuning.values == pytest.approx(wanted)
     assert len(set(wanted)) > 2
     assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
     assert (tuning.grid[0], tuning.metric) == ({"weight": 0.0}, "ndcg@10")
-    monkeypatch.setattr(blend, "VALID_CASES", 9)
-    few = blend.draw_cases(valid, seed=3)
+    few = valid.drawn(9, seed=3)
     assert len(few) == 9
     assert few.user_ids == [user for user in valid.user_ids if user in few.user_ids], "in their order"
-    assert blend.draw_cases(valid, seed=4).user_ids != few.user_ids
+    assert valid.drawn(9, seed=4).user_ids != few.user_ids
+    monkeypatch.setattr(blend, "VALID_CASES", 9)
+    _, tuning = tune_blend("sft_blend", [sft], knn, valid, N_ITEMS, seed=3)
+    wanted = [float(ndcg_at(rank_cases(own, few, masked=True), 10).mean()) for own in each]
+    assert tuning.values == pytest.approx(wanted)
 
 
 def test_a_catalogue_too_large_to_score_whole_is_refused(
@@ -155,3 +160,41 @@ def test_a_blend_without_its_model_is_named(run_dir: Path, monkeypatch: pytest.M
     monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
     with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl_blend out of --models"):
         evaluate.main()
+
+
+def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Dataset) -> None:
+    """Of the model and of one with other weights: against a sum, and the weight is that of the two together."""
+    torch.manual_seed(5)
+    other = replace(sft, model=copy.deepcopy(sft.model))
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
+    knn, valid = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("valid")
+    blends, tuning = tune_blend("sft_ensemble", [sft, other], knn, valid, N_ITEMS, seed=0)
+    (ensemble,) = blends
+    own, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
+    assert np.abs(own - others).max() > 0.1
+    wanted = (own + others) / 2 + ensemble.weight * gains(knn, valid.histories)
+    assert ensemble.scores(valid.histories) == pytest.approx(wanted, abs=1e-5)
+    assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
+
+
+def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = tmp_path / "run", tmp_path / "other"
+    for copied in (own, other):
+        shutil.copytree(run_dir, copied, ignore=shutil.ignore_patterns("evaluation"))
+    command = ["evaluate", "--run_dir", str(own), "--models", "sft_blend", "sft_ensemble"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(InputError, match="--other_runs names no run to put together"):
+        evaluate.main()
+    monkeypatch.setattr("sys.argv", [*command, "--other_runs", str(other), "--valid_cases", "7"])
+    evaluate.main()
+    ranks = pl.read_parquet(own / "evaluation" / "ranks.parquet")
+    repeats = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
+    assert dict(repeats) == {"sft_blend": 2, "sft_ensemble": 1}
+    assert ranks.filter(pl.col("split") == "valid")["user_id"].n_unique() == 7
+    assert ranks.filter(pl.col("split") == "test")["user_id"].n_unique() > 7
+    one, both = (
+        ranks.filter((pl.col("model") == name) & (pl.col("repeat") == 0)) for name in ("sft_blend", "sft_ensemble")
+    )
+    assert one["rank"].to_list() == both["rank"].to_list(), "the two runs hold the same model"

@@ -261,8 +261,9 @@ def test_finished_evaluation_only_shows(
 
 def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
     small = dataset()
-    models = evaluate.load_models(small, EvaluateConfig(run_dir, models=["sft", "popularity"])).models
-    ranks, lists, _ = evaluate.rank_all(models, small)
+    config = EvaluateConfig(run_dir, models=["sft", "popularity"])
+    models = evaluate.load_models(small, config).models
+    ranks, lists, _ = evaluate.rank_all(models, evaluate.measured_cases(small, config), N)
     assert ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
     assert models["sft"][0].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
     assert lists["model"].to_list() == ["sft"] * USERS + ["popularity"] * USERS
