@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data.stage import InputError
 from decoding.renderer import Renderer
+from sft.item_dropout import ItemDropout
 from sft.tasks import TASKS
 
 NO_ITEM = -1
@@ -116,15 +117,16 @@ def _with_text(prompt: list[int], answer: list[int]) -> Example:
 class ExampleCollator:
     """Rows → a batch of examples, padded on the right (causal attention never looks there, so no attention mask is needed).
 
-    input_ids, items, labels: int64 [B, T], as in `Example`.
+    input_ids, items, labels: int64 [B, T], as in `Example`. drop: what rows go through before they are rendered.
     """
 
-    def __init__(self, render: ExampleRenderer, pad_token: int) -> None:
+    def __init__(self, render: ExampleRenderer, pad_token: int, drop: ItemDropout | None = None) -> None:
         self.render = render
         self.pad_token = pad_token
+        self.drop = drop or ItemDropout(0.0, seed=0)
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        examples = [self.render(row) for row in rows]
+        examples = [self.render(self.drop(row)) for row in rows]
         columns = {
             "input_ids": ([example.tokens for example in examples], self.pad_token),
             "items": ([example.items for example in examples], NO_ITEM),

@@ -38,6 +38,13 @@ class TaskConfig:
         default=0.0,
         metadata={"help": "The next item after the newest `window_items` items, one answer an example." + SHARE},
     )
+    item_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "next_item: share of a history's items (0 to 1) that are left out, others at every pass. Against overfitting where "
+            "histories are few or short; takes more passes."
+        },
+    )
     text_to_item: float = field(default=0.0, metadata={"help": "An item's SID, given its text." + SHARE})
     item_to_text: float = field(default=0.0, metadata={"help": "An item's text, given its SID." + SHARE})
     titles_to_next_item: float = field(
@@ -61,6 +68,8 @@ class TaskConfig:
             raise InputError(f"{negative[0]}={self.weights[negative[0]]} is no share of examples; give 0 or more.")
         if not any(self.weights.values()):
             raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
+        if not 0 <= self.item_dropout < 1:
+            raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
         for name in ("window_items", "text_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")

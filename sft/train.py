@@ -26,6 +26,7 @@ from sft.early_stopping import early_stopping
 from sft.estimate import ModelShape, announce_estimate
 from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
 from sft.hub import HubRepository
+from sft.item_dropout import ItemDropout
 from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
 from sft.row_starts import row_start_for
 from sft.settings import CONFIGS, SftConfig, identity_of
@@ -63,6 +64,7 @@ def main() -> None:
     if backbone.model_name_or_path is None:
         add_dropout(causal_model(model), backbone.dropout)
 
+    drop = ItemDropout(tasks.item_dropout, training.seed)
     begin_stage(stage, config.overwrite)
     training.output_dir = str(stage.folder / "checkpoints")
     trainer = SidSFTTrainer(
@@ -71,11 +73,11 @@ def main() -> None:
         processing_class=tokenizer,
         train_dataset=rows,
         eval_dataset=rows.select([0]),  # asked for by Trainer, never read
-        data_collator=ExampleCollator(render, tokenizer.pad_token_id),
+        data_collator=ExampleCollator(render, tokenizer.pad_token_id, drop),
         renderer=render.renderer,
         trie=SidTrie(torch.from_numpy(sids.codes), sids.level_sizes),
         valid_cases=valid_cases,
-        callbacks=callbacks,
+        callbacks=[drop, *callbacks],
     )
     announce_estimate(trainer, np.asarray(rows["length"]), sids.level_sizes, tasks.with_text)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))

@@ -20,7 +20,7 @@ from rl import grpo
 from sft import train
 from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
 
-OFTEN = {"eval_steps": 1, "save_steps": 1}
+OFTEN = {train: {"eval_steps": 1, "save_steps": 1, "item_dropout": 0.3}, grpo: {"eval_steps": 1, "save_steps": 1}}
 SCRIPTS = {train: "sft/train.py", grpo: "rl/grpo.py"}
 
 
@@ -92,7 +92,7 @@ def test_what_is_measured_must_be_saved(tmp_path):
 
 
 def start_stage(module, run_dir: Path) -> subprocess.Popen[str]:
-    return start(sys.executable, SCRIPTS[module], *flags(module, run_dir, **OFTEN))
+    return start(sys.executable, SCRIPTS[module], *flags(module, run_dir, **OFTEN[module]))
 
 
 def whole_checkpoints(folder: Path) -> set[int]:
@@ -116,7 +116,7 @@ def signal_after_checkpoint(process: subprocess.Popen[str], folder: Path, step: 
 def undisturbed(tmp_path_factory) -> Path:
     run_dir = make_run_dir(tmp_path_factory.mktemp("undisturbed") / "run")
     for module in (train, grpo):
-        run_stage(module, run_dir, **OFTEN)
+        run_stage(module, run_dir, **OFTEN[module])
     return run_dir
 
 
@@ -156,13 +156,13 @@ def test_kill_and_interrupt_sft_then_kill_rl(undisturbed, tmp_path):
         "8 steps an epoch; earlier steps are not done again"
     )
 
-    trainer = run_stage(train, run_dir, **OFTEN)
+    trainer = run_stage(train, run_dir, **OFTEN[train])
     assert trainer.state.global_step == 12
     assert_same_result(run_dir, undisturbed, "sft")
 
     process = start_stage(grpo, run_dir)
     signal_after_checkpoint(process, run_dir / "rl" / "checkpoints", 2, signal.SIGKILL)
-    run_stage(grpo, run_dir, **OFTEN)
+    run_stage(grpo, run_dir, **OFTEN[grpo])
     assert_same_result(run_dir, undisturbed, "rl")
 
 
@@ -180,6 +180,6 @@ def test_killed_after_the_last_step_before_the_stage_was_closed(undisturbed, tmp
         raise KilledError
 
     with pytest.raises(KilledError):
-        run_stage(module, run_dir, at_end=kill, **OFTEN)
-    run_stage(module, run_dir, **OFTEN)
+        run_stage(module, run_dir, at_end=kill, **OFTEN[module])
+    run_stage(module, run_dir, **OFTEN[module])
     assert_same_result(run_dir, undisturbed, stage)
