@@ -192,7 +192,7 @@ class _Step:
         step = torch.zeros(child.shape, device=child.device).masked_fill_(~exists, -torch.inf)  # forced codes: log 1
         if n_run:
             step[:, :n_run] = code_log_probs(
-                hidden.reshape(n_requests * n_run, -1),
+                hidden.reshape(n_requests * n_run, 1, -1),
                 self.prefix.head,
                 self.vocabulary,
                 level,

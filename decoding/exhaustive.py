@@ -94,18 +94,12 @@ class _Walk:
         nodes: int64 [C], rising. log_probs: [B, C], of their prefixes. hidden: [B, C, H], their states. sees: bool [C, appended],
         themselves included.
         """
-        trie, (n_requests, n_nodes), n_children = self.trie, log_probs.shape, self.trie.widest(depth)
+        trie = self.trie
         child, codes, exists = trie.padded_children(depth, nodes)  # [C, M]
         step = code_log_probs(
-            hidden.reshape(n_requests * n_nodes, -1),
-            self.prefix.head,
-            self.vocabulary,
-            depth,
-            codes.repeat(n_requests, 1),
-            exists.repeat(n_requests, 1),
-            self.normaliser,
-        ).view(n_requests, n_nodes, n_children)
-        below = (log_probs[..., None] + step)[:, exists]  # [B, all children]
+            hidden.transpose(0, 1), self.prefix.head, self.vocabulary, depth, codes, exists, self.normaliser
+        )  # [C, B, M]
+        below = (log_probs[..., None] + step.transpose(0, 1))[:, exists]  # [B, all children]
         parent, child, tokens = (
             exists.nonzero()[:, 0],
             child[exists],

@@ -78,9 +78,9 @@ class OutputHead:
         return replace(self, weight=self.owner.weight, bias=self.owner.bias)
 
     def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
-        """float32 [R, last - first]: logits of the tokens first … last - 1. hidden: [R, H]."""
+        """float32 [..., last - first]: logits of the tokens first … last - 1. hidden: [..., H]."""
         if self.module is not None:
-            logits = self.module(hidden)[:, first:last]
+            logits = self.module(hidden)[..., first:last]
         else:
             assert self.weight is not None
             bias = None if self.bias is None else self.bias[first:last]
@@ -88,10 +88,13 @@ class OutputHead:
         return self._finished(logits)
 
     def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """float32 [R, M]: logits of each row's own tokens, int64 [R, M]. hidden: [R, H]. Takes R · M · H numbers of memory."""
+        """float32 [R, B, M]: logits of the tokens, int64 [R, M], that row r's B states may be followed by. hidden: [R, B, H].
+
+        Takes R · M · H numbers of memory.
+        """
         assert self.weight is not None, "a head that only runs whole has no rows to pick"
-        logits = torch.bmm(nn.functional.embedding(tokens, self.weight), hidden[:, :, None])[..., 0]
-        return self._finished(logits if self.bias is None else logits + self.bias[tokens])
+        logits = torch.bmm(hidden, nn.functional.embedding(tokens, self.weight).transpose(1, 2))
+        return self._finished(logits if self.bias is None else logits + self.bias[tokens][:, None])
 
     def _finished(self, logits: Tensor) -> Tensor:
         """Scaled and soft-capped, float32."""

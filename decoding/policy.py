@@ -35,22 +35,27 @@ class SidVocabulary:
     level_sizes: tuple[int, ...]
 
     def level_logits(self, hidden: Tensor, head: OutputHead, level: int) -> Tensor:
-        """float32 [R, K_level]: logits of the level's codes only. hidden: [R, H]."""
+        """float32 [..., K_level]: logits of the level's codes only. hidden: [..., H]."""
         first = self.first_tokens[level]
         return head.logits(hidden, first, first + self.level_sizes[level])
 
     def code_logits(self, hidden: Tensor, head: OutputHead, level: int, codes: Tensor) -> Tensor:
-        """float32 [R, M]: logits of the level's `codes`, int64 [R, M]. hidden: [R, H].
+        """float32 [R, B, M]: logits of the level's `codes`, int64 [R, M]. hidden: [R, B, H].
 
         In a level with many more codes than those, as where every item has a last code of its own, the others are not computed.
         """
-        if head.weight is None or self.level_sizes[level] <= SPARSE_LEVEL * codes.shape[1]:
-            return self.level_logits(hidden, head, level).gather(1, codes)
-        return head.logits_at(hidden, codes + self.first_tokens[level])
+        if head.weight is not None and self.level_sizes[level] > SPARSE_LEVEL * codes.shape[1]:
+            return head.logits_at(hidden, codes + self.first_tokens[level])
+        return _picked(self.level_logits(hidden, head, level), codes)
+
+
+def _picked(logits: Tensor, codes: Tensor) -> Tensor:
+    """[R, B, M]: of logits [R, B, K], those of each row's codes, int64 [R, M]."""
+    return logits.gather(2, codes[:, None].expand(-1, logits.shape[1], -1))
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
-    """float32 [R, K]: log-softmax over the codes allowed by `mask` (bool [R, K], at least one a row); -inf elsewhere."""
+    """float32 [..., K]: log-softmax over the codes allowed by `mask` (bool [..., K], at least one a row); -inf elsewhere."""
     assert logits.shape == mask.shape, f"logits {tuple(logits.shape)}, mask {tuple(mask.shape)}"
     return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
 
@@ -64,18 +69,23 @@ def code_log_probs(
     exists: Tensor,
     normaliser: Normaliser,
 ) -> Tensor:
-    """float32 [R, M]: log-probabilities of the codes that may come next, -inf where `exists` is False.
+    """float32 [R, B, M]: log-probabilities of the codes that may come next, -inf where `exists` is False.
 
-    hidden: [R, H]. codes: int64 [R, M], all the children of each row's prefix; exists: bool [R, M], False for the filling of rows
-    with fewer children.
+    hidden: [R, B, H], the states of B requests at each of R prefixes. codes: int64 [R, M], all the children of each prefix; exists: bool
+    [R, M], False for the filling of rows with fewer children.
     """
-    assert codes.shape == exists.shape, f"codes {tuple(codes.shape)}, exists {tuple(exists.shape)}"
+    assert hidden.ndim == 3
+    assert codes.shape == exists.shape == (len(hidden), codes.shape[1]), f"{tuple(codes.shape)}, {tuple(exists.shape)}"
+    where = exists[:, None].expand(-1, hidden.shape[1], -1)
     if normaliser == "children":
-        return child_log_probs(vocabulary.code_logits(hidden, head, level, codes), exists)
+        return child_log_probs(vocabulary.code_logits(hidden, head, level, codes), where)
     level_logits = vocabulary.level_logits(hidden, head, level)
-    logits = level_logits.gather(1, codes)
-    total = level_logits.logsumexp(-1) if normaliser == "level" else head.log_sum(hidden)
-    return (logits - total[:, None]).masked_fill(~exists, -torch.inf)
+    total = (
+        level_logits.logsumexp(-1)
+        if normaliser == "level"
+        else head.log_sum(hidden.flatten(0, 1)).view(where.shape[:2])
+    )
+    return (_picked(level_logits, codes) - total[..., None]).masked_fill(~where, -torch.inf)
 
 
 def next_code_log_probs(
@@ -121,6 +131,6 @@ def item_log_probs(
     for level in range(trie.n_levels):
         node, own = (trie.node_of_item[depth][items] for depth in (level, level + 1))
         children, codes, exists = trie.padded_children(level, node)
-        log_probs = code_log_probs(hidden[:, level], head, vocabulary, level, codes, exists, normaliser)
+        log_probs = code_log_probs(hidden[:, level, None], head, vocabulary, level, codes, exists, normaliser)[:, 0]
         columns.append(log_probs.gather(1, (own - children[:, 0])[:, None])[:, 0])
     return torch.stack(columns, dim=1)
