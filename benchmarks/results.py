@@ -17,6 +17,7 @@ import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +31,7 @@ from benchmarks.tokenizer_downstream import run_stage
 from data.config import parse_config
 from data.stage import InputError, require_finished, run_as_command, sha256, write_json
 from evaluation import table
+from evaluation.blend import ENSEMBLES
 from evaluation.origin import code_version
 
 BASELINES = (
@@ -63,7 +65,14 @@ OURS = {
     "text": Ours("--sources text --weights 1.0", {"sft": "SFT, text"}),
     "collaborative": Ours("--sources collaborative --weights 1.0", {"sft": "SFT, collaborative"}),
     "both": Ours(
-        BOTH, {"sft": "SFT, both", "rl": "SFT + RL, both", "sft_blend": "SFT, blended", "rl_blend": "SFT + RL, blended"}
+        BOTH,
+        {
+            "sft": "SFT, both",
+            "rl": "SFT + RL, both",
+            "sft_blend": "SFT, blended",
+            "rl_blend": "SFT + RL, blended",
+            "sft_ensemble": "SFT, ensemble of the seeds, blended",
+        },
     ),
 }
 PIECES = ("popularity", "recent_popularity", "item_knn", "markov", *reversed(OURS), *BASELINES[4:])  # quick ones first
@@ -71,12 +80,14 @@ PIECES = ("popularity", "recent_popularity", "item_knn", "markov", *reversed(OUR
 
 @dataclass(frozen=True)
 class Plan:
-    """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs."""
+    """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs. valid_cases: most that rows
+    are measured on, 0 for all; rl: None where RL is left out."""
 
     tokenizer: str
     sft: str
-    rl: str
+    rl: str | None
     minutes: int
+    valid_cases: int = 0
 
 
 PLANS = {
@@ -89,8 +100,9 @@ PLANS = {
     "amazon-beauty": Plan(
         tokenizer="--config configs/tokenizer/amazon-beauty.yaml",
         sft="--config configs/sft/amazon-beauty.yaml",
-        rl="--config configs/rl/amazon-beauty.yaml",
+        rl=None,
         minutes=240,
+        valid_cases=4000,
     ),
     "ml-1m": Plan(
         tokenizer="--config configs/tokenizer/ml-1m.yaml",
@@ -184,7 +196,19 @@ def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
 def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
     own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data, "seeds": config.seeds}
-    return own | (asdict(OURS[piece]) if piece in OURS else {"tune_baselines": config.tune_baselines})
+    if piece not in OURS:
+        return own | {"tune_baselines": config.tune_baselines}
+    return own | {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
+
+
+def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
+    """Of one of our pieces, what is trained and measured: no RL where the plan has none, no ensemble of a single seed."""
+    without_rl, alone = PLANS[config.dataset].rl is None, config.seeds == 1
+    return {
+        name: row
+        for name, row in OURS[piece].models.items()
+        if not (without_rl and name.startswith("rl")) and not (alone and name in ENSEMBLES)
+    }
 
 
 def row_file(work_dir: Path, piece: str) -> FinishedRows:
@@ -221,28 +245,31 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
         minutes = str(PLANS[config.dataset].minutes)
         tune = str(config.tune_baselines).lower()
         flags = ["--seeds", str(config.seeds), "--tune_baselines", tune, "--sasrec_minutes", minutes]
-        evaluate(first, [piece, *flags], config.threads)
+        evaluate(first, [piece, *flags], config)
         return
+    models = models_of(piece, config)
     for seed in range(config.seeds):
-        for command in training_commands(PLANS[config.dataset], OURS[piece], seed):
+        for command in training_commands(PLANS[config.dataset], OURS[piece], models, seed):
             run_stage(command, make_run_dir(config, piece, seed), config.threads)
     others = [str(run_folder(config, piece, seed).resolve()) for seed in range(1, config.seeds)]
-    evaluate(first, [*OURS[piece].models, *(["--other_runs", *others] if others else [])], config.threads)
+    evaluate(first, [*models, *(["--other_runs", *others] if others else [])], config)
 
 
-def evaluate(run_dir: Path, flags: list[str], threads: int) -> None:
+def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> None:
     """`evaluation.evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained baselines are kept."""
-    run_stage(["-m", "evaluation.evaluate", "--models", *flags, "--overwrite", "true"], run_dir, threads)
+    valid_cases = ["--valid_cases", str(PLANS[config.dataset].valid_cases)]
+    command = ["-m", "evaluation.evaluate", "--models", *flags, *valid_cases, "--overwrite", "true"]
+    run_stage(command, run_dir, config.threads)
 
 
-def training_commands(plan: Plan, ours: Ours, seed: int) -> list[list[str]]:
+def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) -> list[list[str]]:
     """The stages that one of our runs is made by, before it is measured."""
     own = ["--seed", str(seed)]
     tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *own]
     quiet = ["--disable_tqdm", "true", *own]
     commands = [["-m", "tokenizer.embed", *tokenizer], ["-m", "tokenizer.quantize", *tokenizer]]
     commands.append(["sft/train.py", *shlex.split(plan.sft), *quiet])
-    if "rl" in ours.models:
+    if plan.rl is not None and "rl" in models:
         commands.append(["rl/grpo.py", *shlex.split(plan.rl), *quiet])
     return commands
 
@@ -367,7 +394,9 @@ def table_lines(comparison: Comparison, rows: dict[str, Row], baseline: str | No
     """The cells of the table, under HEADER: baselines, then ours. A piece's hours stand in its first row."""
     lines = []
     for piece in [name for name in [*BASELINES, *OURS] if name in rows]:
-        names = list(OURS[piece].models.values()) if piece in OURS else [piece]
+        names = (
+            [name for name in OURS[piece].models.values() if name in comparison.metrics] if piece in OURS else [piece]
+        )
         for name in names:
             metrics, minus = comparison.metrics[name], comparison.tests.get((name, baseline or ""))
             valid, test, unmasked = metrics["valid"]["masked"], metrics["test"]["masked"], metrics["test"]["unmasked"]

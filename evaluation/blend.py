@@ -10,7 +10,7 @@ An ensemble does the same with the mean log π of several trainings, each of whi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from rich.progress import track
@@ -28,19 +28,38 @@ VALID_CASES = 2000  # most valid cases that the weight is chosen on, drawn by th
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
 
 
+@dataclass
+class LatestLogProbs:
+    """log π of the histories that were asked for last, by recommender: blends with one recommender ask for the same ones in turn."""
+
+    histories: list[np.ndarray] | None = None
+    found: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def mean(self, recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
+        """The mean over recommenders of `log_probs`, float32 [B, N]: of their geometric mean, but for a factor a case."""
+        if histories is not self.histories:
+            self.histories, self.found = histories, {}
+        for recommender in recommenders:
+            if id(recommender) not in self.found:
+                self.found[id(recommender)] = log_probs(recommender, histories, n_items)
+        total = sum(self.found[id(recommender)] for recommender in recommenders)
+        return np.asarray(total / np.float32(len(recommenders)))
+
+
 @dataclass(frozen=True)
 class Blend:
     """recommenders: give log π, several the mean of theirs; scorer: the other expert; n_items: N, items of the catalogue; weight: of the
-    gain, 0 or more."""
+    gain, 0 or more; latest: shared by the blends that are measured together."""
 
     recommenders: Sequence[Recommender]
     scorer: Scorer
     n_items: int
     weight: float
     name: str
+    latest: LatestLogProbs = field(default_factory=LatestLogProbs)
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        log_pi = mean_log_probs(self.recommenders, histories, self.n_items)
+        log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
         return blended(log_pi, gains(self.scorer, histories), self.weight)
 
 
@@ -49,14 +68,6 @@ def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
     assert log_pi.shape == gain.shape
     assert log_pi.dtype == gain.dtype == np.float32
     return log_pi + np.float32(weight) * gain
-
-
-def mean_log_probs(recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
-    """The mean over recommenders of `log_probs`, float32 [B, N]: their geometric mean, but for a factor a case."""
-    total = log_probs(recommenders[0], histories, n_items)
-    for recommender in recommenders[1:]:
-        total += log_probs(recommender, histories, n_items)
-    return total / np.float32(len(recommenders))
 
 
 def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
@@ -70,12 +81,19 @@ def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: in
 
 
 def tune_blend(
-    name: str, recommenders: list[Recommender], scorer: Scorer, valid: Cases, n_items: int, seed: int
+    name: str,
+    recommenders: list[Recommender],
+    scorer: Scorer,
+    valid: Cases,
+    n_items: int,
+    seed: int,
+    latest: LatestLogProbs | None = None,
 ) -> tuple[list[Blend], Tuning]:
     """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the weight of the best valid NDCG@10 of the first blend,
     seen items masked; of equal ones the smallest.
 
-    name: one of BLENDS; recommenders: one a seed of training; scorer: fitted on the train part; n_items: N.
+    name: one of BLENDS; recommenders: one a seed of training; scorer: fitted on the train part; n_items: N; latest: what the blends
+    share with others that are measured with them.
     Raises InputError when the catalogue is too large to be scored whole.
     """
     if n_items > MOST_ITEMS:
@@ -86,7 +104,8 @@ def tune_blend(
     values = weight_values(groups[0], scorer, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
     tuning = Tuning([{"weight": weight} for weight in WEIGHTS], values, "ndcg@10")
     weight = WEIGHTS[tuning.chosen]
-    return [Blend(group, scorer, n_items, weight, name) for group in groups], tuning
+    latest = latest or LatestLogProbs()
+    return [Blend(group, scorer, n_items, weight, name, latest) for group in groups], tuning
 
 
 def weight_values(
@@ -96,7 +115,8 @@ def weight_values(
     ranks: list[list[np.ndarray]] = [[] for _ in WEIGHTS]
     for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        log_pi, gain = mean_log_probs(recommenders, part.histories, n_items), gains(scorer, part.histories)
+        log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
+        gain = gains(scorer, part.histories)
         for own, weight in zip(ranks, WEIGHTS, strict=True):
             scores = mask_seen(blended(log_pi, gain, weight), part.histories)
             own.append(rank_of_target(scores, part.targets))

@@ -36,7 +36,7 @@ from evaluation.baselines import (
     try_item_knn,
     tune_recent_popularity,
 )
-from evaluation.blend import BLENDS, ENSEMBLES, VALID_CASES, WEIGHTS, tune_blend
+from evaluation.blend import BLENDS, ENSEMBLES, VALID_CASES, WEIGHTS, LatestLogProbs, tune_blend
 from evaluation.leaks import check_leaks
 from evaluation.lists import lists_frame, rank_and_list
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
@@ -235,14 +235,14 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
     training = neural_training(config)
     runs = (config.run_dir, *config.other_runs)
     recommenders = {stage: [Recommender.load(run, stage) for run in runs] for stage in trained_stages(config.models)}
-    tuned_knn = cache(lambda: try_item_knn(dataset, valid))
+    tuned_knn, latest = cache(lambda: try_item_knn(dataset, valid)), LatestLogProbs()
     loaded = Loaded()
     for name in config.models:
         if name in STAGE_COMMANDS:
             loaded.models[name] = [*recommenders[name]]
         elif name in BLENDS:
             blended = recommenders[BLENDS[name]]
-            blends, loaded.tuning[name] = tune_blend(name, blended, tuned_knn()[0], valid, n_items, config.seed)
+            blends, loaded.tuning[name] = tune_blend(name, blended, tuned_knn()[0], valid, n_items, config.seed, latest)
             loaded.models[name] = [*blends]
         elif name in NEURAL:
             scorers, tuning, cut = train_neural(config.run_dir, dataset, valid, name, training)
@@ -296,12 +296,16 @@ def rank_all(
     list_checks: dict[str, dict[str, int]] = {}
     for split, cases in cases_of.items():
         each = [(name, repeat, model) for name, repeats in models.items() for repeat, model in enumerate(repeats)]
+        scorers = [model for *_, model in each if not isinstance(model, Recommender)]
+        ranked = iter(rank_and_list(scorers, cases, f"{split}: baselines and blends"))
         for name, repeat, model in each:
             is_listed = split == "test" and repeat == 0
             if not isinstance(model, Recommender):
-                by_mask, first = rank_and_list(model, cases, f"{name}: {split}")
-                frames += [ranks_frame(name, split, masked, cases, by_mask[masked], repeat) for masked in (True, False)]
-                lists += [lists_frame(name, first)] * is_listed
+                own = next(ranked)
+                frames += [
+                    ranks_frame(name, split, masked, cases, own.ranks[masked], repeat) for masked in (True, False)
+                ]
+                lists += [lists_frame(name, own.items)] * is_listed
                 continue
             for masked in (True, False):
                 label = f"{name}: {split}, {table.TITLES[masked]}"

@@ -6,6 +6,9 @@ fewer), log_probs (log π of each, -inf at -1; null for a model that gives no pr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 import torch
@@ -38,20 +41,33 @@ def first_items(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     return items
 
 
-def rank_and_list(scorer: Scorer, cases: Cases, label: str) -> tuple[dict[bool, np.ndarray], np.ndarray]:
-    """The targets' ranks with seen items masked (True) and not (False), int64 [B] each, and the first ten items of every case without
-    those of its history, int64 [B, 10]. Every case is scored once. label: of the progress bar."""
-    ranks: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    lists = []
+@dataclass(frozen=True)
+class Ranked:
+    """ranks: the targets' ranks with seen items masked (True) and not (False), int64 [B] each. items: the first ten of every case without
+    those of its history, int64 [B, 10]."""
+
+    ranks: dict[bool, np.ndarray]
+    items: np.ndarray
+
+
+def rank_and_list(scorers: Sequence[Scorer], cases: Cases, label: str) -> list[Ranked]:
+    """Every scorer's ranks and lists. Each scores every case once, some cases at a time, one scorer after the other, so that those that
+    need the same can share it. label: of the progress bar."""
+    ranks: list[dict[bool, list[np.ndarray]]] = [{True: [], False: []} for _ in scorers]
+    items: list[list[np.ndarray]] = [[] for _ in scorers]
     starts = range(0, len(cases), ROWS_TOGETHER)
     for start in track(starts, description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        scores = scorer.scores(part.histories)
-        masked = mask_seen(scores, part.histories)
-        ranks[False].append(rank_of_target(scores, part.targets))
-        ranks[True].append(rank_of_target(masked, part.targets))
-        lists.append(first_items(masked, part.targets, LIST_LENGTH))
-    return {masked: np.concatenate(own) for masked, own in ranks.items()}, np.concatenate(lists)
+        for own, lists, scorer in zip(ranks, items, scorers, strict=True):
+            scores = scorer.scores(part.histories)
+            masked = mask_seen(scores, part.histories)
+            own[False].append(rank_of_target(scores, part.targets))
+            own[True].append(rank_of_target(masked, part.targets))
+            lists.append(first_items(masked, part.targets, LIST_LENGTH))
+    return [
+        Ranked({masked: np.concatenate(parts) for masked, parts in own.items()}, np.concatenate(lists))
+        for own, lists in zip(ranks, items, strict=True)
+    ]
 
 
 def lists_frame(model: str, items: np.ndarray, log_probs: np.ndarray | None = None) -> pl.DataFrame:

@@ -18,8 +18,9 @@ from data.stage import InputError
 from decoding.recommender import Recommender
 from evaluation import blend, evaluate, report
 from evaluation.baselines import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
-from evaluation.blend import WEIGHTS, Blend, log_probs, tune_blend
+from evaluation.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
 from evaluation.evaluate import EvaluateConfig
+from evaluation.lists import rank_and_list
 from evaluation.metrics import ndcg_at
 
 
@@ -198,3 +199,23 @@ def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path, monke
         ranks.filter((pl.col("model") == name) & (pl.col("repeat") == 0)) for name in ("sft_blend", "sft_ensemble")
     )
     assert one["rank"].to_list() == both["rank"].to_list(), "the two runs hold the same model"
+
+
+def test_blends_that_are_measured_together_score_a_case_once(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
+        asked.append(len(histories))
+        return log_probs(recommender, histories, n_items)
+
+    monkeypatch.setattr(blend, "log_probs", counted)
+    knn, cases, latest = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("test"), LatestLogProbs()
+    blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
+    together = rank_and_list(blends, cases, "both")
+    assert sum(asked) == len(cases)
+    for own, found in zip(blends, together, strict=True):
+        alone = replace(own, latest=LatestLogProbs())
+        assert found.ranks[True].tolist() == rank_cases(alone, cases, masked=True).tolist()
+    assert together[0].ranks[True].tolist() != together[1].ranks[True].tolist()

@@ -39,8 +39,11 @@ class Scores:
 
     name = "scores"
 
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        rows = [np.random.default_rng(int(history[-1])).integers(0, 5, 40) for history in histories]
+        rows = [np.random.default_rng([self.seed, int(history[-1])]).integers(0, 5, 40) for history in histories]
         return np.array(rows, dtype=np.float32)
 
 
@@ -48,12 +51,15 @@ def test_lists_of_many_cases_hold_no_seen_item_and_agree_with_the_ranks() -> Non
     rng = np.random.default_rng(0)
     histories = [rng.integers(0, 40, rng.integers(1, 35)) for _ in range(600)]  # more than one batch
     cases = Cases([str(i) for i in range(600)], histories, rng.integers(0, 40, 600))
-    by_mask, lists = rank_and_list(Scores(), cases, "scores")
-    assert not any(np.isin(own[own >= 0], history).any() for own, history in zip(lists, histories, strict=True))
-    ranks = rank_of_target(mask_seen(Scores().scores(histories), histories), cases.targets)
-    assert (ranks_in_lists(lists, cases.targets) == np.minimum(ranks, LIST_LENGTH)).all()
-    assert (by_mask[True] == ranks).all()
-    assert (by_mask[False] == rank_of_target(Scores().scores(histories), cases.targets)).all()
+    scorers = [Scores(0), Scores(1)]
+    for scorer, found in zip(scorers, rank_and_list(scorers, cases, "scores"), strict=True):
+        assert not any(
+            np.isin(own[own >= 0], history).any() for own, history in zip(found.items, histories, strict=True)
+        )
+        ranks = rank_of_target(mask_seen(scorer.scores(histories), histories), cases.targets)
+        assert (ranks_in_lists(found.items, cases.targets) == np.minimum(ranks, LIST_LENGTH)).all()
+        assert (found.ranks[True] == ranks).all()
+        assert (found.ranks[False] == rank_of_target(scorer.scores(histories), cases.targets)).all()
 
 
 def test_lists_come_back_as_they_were_saved(tmp_path) -> None:

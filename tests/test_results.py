@@ -15,10 +15,20 @@ import pytest
 from run_dirs import ROOT, small_dataset
 
 from benchmarks import results
-from benchmarks.results import BASELINES, OURS, PIECES, PLANS, ResultsConfig, prepare_flags, training_commands
+from benchmarks.results import (
+    BASELINES,
+    OURS,
+    PIECES,
+    PLANS,
+    ResultsConfig,
+    models_of,
+    prepare_flags,
+    training_commands,
+)
 from data.config import parse_config, parse_configs
 from data.prepare import PrepareConfig
 from data.stage import InputError, Stage, write_json
+from evaluation.blend import ENSEMBLES
 from evaluation.evaluate import EvaluateConfig
 from evaluation.statistics import holm, paired_test
 from rl import grpo
@@ -72,9 +82,10 @@ class Stages:
         elif command[1] == "evaluation.evaluate":
             assert (run_dir / "data" / "interactions.parquet").exists()
             asked = parse_config(EvaluateConfig, [*command[2:], "--run_dir", str(run_dir)])
-            repeats = 1 + len(asked.other_runs) if asked.other_runs else asked.seeds
+            trainings = 1 + len(asked.other_runs) if asked.other_runs else asked.seeds
             run = run_dir.name.partition("-seed")[0]
-            frames = [made_up_ranks(name, repeat, run) for name in asked.models for repeat in range(repeats)]
+            repeats = {name: 1 if name in ENSEMBLES else trainings for name in asked.models}
+            frames = [made_up_ranks(name, repeat, run) for name in asked.models for repeat in range(repeats[name])]
             (run_dir / "evaluation").mkdir(exist_ok=True)
             pl.concat(frames).write_parquet(run_dir / "evaluation" / "ranks.parquet")
             write_json(run_dir / "evaluation" / "comparison.json", {"repeats": {asked.models[0]: [0.1, 0.3]}})
@@ -104,11 +115,15 @@ def run(monkeypatch: pytest.MonkeyPatch, work_dir: Path, *flags: str) -> None:
 def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
     for piece, ours in OURS.items():
-        for command in training_commands(PLANS[dataset], ours, seed=3):
+        commands = training_commands(PLANS[dataset], ours, ours.models, seed=3)
+        assert ("rl/grpo.py" in {command[0] for command in commands}) == (
+            piece == "both" and PLANS[dataset].rl is not None
+        )
+        for command in commands:
             name, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
             found = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
             if name.startswith("tokenizer"):
-                assert (found[0].seed, len(found[0].level_sizes)) == (3, 2)
+                assert (found[0].seed, len(found[0].level_sizes), found[0].unique) == (3, 1, "own_token")
                 assert (found[0].quantizer == "random") == (piece == "random")
                 assert found[0].sources == SOURCES.get(piece, ["text", "collaborative"])
             else:
@@ -122,9 +137,9 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_pieces_are_all_rows_of_the_table() -> None:
     assert sorted(PIECES) == sorted([*BASELINES, *OURS])
-    assert set(OURS["both"].models) == {"sft", "rl", "sft_blend", "rl_blend"}
+    assert set(OURS["both"].models) == {"sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"}
     names = [name for ours in OURS.values() for name in ours.models.values()]
-    assert len(set(names)) == len(names) == 7
+    assert len(set(names)) == len(names) == 8
 
 
 def test_a_piece_is_prepared_trained_and_measured_once(
@@ -144,7 +159,16 @@ def test_a_piece_is_prepared_trained_and_measured_once(
     evaluated = parse_config(EvaluateConfig, calls[-1][1][2:])
     assert evaluated.other_runs == [(tmp_path / "runs" / f"both-seed{seed}").resolve() for seed in (1, 2)]
     assert evaluated.overwrite
-    assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend"]
+    assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"]
+    assert evaluated.valid_cases == PLANS["ml-100k"].valid_cases
+
+
+def test_what_a_plan_or_a_single_seed_cannot_have_is_left_out() -> None:
+    def models(dataset: str, seeds: str) -> list[str]:
+        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", dataset, "--seeds", seeds])))
+
+    assert models("ml-100k", "1") == ["sft", "rl", "sft_blend", "rl_blend"]
+    assert models("amazon-beauty", "2") == ["sft", "sft_blend", "sft_ensemble"], "its plan has no RL"
 
 
 def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,12 +202,12 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
         hits[name] = (own["rank"].to_numpy().reshape(2, USERS) < 10).mean(axis=0)
     ps = [paired_test(hits["sft"], hits[name], seed=0).p for name in ("item_knn", "markov")]
     assert ps[0] < 0.01
-    assert holm(ps)[0] < figures["paired_p"] < 10 * max(ps[0], 1e-4) + 1e-9, "corrected for the 5 × 2 pairs"
+    assert holm(ps)[0] < figures["paired_p"] < 12 * max(ps[0], 1e-4) + 1e-9, "corrected for the 6 × 2 pairs"
     rows = [line for line in lines if line.startswith("| ")][2:]
     assert [row.split(" | ")[0] for row in rows] == ["| item_knn", "| markov", "| SFT, text", *(
         f"| {name}" for name in OURS["both"].models.values()
     )]  # fmt: skip
-    assert all(row.split(" | ")[1] == "2" for row in rows)
+    assert [row.split(" | ")[1] for row in rows] == [*"2222222", "1"], "the ensemble is one row of all seeds"
     text = "\n".join(lines)
     assert "Code: a commit. sha256 of interactions.parquet: " in text
     assert "Command: python -m benchmarks.results --dataset ml-100k --work_dir" in text
