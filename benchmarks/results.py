@@ -133,6 +133,10 @@ class ResultsConfig:
         default_factory=lambda: list(PIECES), metadata={"help": f"What to run now: any of {' '.join(PIECES)}."}
     )
     seeds: int = field(default=3, metadata={"help": "Trainings of every row that is trained: seeds 0, 1, …."})
+    baseline_seeds: int = field(
+        default=0,
+        metadata={"help": "Trainings of each neural baseline; 0: as many as of our rows. The table shows the number."},
+    )
     tune_baselines: bool = field(
         default=True,
         metadata={"help": "Choose each neural baseline's settings from a grid of 4 on valid; false: the grid's first."},
@@ -144,9 +148,13 @@ class ResultsConfig:
         unknown = [name for name in self.pieces if name not in PIECES]
         if unknown:
             raise InputError(f"--pieces has {unknown[0]!r}; give any of {' '.join(PIECES)}.")
-        for flag, value in (("--seeds", self.seeds), ("--threads", self.threads)):
-            if value < 1:
-                raise InputError(f"{flag} is {value}; it must be at least 1.")
+        for flag, value, least in (
+            ("--seeds", self.seeds, 1),
+            ("--baseline_seeds", self.baseline_seeds, 0),
+            ("--threads", self.threads, 1),
+        ):
+            if value < least:
+                raise InputError(f"{flag} is {value}; it must be at least {least}.")
         self.pieces = [name for name in PIECES if name in self.pieces]
 
     @property
@@ -195,10 +203,10 @@ def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
 
 def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
-    own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data, "seeds": config.seeds}
+    own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data}
     if piece not in OURS:
-        return own | {"tune_baselines": config.tune_baselines}
-    return own | {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
+        return own | {"tune_baselines": config.tune_baselines, "seeds": config.baseline_seeds or config.seeds}
+    return own | {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config), "seeds": config.seeds}
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
@@ -244,7 +252,8 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
     if piece in BASELINES:
         minutes = str(PLANS[config.dataset].minutes)
         tune = str(config.tune_baselines).lower()
-        flags = ["--seeds", str(config.seeds), "--tune_baselines", tune, "--sasrec_minutes", minutes]
+        seeds = str(config.baseline_seeds or config.seeds)
+        flags = ["--seeds", seeds, "--tune_baselines", tune, "--sasrec_minutes", minutes]
         evaluate(first, [piece, *flags], config)
         return
     models = models_of(piece, config)

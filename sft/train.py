@@ -155,9 +155,10 @@ def finish(stage: Stage, trainer: SidSFTTrainer, sids: SemanticIds) -> None:
     folder = stage.folder
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(stage, trainer.renderer, sids, history)
+    kept = next(row for row in history if row["step"] == trainer.state.best_global_step)
     Console().print(
-        f"sft: {ModelShape.of(trainer.model).parameters / 1e6:.2f}M parameters, best valid Recall@10 {trainer.state.best_metric:.4f} "
-        f"at step {trainer.state.best_global_step} of {trainer.state.max_steps}; the model is in {folder}",
+        f"sft: {ModelShape.of(trainer.model).parameters / 1e6:.2f}M parameters, valid Recall@10 {kept['eval_recall@10']:.4f}, NDCG@10 "
+        f"{kept['eval_ndcg@10']:.4f} at step {kept['step']} of {trainer.state.max_steps}; the model is in {folder}",
         soft_wrap=True,
     )
 

@@ -226,8 +226,19 @@ def test_what_is_not_finished_has_no_figure(
     assert (figures["recall10"], figures["best_baseline_recall10"]) == (0.3, None), "markov has one seed only"
 
 
+def test_neural_baselines_may_have_fewer_seeds(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, tmp_path, "--seeds", "2", "--baseline_seeds", "1", "--pieces", "sasrec", "text")
+    asked = {run: parse_config(EvaluateConfig, command[2:]) for run, command in stages.calls if "--models" in command}
+    assert asked["sasrec"].seeds == 1
+    assert len(asked["text-seed0"].other_runs) == 1
+
+
 def test_bad_settings_are_refused() -> None:
-    for flags, word in ([["--pieces", "bert4rec"], "bert4rec"], [["--seeds", "0"], "seeds"]):
+    for flags, word in (
+        [["--pieces", "bert4rec"], "bert4rec"],
+        [["--seeds", "0"], "seeds"],
+        [["--baseline_seeds", "-1"], "baseline_seeds"],
+    ):
         with pytest.raises(InputError, match=word):
             parse_config(ResultsConfig, ["--dataset", "ml-1m", *flags])
     assert parse_config(ResultsConfig, ["--dataset", "ml-1m", "--json"]).json
