@@ -118,10 +118,15 @@ def main() -> None:
         temporary.write_text(html, encoding="utf-8")
     stage.finish(*outputs, report, page)
     shutil.rmtree(stage.folder / CHECKPOINT.parent, ignore_errors=True)
+    summarise(console, stage.folder, sids, figures, lora)
+
+
+def summarise(console: Console, folder: Path, sids: SemanticIds, figures: dict[str, Any], lora: Any) -> None:
+    """Say what was made and where it is. figures: of report.json; lora: of lora.json, None where the quantizer writes none."""
     perplexities = ", ".join(f"{level['perplexity']:.0f}/{level['codes']}" for level in figures["levels"])
     sizes = " x ".join(f"{size:,}" for size in sids.level_sizes)
     console.print(
-        f"{stage.folder}: {sids.n_items:,} items, {sizes} codes; in use (perplexity) {perplexities}; variance explained "
+        f"{folder}: {sids.n_items:,} items, {sizes} codes; in use (perplexity) {perplexities}; variance explained "
         f"{figures['levels'][-1]['variance_explained']:.1%}; {figures['items_changed']:,} items changed to be unique.",
         soft_wrap=True,
     )
@@ -129,7 +134,7 @@ def main() -> None:
         console.print(lora_summary(lora), soft_wrap=True)
     if sids.n_distinct < sids.n_items:
         console.print(f"{sids.n_items - sids.n_distinct:,} items share their semantic ID: no later stage takes them.")
-    console.print(f"Look at {page}")
+    console.print(f"Look at {folder / 'report.html'}")
 
 
 if __name__ == "__main__":
