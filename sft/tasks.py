@@ -45,6 +45,13 @@ class TaskConfig:
             "histories are few or short; takes more passes."
         },
     )
+    history_overlap: float = field(
+        default=0.5,
+        metadata={
+            "help": "next_item: of a history longer than max_items, the share of a window (0 to 1) that repeats the window before it, as "
+            "context only. Less is faster where histories are long, with shorter contexts."
+        },
+    )
     text_to_item: float = field(default=0.0, metadata={"help": "An item's SID, given its text." + SHARE})
     item_to_text: float = field(default=0.0, metadata={"help": "An item's text, given its SID." + SHARE})
     titles_to_next_item: float = field(
@@ -70,6 +77,8 @@ class TaskConfig:
             raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
         if not 0 <= self.item_dropout < 1:
             raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
+        if not 0 <= self.history_overlap < 1:
+            raise InputError(f"history_overlap={self.history_overlap} is no share of a window; give 0 to below 1.")
         for name in ("window_items", "text_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -85,7 +94,7 @@ def task_rows(
     """The rows of all tasks that have a weight. sequences: every user's training items; texts: which items have a text."""
     has_text = np.asarray(texts, dtype=bool)
     makers: dict[str, Callable[[str], TrainingRows]] = {
-        "next_item": lambda task: next_item_rows(sequences, max_items, n_levels),
+        "next_item": lambda task: next_item_rows(sequences, max_items, n_levels, tasks.history_overlap),
         "next_item_windows": lambda task: window_rows(task, sequences, tasks.window_items, n_levels),
         "text_to_item": lambda task: item_rows(task, has_text, tasks),
         "item_to_text": lambda task: item_rows(task, has_text, tasks),
@@ -119,29 +128,35 @@ def rows_of(task: str, items: list[list[int]], contexts: list[int], lengths: lis
     return TrainingRows.from_dict({"task": [task] * len(items), "items": items, "context": contexts, "length": lengths})
 
 
-def next_item_rows(sequences: Sequence[np.ndarray], max_items: int, n_levels: int) -> TrainingRows:
-    """One row a user; a history longer than `max_items` is cut into windows that overlap by half.
+def next_item_rows(
+    sequences: Sequence[np.ndarray], max_items: int, n_levels: int, overlap: float = 0.5
+) -> TrainingRows:
+    """One row a user; a history longer than `max_items` is cut into `windows`.
 
     Every item is an answer exactly once; the first items of a later window are given, because an earlier one asked for them.
     """
     assert max_items >= 2, f"a context of {max_items} items holds no history and target"
     items, contexts = [], []
     for sequence in sequences:
-        for start, stop, context in windows(len(sequence), max_items):
+        for start, stop, context in windows(len(sequence), max_items, overlap):
             items.append(sequence[start:stop].tolist())
             contexts.append(context)
     return rows_of("next_item", items, contexts, [1 + n_levels * len(row) for row in items])
 
 
-def windows(length: int, max_items: int) -> list[tuple[int, int, int]]:
-    """(start, stop, context) of each window over a history of `length` items; the last one ends at the newest item."""
-    if length <= max_items:
-        return [(0, length, 0)]
-    step = max_items // 2
-    starts = [*range(0, length - max_items, step), length - max_items]
-    stops = [start + max_items for start in starts]
-    contexts = [0, *(previous - start for previous, start in zip(stops, starts[1:], strict=False))]
-    return list(zip(starts, stops, contexts, strict=True))
+def windows(length: int, max_items: int, overlap: float) -> list[tuple[int, int, int]]:
+    """(start, stop, context) of each window over a history of `length` items, oldest first.
+
+    The last one ends at the newest item, and all but the first are `max_items` long and begin with a context, the share `overlap` of
+    them (one item at least), that the window before ended with.
+    """
+    step = min(max_items - 1, max(1, round(max_items * (1 - overlap))))
+    later = -(-max(0, length - max_items) // step)  # windows after the first
+    first = length - later * step
+    return [
+        (0, first, 0),
+        *((stop - max_items, stop, max_items - step) for stop in range(first + step, length + 1, step)),
+    ]
 
 
 def window_rows(

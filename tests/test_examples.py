@@ -45,25 +45,36 @@ def sid_of(render: ExampleRenderer, item: int) -> list[int]:
     return render.renderer.tokens_of(torch.tensor([item]))[0].tolist()
 
 
-@given(length=st.integers(1, 200), max_items=st.integers(2, 50))
-def test_every_item_has_its_loss_exactly_once_and_context_where_there_is_any(length, max_items):
-    spans = windows(length, max_items)
+@given(length=st.integers(1, 200), max_items=st.integers(2, 50), overlap=st.floats(0, 0.99))
+def test_every_item_has_its_loss_exactly_once_and_context_where_there_is_any(length, max_items, overlap):
+    spans = windows(length, max_items, overlap)
     with_loss = [i for start, stop, context in spans for i in range(start + context, stop)]
     assert with_loss == list(range(length))
     for start, stop, context in spans:
         assert 0 < stop - start <= max_items
-        assert context >= max_items // 2 - 1 or start == 0
+        assert context == 0 if start == 0 else context >= max(1, round(max_items * overlap) - 1)
+        assert stop - start == max_items or start == 0
     assert spans[-1][1] == length
+    assert len(spans) == 1 or length > max_items
+
+
+def test_less_overlap_costs_fewer_tokens():
+    half, tenth = (
+        next_item_rows([np.arange(1000)], max_items=200, n_levels=2, overlap=overlap)["length"]
+        for overlap in (0.5, 0.1)
+    )
+    assert (len(half), len(tenth)) == (9, 6)
+    assert sum(tenth) == 6 + 2 * (1000 + 5 * 20)
 
 
 def test_collated_batch_holds_tokens_items_and_labels_in_step():
     render = make_renderer(20, max_items=4)
     rows = next_item_rows([np.array([3, 1, 7, 9, 2]), np.array([5])], max_items=4, n_levels=3)
-    assert rows["length"] == [13, 13, 4]
-    assert rows["context"] == [0, 3, 0]
+    assert rows["length"] == [10, 13, 4]
+    assert rows["context"] == [0, 2, 0]
     batch = ExampleCollator(render, pad_token=PAD)(list(rows))
     assert batch["input_ids"].shape == batch["items"].shape == batch["labels"].shape == (3, 13)
-    assert batch["items"][:, 1::3].tolist() == [[3, 1, 7, 9], [NO_ITEM] * 3 + [2], [5] + [NO_ITEM] * 3]
+    assert batch["items"][:, 1::3].tolist() == [[3, 1, 7, NO_ITEM], [NO_ITEM, NO_ITEM, 9, 2], [5] + [NO_ITEM] * 3]
     assert (batch["items"] != NO_ITEM).sum() == 6
     for row in range(3):
         for j, item in enumerate(batch["items"][row, 1::3].tolist()):
