@@ -39,6 +39,7 @@ BASELINES = (
     "recent_popularity",
     "item_knn",
     "markov",
+    "slit",
     "sasrec_bce",
     "sasrec",
     "sasrec_sampled",
@@ -75,7 +76,8 @@ OURS = {
         },
     ),
 }
-PIECES = ("popularity", "recent_popularity", "item_knn", "markov", *reversed(OURS), *BASELINES[4:])  # quick ones first
+PIECES = (*BASELINES[:5], *reversed(OURS), *BASELINES[5:])  # quick ones first
+BLEND_WITH = ("item_knn", "slit")  # what our rows may be blended with, chosen on valid
 
 
 @dataclass(frozen=True)
@@ -206,7 +208,8 @@ def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data}
     if piece not in OURS:
         return own | {"tune_baselines": config.tune_baselines, "seeds": config.baseline_seeds or config.seeds}
-    return own | {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config), "seeds": config.seeds}
+    own |= {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config), "blend_with": BLEND_WITH}
+    return own | {"seeds": config.seeds}
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
@@ -261,7 +264,8 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
         for command in training_commands(PLANS[config.dataset], OURS[piece], models, seed):
             run_stage(command, make_run_dir(config, piece, seed), config.threads)
     others = [str(run_folder(config, piece, seed).resolve()) for seed in range(1, config.seeds)]
-    evaluate(first, [*models, *(["--other_runs", *others] if others else [])], config)
+    runs = ["--other_runs", *others] if others else []
+    evaluate(first, [*models, "--blend_with", *BLEND_WITH, *runs], config)
 
 
 def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> None:

@@ -1,8 +1,9 @@
-"""Generative models' ranking blended with a co-occurrence model's: score(item) = log π(item) + weight · gain(item).
+"""Generative models' ranking blended with a baseline's: score(item) = log π(item) + weight · gain(item).
 
-gain is 1 / log2(1 + the item's place in item-KNN's ranking of the unseen items), see `evaluation.baselines.gains`. As probabilities it is
-a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part; the
-weight is chosen on valid. log π is exact, of every item of the catalogue, so nothing is lost that a beam would not have found.
+gain is 1 / log2(1 + the item's place in the baseline's ranking of the unseen items), see `evaluation.baselines.gains`. As probabilities
+it is a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part;
+the weight, and which baseline it is where there are several, is chosen on valid. log π is exact, of every item of the catalogue, so
+nothing is lost that a beam would not have found.
 
 An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from rich.progress import track
@@ -24,7 +26,7 @@ from evaluation.metrics import mask_seen, ndcg_at, rank_of_target
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-VALID_CASES = 2000  # most valid cases that the weight is chosen on, drawn by the seed
+VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
 
 
@@ -83,16 +85,16 @@ def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: in
 def tune_blend(
     name: str,
     recommenders: list[Recommender],
-    scorer: Scorer,
+    scorers: Sequence[Scorer],
     valid: Cases,
     n_items: int,
     seed: int,
     latest: LatestLogProbs | None = None,
 ) -> tuple[list[Blend], Tuning]:
-    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the weight of the best valid NDCG@10 of the first blend,
-    seen items masked; of equal ones the smallest.
+    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the baseline and the weight of the best valid NDCG@10 of
+    the first blend, seen items masked; of equal ones the first.
 
-    name: one of BLENDS; recommenders: one a seed of training; scorer: fitted on the train part; n_items: N; latest: what the blends
+    name: one of BLENDS; recommenders: one a seed of training; scorers: fitted on the train part; n_items: N; latest: what the blends
     share with others that are measured with them.
     Raises InputError when the catalogue is too large to be scored whole.
     """
@@ -101,23 +103,28 @@ def tune_blend(
             f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
         )
     groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
-    values = weight_values(groups[0], scorer, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
-    tuning = Tuning([{"weight": weight} for weight in WEIGHTS], values, "ndcg@10")
-    weight = WEIGHTS[tuning.chosen]
+    settings = list(product(scorers, WEIGHTS))
+    values = blend_values(groups[0], settings, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
+    tuning = Tuning([{"with": scorer.name, "weight": weight} for scorer, weight in settings], values, "ndcg@10")
+    scorer, weight = settings[tuning.chosen]
     latest = latest or LatestLogProbs()
     return [Blend(group, scorer, n_items, weight, name, latest) for group in groups], tuning
 
 
-def weight_values(
-    recommenders: Sequence[Recommender], scorer: Scorer, cases: Cases, n_items: int, label: str
+def blend_values(
+    recommenders: Sequence[Recommender],
+    settings: Sequence[tuple[Scorer, float]],
+    cases: Cases,
+    n_items: int,
+    label: str,
 ) -> list[float]:
-    """NDCG@10 with each of WEIGHTS, seen items masked; every case is scored once. label: of the progress bar."""
-    ranks: list[list[np.ndarray]] = [[] for _ in WEIGHTS]
+    """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once. label: of the progress bar."""
+    ranks: list[list[np.ndarray]] = [[] for _ in settings]
     for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
         log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
-        gain = gains(scorer, part.histories)
-        for own, weight in zip(ranks, WEIGHTS, strict=True):
-            scores = mask_seen(blended(log_pi, gain, weight), part.histories)
+        gain = {scorer.name: gains(scorer, part.histories) for scorer, _ in settings}
+        for own, (scorer, weight) in zip(ranks, settings, strict=True):
+            scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
             own.append(rank_of_target(scores, part.targets))
     return [float(ndcg_at(np.concatenate(own), 10).mean()) for own in ranks]

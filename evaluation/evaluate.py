@@ -3,7 +3,7 @@
 python -m evaluation.evaluate --run_dir outputs/demo
 python -m evaluation.evaluate --run_dir outputs/demo --models sft popularity item_knn
 python -m evaluation.evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
-python -m evaluation.evaluate --run_dir outputs/demo --models sft sft_blend item_knn
+python -m evaluation.evaluate --run_dir outputs/demo --models sft sft_blend slit --blend_with item_knn slit
 
 Everything is fitted on the train part and chosen on valid. Test is read once, at the end. An item counts, not a token string:
 semantic IDs are unique, so a recommended ID is a recommended item and credit is exact.
@@ -12,8 +12,8 @@ semantic IDs are unique, so a recommended ID is a recommended item and credit is
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from data.stage import InputError, Stage, atomic_path, require_finished, run_as_
 from data.synthetic import oracle_for
 from decoding.accounting import account
 from decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
-from evaluation import table
+from evaluation import slit, table
 from evaluation.baselines import (
     Scorer,
     Tuning,
@@ -44,9 +44,12 @@ from evaluation.model_cards import fill_cards
 from evaluation.neural import NEURAL, NeuralTraining, train_neural
 from evaluation.report import write_report
 from evaluation.sasrec import SasRecSettings
+from evaluation.slit import try_slit
 
-MODELS = ("sft", "rl", *BLENDS, "popularity", "recent_popularity", "item_knn", "markov", *NEURAL)
+MODELS = ("sft", "rl", *BLENDS, "popularity", "recent_popularity", "item_knn", "markov", "slit", *NEURAL)
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
+# baselines that a blend can be made with, and what fits and tunes them
+EXPERTS: dict[str, Callable[[Dataset, Cases], tuple[Scorer, Tuning]]] = {"item_knn": try_item_knn, "slit": try_slit}
 FORMAT = 2  # of what is written; a folder of another one is measured again
 REGRET_K = 10
 ACCOUNTED_HISTORIES = 200  # test histories whose decoding is accounted for, drawn by the seed
@@ -66,7 +69,14 @@ class EvaluateConfig:
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
             "help": f"What to measure: any of {' '.join(MODELS)}. sft and rl must have been trained; sft_blend and rl_blend are those "
-            "blended with item-KNN, sft_ensemble is the run's sft and those of --other_runs together, blended likewise."
+            "blended with a baseline of --blend_with, sft_ensemble is the run's sft and those of --other_runs together, blended likewise. "
+            f"slit takes catalogues of {slit.MOST_ITEMS:,} items at most, and minutes for thousands of items."
+        },
+    )
+    blend_with: list[str] = field(
+        default_factory=lambda: ["item_knn"],
+        metadata={
+            "help": f"Baselines that a blend may be made with, any of {' '.join(EXPERTS)}; the one that is best on valid is taken."
         },
     )
     seed: int = field(
@@ -123,6 +133,10 @@ class EvaluateConfig:
         if unknown or not self.models:
             raise InputError(f"--models has {unknown or 'nothing'}; give one or more of {' '.join(MODELS)}.")
         self.models = [name for name in MODELS if name in self.models]
+        unknown = [name for name in self.blend_with if name not in EXPERTS]
+        if unknown or not self.blend_with:
+            raise InputError(f"--blend_with has {unknown or 'nothing'}; give one or both of {' '.join(EXPERTS)}.")
+        self.blend_with = [name for name in EXPERTS if name in self.blend_with]
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
@@ -181,6 +195,11 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
         raise InputError(
             f"{config.run_dir / 'data'} has no user with two training interactions; nothing can be fitted."
         )
+    if "slit" in asked_experts(config) and dataset.n_items > slit.MOST_ITEMS:
+        raise InputError(
+            f"slit holds matrices of items x items, and the {dataset.n_items:,} items of {config.run_dir / 'data'} are more than its "
+            f"{slit.MOST_ITEMS:,}; leave it out of --models and --blend_with."
+        )
     check_leaks(dataset, config.run_dir / "data" / "interactions.parquet")
 
 
@@ -191,8 +210,14 @@ def decisive(config: EvaluateConfig) -> dict[str, Any]:
     if config.valid_cases:
         settings |= {"valid_cases": config.valid_cases}
     if set(config.models) & set(BLENDS):
-        settings |= {"blend": {"weights": WEIGHTS, "valid_cases": VALID_CASES}}
+        settings |= {"blend": {"with": config.blend_with, "weights": WEIGHTS, "valid_cases": VALID_CASES}}
     return settings | (neural_training(config).decisive(neural) if neural else {})
+
+
+def asked_experts(config: EvaluateConfig) -> list[str]:
+    """The baselines of EXPERTS that are measured or blended with."""
+    blended = set(config.blend_with) if set(config.models) & set(BLENDS) else set()
+    return [name for name in EXPERTS if name in blended | set(config.models)]
 
 
 def trained_stages(models: list[str]) -> list[str]:
@@ -235,14 +260,14 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
     training = neural_training(config)
     runs = (config.run_dir, *config.other_runs)
     recommenders = {stage: [Recommender.load(run, stage) for run in runs] for stage in trained_stages(config.models)}
-    tuned_knn, latest = cache(lambda: try_item_knn(dataset, valid)), LatestLogProbs()
-    loaded = Loaded()
+    experts = {name: EXPERTS[name](dataset, valid) for name in asked_experts(config)}
+    latest, loaded = LatestLogProbs(), Loaded()
     for name in config.models:
         if name in STAGE_COMMANDS:
             loaded.models[name] = [*recommenders[name]]
         elif name in BLENDS:
-            blended = recommenders[BLENDS[name]]
-            blends, loaded.tuning[name] = tune_blend(name, blended, tuned_knn()[0], valid, n_items, config.seed, latest)
+            blended, others = recommenders[BLENDS[name]], [experts[other][0] for other in config.blend_with]
+            blends, loaded.tuning[name] = tune_blend(name, blended, others, valid, n_items, config.seed, latest)
             loaded.models[name] = [*blends]
         elif name in NEURAL:
             scorers, tuning, cut = train_neural(config.run_dir, dataset, valid, name, training)
@@ -252,9 +277,9 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
                 loaded.tuning[name] = tuning
             if cut:
                 loaded.cut_short[name] = {"cut": cut, "trainings": trainings, "minutes": config.sasrec_minutes}
-        elif name == "item_knn":
-            item_knn, loaded.tuning[name] = tuned_knn()
-            loaded.models[name] = [item_knn]
+        elif name in EXPERTS:
+            expert, loaded.tuning[name] = experts[name]
+            loaded.models[name] = [expert]
         elif name == "recent_popularity":
             recent, loaded.tuning[name] = tune_recent_popularity(dataset, valid)
             loaded.models[name] = [recent]

@@ -292,7 +292,7 @@ from it. This page says how often the models were right, where they were not, an
 SEMANTIC_IDS = """
 <p>The models <b>sft</b> and <b>rl</b> are generative: they write the next item's <b>semantic ID</b>, a short name of a few codes in which
 similar items begin alike, as a language model writes a word; <b>rl</b> is <b>sft</b> after further training with rewards for hits; a
-<b>blend</b> ranks by the model's probability and by item-KNN's list together. All others are baselines: well-known methods to compare
+<b>blend</b> ranks by the model's probability and by a baseline's list together. All others are baselines: well-known methods to compare
 with, trained on the same data.</p>"""
 
 TABLE_TEXT = """

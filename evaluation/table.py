@@ -179,7 +179,10 @@ def training_notes(comparison: dict[str, Any]) -> list[str]:
             f"{', '.join(f'{recall:.4f}' for recall in recalls)} (standard deviation {np.std(recalls, ddof=1):.4f})."
         )
     for model, tuned in comparison.get("tuning", {}).items():
-        chosen = ", ".join(f"{name} {value:g}" for name, value in tuned["grid"][tuned["chosen"]].items())
+        settings = tuned["grid"][tuned["chosen"]].items()
+        chosen = ", ".join(
+            f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in settings
+        )
         metric = tuned.get("metric", "recall@10")
         values = tuned[f"valid_{metric}"]
         lines.append(

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from run_dirs import N_ITEMS, finished_sft_run, small_dataset
 from data.dataset import Dataset
 from data.stage import InputError
 from decoding.recommender import Recommender
-from evaluation import blend, evaluate, report
+from evaluation import blend, evaluate, report, slit
 from evaluation.baselines import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
 from evaluation.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
 from evaluation.evaluate import EvaluateConfig
 from evaluation.lists import rank_and_list
 from evaluation.metrics import ndcg_at
+from evaluation.slit import fit_slit
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +91,33 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
 ) -> None:
     valid = dataset.cases("valid")
     knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
-    blends, tuning = tune_blend("sft_blend", [sft, sft], knn, valid, N_ITEMS, seed=0)
+    blends, tuning = tune_blend("sft_blend", [sft, sft], [knn], valid, N_ITEMS, seed=0)
     each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
     wanted = [float(ndcg_at(rank_cases(own, valid, masked=True), 10).mean()) for own in each]
     assert tuning.values == pytest.approx(wanted)
     assert len(set(wanted)) > 2
     assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
-    assert (tuning.grid[0], tuning.metric) == ({"weight": 0.0}, "ndcg@10")
+    assert (tuning.grid[0], tuning.metric) == ({"with": "item_knn", "weight": 0.0}, "ndcg@10")
     few = valid.drawn(9, seed=3)
     assert len(few) == 9
     assert few.user_ids == [user for user in valid.user_ids if user in few.user_ids], "in their order"
     assert valid.drawn(9, seed=4).user_ids != few.user_ids
     monkeypatch.setattr(blend, "VALID_CASES", 9)
-    _, tuning = tune_blend("sft_blend", [sft], knn, valid, N_ITEMS, seed=3)
+    _, tuning = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=3)
     wanted = [float(ndcg_at(rank_cases(own, few, masked=True), 10).mean()) for own in each]
     assert tuning.values == pytest.approx(wanted)
+
+
+def test_the_baseline_of_a_blend_is_the_better_one_on_valid(sft: Recommender, dataset: Dataset) -> None:
+    valid = dataset.cases("valid")
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
+    linear = fit_slit(dataset.train_sequences, N_ITEMS, past=0.7, future=0.5, ridge=10.0, decay=0.8)
+    each = [tune_blend("sft_blend", [sft], [scorer], valid, N_ITEMS, seed=0)[1].values for scorer in (knn, linear)]
+    for scorers, wanted in (([knn, linear], each[0] + each[1]), ([linear, knn], each[1] + each[0])):
+        (found,), tuning = tune_blend("sft_blend", [sft], scorers, valid, N_ITEMS, seed=0)
+        assert tuning.values == wanted
+        assert found.scorer is scorers[int(np.argmax(wanted)) // len(WEIGHTS)]
+        assert tuning.grid[tuning.chosen] == {"with": found.scorer.name, "weight": found.weight}
 
 
 def test_a_catalogue_too_large_to_score_whole_is_refused(
@@ -112,7 +126,7 @@ def test_a_catalogue_too_large_to_score_whole_is_refused(
     knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0)
     monkeypatch.setattr(blend, "MOST_ITEMS", N_ITEMS - 1)
     with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
-        tune_blend("sft_blend", [sft], knn, dataset.cases("valid"), N_ITEMS, seed=0)
+        tune_blend("sft_blend", [sft], [knn], dataset.cases("valid"), N_ITEMS, seed=0)
 
 
 def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:
@@ -157,6 +171,46 @@ def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest
     assert "sft_blend" in (folder / "report.html").read_text()
 
 
+def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*flags: str) -> dict:
+        command = [
+            "evaluate",
+            "--run_dir",
+            str(run_dir),
+            "--models",
+            "sft_blend",
+            "slit",
+            "--overwrite",
+            "true",
+            *flags,
+        ]
+        monkeypatch.setattr("sys.argv", command)
+        evaluate.main()
+        return json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+
+    def tried(comparison: dict) -> list[str]:
+        return list(dict.fromkeys(setting["with"] for setting in comparison["tuning"]["sft_blend"]["grid"]))
+
+    found = run("--blend_with", "slit", "item_knn")
+    assert tried(found) == ["item_knn", "slit"]
+    assert found["best_baseline"] == "slit"
+    assert len(found["tuning"]["slit"]["grid"]) == 32
+    assert re.search(
+        r"sft_blend: best of 12 settings .*: with (item_knn|slit), weight \d",
+        (run_dir / "evaluation" / "table.md").read_text(),
+    )
+    assert tried(run("--blend_with", "slit")) == ["slit"]
+    assert tried(run()) == ["item_knn"]
+    for names, words in ((["markov"], r"\['markov'\]"), ([], "nothing")):
+        with pytest.raises(InputError, match=f"--blend_with has {words}; give one or both of item_knn slit"):
+            EvaluateConfig(run_dir, blend_with=names)
+    monkeypatch.setattr(slit, "MOST_ITEMS", N_ITEMS - 1)
+    for flags in (["--blend_with", "item_knn"], ["--blend_with", "slit", "--models", "sft_blend"]):
+        with pytest.raises(InputError, match=r"the 60 items of .* are more than its 59; leave it out"):
+            run(*flags)
+    run("--models", "sft_blend")
+
+
 def test_a_blend_without_its_model_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
     with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl_blend out of --models"):
@@ -171,7 +225,7 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
         for parameter in other.model.parameters():
             parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
     knn, valid = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("valid")
-    blends, tuning = tune_blend("sft_ensemble", [sft, other], knn, valid, N_ITEMS, seed=0)
+    blends, tuning = tune_blend("sft_ensemble", [sft, other], [knn], valid, N_ITEMS, seed=0)
     (ensemble,) = blends
     own, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
     assert np.abs(own - others).max() > 0.1

@@ -160,6 +160,7 @@ def test_a_piece_is_prepared_trained_and_measured_once(
     assert evaluated.other_runs == [(tmp_path / "runs" / f"both-seed{seed}").resolve() for seed in (1, 2)]
     assert evaluated.overwrite
     assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"]
+    assert evaluated.blend_with == ["item_knn", "slit"]
     assert evaluated.valid_cases == PLANS["ml-100k"].valid_cases
 
 
@@ -212,7 +213,7 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     assert "Code: a commit. sha256 of interactions.parquet: " in text
     assert "Command: python -m benchmarks.results --dataset ml-100k --work_dir" in text
     assert "text: sft: mean of 2 trainings" in text
-    assert "NOT FINISHED: popularity recent_popularity collaborative random sasrec_bce" in text
+    assert "NOT FINISHED: popularity recent_popularity slit collaborative random sasrec_bce" in text
 
 
 def test_what_is_not_finished_has_no_figure(
