@@ -25,7 +25,7 @@ from evaluation.metrics import mask_seen, ndcg_at, rank_of_target
 
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
 

@@ -166,7 +166,7 @@ def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest
     for own, target, rank in zip(lists["items"].to_list(), ranks["target"], ranks["rank"], strict=True):
         assert (own.index(target) if target in own else 10) == min(rank, 10)
     written = (folder / "table.md").read_text()
-    assert "sft_blend: best of 6 settings by valid NDCG@10, seen items masked" in written
+    assert "sft_blend: best of 7 settings by valid NDCG@10, seen items masked" in written
     assert "sft_blend − sft, test recall@10" in written
     assert "sft_blend" in (folder / "report.html").read_text()
 
@@ -196,7 +196,7 @@ def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, mo
     assert found["best_baseline"] == "slit"
     assert len(found["tuning"]["slit"]["grid"]) == 32
     assert re.search(
-        r"sft_blend: best of 12 settings .*: with (item_knn|slit), weight \d",
+        r"sft_blend: best of 14 settings .*: with (item_knn|slit), weight \d",
         (run_dir / "evaluation" / "table.md").read_text(),
     )
     assert tried(run("--blend_with", "slit")) == ["slit"]
