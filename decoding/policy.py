@@ -22,6 +22,11 @@ NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
 SPARSE_LEVEL = 8  # a level with more codes than this many times a node's most children is worked on child by child
 
 
+def is_sparse(level_size: int, most_children: int) -> bool:
+    """Whether a level of so many codes, of which a prefix has `most_children` at most, is worked on child by child."""
+    return level_size > SPARSE_LEVEL * most_children
+
+
 @dataclass(frozen=True)
 class SidVocabulary:
     """Where the SID tokens lie in a language model's vocabulary.
@@ -44,7 +49,7 @@ class SidVocabulary:
 
         In a level with many more codes than those, as where every item has a last code of its own, the others are not computed.
         """
-        if head.weight is not None and self.level_sizes[level] > SPARSE_LEVEL * codes.shape[1]:
+        if head.weight is not None and is_sparse(self.level_sizes[level], codes.shape[1]):
             return head.logits_at(hidden, codes + self.first_tokens[level])
         return _picked(self.level_logits(hidden, head, level), codes)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ from torch import nn
 from transformers import TrainingArguments
 
 from decoding.output_head import WORDS_AT_ONCE, causal_model
+from decoding.policy import is_sparse
+from decoding.trie import SidTrie
 
 # none: every process holds everything. zero1: optimizer states divided among the processes; zero2: gradients too; zero3, fsdp: weights too
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
@@ -94,6 +97,28 @@ class ModelShape:
             if any(isinstance(part, nn.Dropout) for drop in drops for part in drop.children())
             else 0,
         )
+
+
+@dataclass(frozen=True)
+class LevelWidth:
+    """codes: of a level of the semantic IDs; children: the most of them that a prefix has."""
+
+    codes: int
+    children: int
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the level is worked on child by child."""
+        return is_sparse(self.codes, self.children)
+
+    @property
+    def scored(self) -> int:
+        """Logits computed for an answer."""
+        return self.children if self.is_sparse else self.codes
+
+
+def level_widths(trie: SidTrie) -> list[LevelWidth]:
+    return [LevelWidth(size, trie.widest(depth)) for depth, size in enumerate(trie.level_sizes)]
 
 
 @dataclass(frozen=True)
@@ -191,7 +216,7 @@ def estimate_training(
     shape: ModelShape,
     training: TrainingArguments,
     row_tokens: np.ndarray,
-    level_sizes: list[int],
+    levels: Sequence[LevelWidth],
     hardware: Hardware,
     words: bool = False,
 ) -> Estimate:
@@ -215,18 +240,19 @@ def estimate_training(
         gradients=gradients,
         optimizer=optimizer,
         activations=activation_bytes(shape, tokens, bf16, again) + copies + 12 * shape.copied_rows,
-        head=head_bytes(tokens, batch, shape, level_sizes, words),
-        flops=training_flops(shape, work.padded, work.squared, float(np.mean(level_sizes)), again) * share,
+        head=head_bytes(tokens, batch, shape, levels, words),
+        flops=training_flops(shape, work.padded, work.squared, float(np.mean([w.scored for w in levels])), again)
+        * share,
         moved=TRAFFIC[hardware.kind, bf16] * saved * (4 / 3 if again else 1) * share,
     )
 
 
-def announce_estimate(trainer: Any, row_tokens: np.ndarray, level_sizes: list[int], words: bool) -> None:
+def announce_estimate(trainer: Any, row_tokens: np.ndarray, words: bool) -> None:
     """Measure the machine and print the estimate, and the warning where there is one. Every process calls it; the first one prints."""
     training, shape = trainer.args, ModelShape.of(trainer.model)
     tokens = training.per_device_train_batch_size * int(np.max(row_tokens))
     hardware = measure_hardware(trainer.accelerator, shape, tokens, bool(training.bf16))
-    estimate = estimate_training(shape, training, row_tokens, level_sizes, hardware, words)
+    estimate = estimate_training(shape, training, row_tokens, level_widths(trainer.trie), hardware, words)
     if trainer.accelerator.is_main_process:
         for line in [*estimate.lines(), estimate.warning()]:
             if line is not None:
@@ -293,15 +319,16 @@ def activation_bytes(shape: ModelShape, tokens: int, bf16: bool, again: bool) ->
     return tokens * layer * shape.layers
 
 
-def head_bytes(tokens: int, rows: int, shape: ModelShape, level_sizes: list[int], words: bool) -> int:
+def head_bytes(tokens: int, rows: int, shape: ModelShape, levels: Sequence[LevelWidth], words: bool) -> int:
     """Bytes of the answers' states, logits and log-probabilities, were every token of a batch a code that is asked for.
 
-    A code's logits are those of its level only: 5 bytes each are kept (log-probability and mask), 8 more while a level is worked on. The
+    For each code that may come next autograd keeps 17 bytes (its number, logit, log-probability and mask), or, in a level worked on
+    child by child, 13 and its row of the head. While a level is worked on there are its logits and their gradients, or the rows'. The
     model's own forward gives one row of the vocabulary's logits a row of the batch. words: also a block of answers in words.
     """
-    n_levels = len(level_sizes)
-    kept = 5 * tokens * sum(level_sizes) // n_levels
-    at_work = 8 * (tokens // n_levels) * max(level_sizes)
+    answers, row_bytes = tokens // len(levels), 4 * shape.hidden
+    kept = answers * sum((13 + row_bytes if level.is_sparse else 17) * level.children for level in levels)
+    at_work = answers * max(row_bytes * level.children if level.is_sparse else 8 * level.codes for level in levels)
     text = 12 * WORDS_AT_ONCE * shape.vocabulary if words else 0
     return kept + at_work + 6 * tokens * shape.hidden + 6 * rows * shape.vocabulary + text
 

@@ -79,7 +79,7 @@ def main() -> None:
         valid_cases=valid_cases,
         callbacks=[drop, *callbacks],
     )
-    announce_estimate(trainer, np.asarray(rows["length"]), sids.level_sizes, tasks.with_text)
+    announce_estimate(trainer, np.asarray(rows["length"]), tasks.with_text)
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(stage.folder / "checkpoints"))
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
 

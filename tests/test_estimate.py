@@ -13,17 +13,22 @@ from run_dirs import ROOT, make_run_dir, run_stage
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from data.config import parse_configs
+from decoding.output_head import OutputHead
+from decoding.policy import SidVocabulary, item_log_probs
+from decoding.trie import SidTrie
 from sft import train
 from sft.estimate import (
     STEP_SECONDS,
     TRAFFIC,
     Hardware,
+    LevelWidth,
     ModelShape,
     activation_bytes,
     copy_speed,
     count_work,
     estimate_training,
     head_bytes,
+    level_widths,
     product_speed,
     sharding_of,
     show_bytes,
@@ -35,6 +40,7 @@ from sft.settings import CONFIGS
 from sft.weights import WeightsConfig, with_adapters
 
 KINDS = {"Qwen3": (Qwen3Config, Qwen3ForCausalLM), "Llama": (LlamaConfig, LlamaForCausalLM)}
+TWO_LEVELS = [LevelWidth(16, 16)] * 2
 MACHINE = Hardware("cpu", 1, "none", free=10**10, held=10**8, speed=1e10, copy_speed=1e9)
 
 
@@ -172,10 +178,39 @@ def test_activation_checkpointing_keeps_the_layers_inputs_and_one_layer():
 
 def test_logits_of_the_answers():
     shape = ModelShape.of(build("Llama"))
-    # 12 tokens: 4 items of 3 codes over 10, 20 and 60 codes; 2 rows over 320 tokens of the vocabulary
-    by_hand = 4 * 90 * 5 + 4 * 60 * 8 + 12 * 64 * 6 + 2 * 320 * 6
-    assert head_bytes(12, 2, shape, [10, 20, 60], words=False) == by_hand
-    assert head_bytes(12, 2, shape, [10, 20, 60], words=True) == by_hand + 512 * 320 * 12
+    # 12 tokens: 4 items of 3 codes, the last of a level of 600 codes of which a prefix has 5; 2 rows over 320 tokens of the vocabulary
+    levels = [LevelWidth(10, 10), LevelWidth(20, 8), LevelWidth(600, 5)]
+    by_hand = 4 * (10 * 17 + 8 * 17 + 5 * (13 + 4 * 64)) + 4 * 5 * 4 * 64 + 12 * 64 * 6 + 2 * 320 * 6
+    assert head_bytes(12, 2, shape, levels, words=False) == by_hand
+    assert head_bytes(12, 2, shape, levels, words=True) == by_hand + 512 * 320 * 12
+    assert [level.scored for level in levels] == [10, 20, 5]
+
+
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_what_is_kept_for_an_answer_is_what_autograd_keeps(own_tokens):
+    hidden, answers, sizes = 24, 50, [50, 2000 if own_tokens else 40]
+    items = torch.arange(2000)
+    trie = SidTrie(torch.stack([items % 50, items if own_tokens else items // 50], dim=1), sizes)
+    head, vocabulary = (
+        OutputHead(torch.randn(sum(sizes), hidden, requires_grad=True)),
+        SidVocabulary(0, (0, 50), tuple(sizes)),
+    )
+    states, kept = torch.randn(answers, 2, hidden, requires_grad=True), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        item_log_probs(states, torch.randint(0, 2000, (answers,)), head, vocabulary, trie)
+    given = {tensor.untyped_storage().data_ptr() for tensor in (states, head.weight)}
+    found = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in given)
+    levels = level_widths(trie)
+    assert levels == [LevelWidth(50, 50), LevelWidth(sizes[1], 40)]
+    shape = replace(ModelShape.of(build("Llama")), hidden=hidden, vocabulary=0)
+    at_work = answers * max(400, 40 * 4 * hidden if own_tokens else 320)
+    formula = head_bytes(2 * answers, 0, shape, levels, words=False) - at_work - 6 * 2 * answers * hidden
+    assert formula == pytest.approx(found, rel=0.02)
 
 
 def test_an_epoch_of_batches():
@@ -212,16 +247,16 @@ def test_the_matrices_operations_are_those_of_torch():
 
 def test_memory_and_time_are_the_sums_of_their_parts():
     shape, lengths = ModelShape.of(build("Llama")), np.full(8, 30)
-    one = estimate_training(shape, settings(), lengths, [16, 16], MACHINE)
+    one = estimate_training(shape, settings(), lengths, TWO_LEVELS, MACHINE)
     assert one.memory == 16 * shape.parameters + one.activations + one.head + 10**8
     assert one.activations == activation_bytes(shape, 4 * 30, bf16=False, again=False)
     assert one.flops == 2 * training_flops(shape, 240, 7200, 16, again=False)
     moved = 2 * TRAFFIC["cpu", False] * activation_bytes(shape, 240, bf16=False, again=False)
     assert one.seconds == pytest.approx(one.flops / 1e10 + moved / 1e9 + 4 * STEP_SECONDS)
-    two = estimate_training(shape, settings(), lengths, [16, 16], replace(MACHINE, processes=2))
+    two = estimate_training(shape, settings(), lengths, TWO_LEVELS, replace(MACHINE, processes=2))
     assert two.flops == one.flops / 2
     assert two.work.steps == 2
-    bf16 = estimate_training(shape, settings(bf16=True), lengths, [16, 16], MACHINE)
+    bf16 = estimate_training(shape, settings(bf16=True), lengths, TWO_LEVELS, MACHINE)
     assert bf16.activations == activation_bytes(shape, 120, bf16=True, again=False) + 2 * shape.matrices
 
 
@@ -229,7 +264,7 @@ def test_the_warning_names_what_helps():
     shape, lengths = ModelShape.of(build("Llama")), np.full(8, 30)
 
     def warning(hardware: Hardware, **changed: object) -> str | None:
-        return estimate_training(shape, settings(**changed), lengths, [16, 16], hardware).warning()
+        return estimate_training(shape, settings(**changed), lengths, TWO_LEVELS, hardware).warning()
 
     assert warning(MACHINE) is None
     small = replace(MACHINE, free=10**8)
@@ -313,6 +348,9 @@ def test_the_configs_of_named_models_state_what_the_estimate_says(name):
         shape = named_shape(name, chosen)
         sharding = "zero2" if "zero2" in words else "none"
         machines = [Hardware("cuda", int(processes), sharding, 0, 0, *SPEEDS[gpu]) for gpu in SPEEDS]
-        found = [estimate_training(shape, training, np.full(50_000, 801), [256] * 4, machine) for machine in machines]
+        found = [
+            estimate_training(shape, training, np.full(50_000, 801), [LevelWidth(256, 256)] * 4, machine)
+            for machine in machines
+        ]
         assert memory == show_bytes(found[0].memory)
         assert times == [show_time(estimate.seconds) for estimate in found]
