@@ -21,7 +21,7 @@ from data.dataset import Cases, Dataset
 from evaluation.baselines import TIE_BREAK, Tuning, history_matrix, rank_cases, train_popularity
 from evaluation.metrics import recall_at
 
-MOST_ITEMS = 20_000  # two matrices of items x items float32 numbers are held, 3.2 GB
+MOST_ITEMS = 20_000  # six matrices of items x items float32 numbers are held while it is tuned, 10 GB
 REACH = 30  # items before and after a position that are counted
 LEAST_WEIGHT = 0.01  # those that would weigh less are not
 ROWS_TOGETHER = 1 << 17  # positions whose rows are held at once
@@ -77,7 +77,8 @@ def try_slit(dataset: Dataset, valid: Cases) -> tuple[Slit, Tuning]:
 def ridge_regression(squares: np.ndarray, products: np.ndarray, ridge: float) -> np.ndarray:
     """(squares + ridge · I)⁻¹ products, all float32 [N, N]; squares is symmetric."""
     assert squares.shape == products.shape == (len(squares), len(squares))
-    system = torch.from_numpy(squares) + ridge * torch.eye(len(squares))
+    system = torch.from_numpy(squares).clone()
+    system.diagonal().add_(ridge)
     return torch.cholesky_solve(torch.from_numpy(products), torch.linalg.cholesky(system)).numpy()
 
 
