@@ -83,7 +83,7 @@ BLEND_WITH = ("item_knn", "slit")  # what our rows may be blended with, chosen o
 @dataclass(frozen=True)
 class Plan:
     """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs. valid_cases: most that rows
-    are measured on, 0 for all; rl: None where RL is left out."""
+    are measured on, 0 for all; rl: None where RL is left out of the table (`benchmarks.rl_gain` measures it)."""
 
     tokenizer: str
     sft: str
@@ -109,7 +109,7 @@ PLANS = {
     "ml-1m": Plan(
         tokenizer="--config configs/tokenizer/ml-1m.yaml",
         sft="--config configs/sft/ml-1m.yaml",
-        rl="--config configs/rl/ml-1m.yaml",
+        rl=None,
         minutes=240,
     ),
 }
@@ -205,10 +205,13 @@ def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
 
 def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
-    own: Row = {"plan": asdict(PLANS[config.dataset]), "data": data}
+    plan = PLANS[config.dataset]
+    own: Row = {"valid_cases": plan.valid_cases, "data": data}
     if piece not in OURS:
-        return own | {"tune_baselines": config.tune_baselines, "seeds": config.baseline_seeds or config.seeds}
-    own |= {"tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config), "blend_with": BLEND_WITH}
+        own |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
+        return own | {"seeds": config.baseline_seeds or config.seeds}
+    own |= {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer}
+    own |= {"models": models_of(piece, config), "blend_with": BLEND_WITH}
     return own | {"seeds": config.seeds}
 
 
