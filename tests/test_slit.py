@@ -85,7 +85,7 @@ def test_a_history_is_scored_by_its_items_the_newest_most() -> None:
     assert found[0].argmax() == 1
 
 
-def test_tuning_finds_the_best_of_the_whole_grid() -> None:
+def test_tuning_finds_the_best_of_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     users = [(start + np.cumsum(rng.integers(1, 4, 8))) % 40 for start in rng.integers(0, 40, 60)]
     valid = Cases([str(i) for i in range(60)], [user[:-1] for user in users], np.array([user[-1] for user in users]))
@@ -98,3 +98,8 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     again = fit_slit(data.train_sequences, 40, **tuning.grid[tuning.chosen])
     for model in (best, again):
         assert recall_at(rank_cases(model, valid, masked=True), 10).mean() == max(tuning.values)
+    monkeypatch.setattr(slit, "MOST_CASES", 7)
+    best, tuning = try_slit(data, valid)
+    few = valid.drawn(7, seed=0)
+    assert recall_at(rank_cases(best, few, masked=True), 10).mean() == max(tuning.values)
+    assert all(value in np.arange(8) / 7 for value in tuning.values)
