@@ -61,18 +61,17 @@ def try_slit(dataset: Dataset, valid: Cases) -> tuple[Slit, Tuning]:
     cases = valid.drawn(MOST_CASES, seed=0)
     popularity = train_popularity(sequences, n_items)
     best, grid, recalls = None, [], []
-    solved = product(PASTS, FUTURES, RIDGES)
-    for past, future, ridge in track(list(solved), "SLIT: settings tried", transient=True):
-        if ridge == RIDGES[0]:
-            squares, products = moments(sequences, n_items, past, future)
-        weights = ridge_regression(squares, products, ridge)
-        for decay in DECAYS:
-            candidate = Slit(weights, popularity, decay)
-            recall = float(recall_at(rank_cases(candidate, cases, masked=True), 10).mean())
-            if best is None or recall > max(recalls):
-                best = candidate
-            grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
-            recalls.append(recall)
+    for past, future in track(list(product(PASTS, FUTURES)), "SLIT: settings tried", transient=True):
+        squares, products = moments(sequences, n_items, past, future)
+        for ridge in RIDGES:
+            weights = ridge_regression(squares, products, ridge)
+            for decay in DECAYS:
+                candidate = Slit(weights, popularity, decay)
+                recall = float(recall_at(rank_cases(candidate, cases, masked=True), 10).mean())
+                if best is None or recall > max(recalls):
+                    best = candidate
+                grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
+                recalls.append(recall)
     assert best is not None
     return best, Tuning(grid, recalls)
 
