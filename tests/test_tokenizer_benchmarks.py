@@ -303,7 +303,7 @@ def test_a_downstream_row_from_vectors_to_recall(
     monkeypatch.setattr(tokenizer_downstream, "run_stage", stage)
     flags = ["--dataset", "ml-100k", "--raw_dir", "raw", "--work_dir", str(tmp_path), "--quantizers", "rqkmeans_plain"]
     monkeypatch.setattr(
-        sys, "argv", ["tokenizer_downstream", *flags, "--seeds", "3", "--threads", "2", "--cases", "40"]
+        sys, "argv", ["tokenizer_downstream", *flags, "--seeds", "3", "--threads", "2", "--cases", "50"]
     )
     tokenizer_downstream.main()
     printed = capfd.readouterr().out.splitlines()
@@ -324,7 +324,7 @@ def test_a_downstream_row_from_vectors_to_recall(
     )
     assert row["test"]["recall@10"] > popularity["test"]["recall@10"] > 0
     with np.load(tmp_path / "runs" / "rqkmeans_plain_64x64_seed_3" / "ranks.npz") as ranks:
-        assert len(ranks["test"]) == 40
+        assert len(ranks["test"]) == 50
         assert (ranks["test"] < 10).mean() == pytest.approx(row["test"]["recall@10"])
 
     called.clear()
