@@ -32,9 +32,6 @@ def main() -> None:
         "--epochs", type=int, default=0, help="passes of RecTools' SASRec over the users; 0: metrics only"
     )
     parser.add_argument("--loss", choices=LOSSES, default="softmax", help="loss of RecTools' SASRec")
-    parser.add_argument("--width", type=int, default=64, help="width of RecTools' SASRec")
-    parser.add_argument("--batch_size", type=int, default=32, help="users a step")
-    parser.add_argument("--seed", type=int, default=0, help="seed of RecTools' SASRec")
     arguments = parser.parse_args()
     log = arguments.run_dir / "data" / "interactions.parquet"
     if not log.exists():
@@ -88,7 +85,7 @@ def rectools_sasrec(interactions: pl.DataFrame, arguments: argparse.Namespace) -
     from rectools.dataset import Dataset
     from rectools.models import SASRecModel
 
-    torch.manual_seed(arguments.seed)
+    torch.manual_seed(0)
     place = pl.int_range(pl.len()).over("user_id")  # the contract's order, of ties, too, as RecTools' time
     log = interactions.with_columns(datetime=pl.datetime(2000, 1, 1) + pl.duration(hours=place), weight=1.0).select(
         "user_id", "datetime", "weight", "split", item_id="item_index"
@@ -98,12 +95,12 @@ def rectools_sasrec(interactions: pl.DataFrame, arguments: argparse.Namespace) -
         for split, names in {"train": ["train"], "history": ["train", "valid"], "test": ["test"]}.items()
     }
     model = SASRecModel(
-        n_factors=arguments.width,
+        n_factors=64,
         session_max_len=200,
         loss=arguments.loss,
         n_negatives=256,
         lr=1e-3,
-        batch_size=arguments.batch_size,
+        batch_size=32,
         epochs=arguments.epochs,
         deterministic=True,
     )

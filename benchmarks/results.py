@@ -206,13 +206,11 @@ def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
 def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
     plan = PLANS[config.dataset]
-    own: Row = {"valid_cases": plan.valid_cases, "data": data}
     if piece not in OURS:
-        own |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
-        return own | {"seeds": config.baseline_seeds or config.seeds}
-    own |= {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer}
-    own |= {"models": models_of(piece, config), "blend_with": BLEND_WITH}
-    return own | {"seeds": config.seeds}
+        own: Row = {"valid_cases": plan.valid_cases, "minutes": plan.minutes, "tune_baselines": config.tune_baselines}
+        return own | {"data": data, "seeds": config.baseline_seeds or config.seeds}
+    own = {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
+    return own | {"blend_with": BLEND_WITH, "data": data, "seeds": config.seeds}
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:

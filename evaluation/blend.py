@@ -120,10 +120,11 @@ def blend_values(
 ) -> list[float]:
     """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once. label: of the progress bar."""
     ranks: list[list[np.ndarray]] = [[] for _ in settings]
+    scorers = {scorer.name: scorer for scorer, _ in settings}
     for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
         part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
         log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
-        gain = {scorer.name: gains(scorer, part.histories) for scorer, _ in settings}
+        gain = {name: gains(scorer, part.histories) for name, scorer in scorers.items()}
         for own, (scorer, weight) in zip(ranks, settings, strict=True):
             scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
             own.append(rank_of_target(scores, part.targets))
