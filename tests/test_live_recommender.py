@@ -86,7 +86,7 @@ def test_eight_threads_get_the_answer_of_one_moment_while_items_come_and_go():
     for thread in threads:
         thread.start()
     end, rng = time.monotonic() + 2, np.random.default_rng(1)
-    while time.monotonic() < end and free:
+    while free and (time.monotonic() < end or len(moments) <= 40):  # a busy machine makes the changes slower, not fewer
         new, free = free[:2], free[2:]
         catalogue.insert(np.array(new), EVERY_SID[new])
         there.append(there[-1] | set(new))
@@ -100,7 +100,6 @@ def test_eight_threads_get_the_answer_of_one_moment_while_items_come_and_go():
     for thread in threads:
         thread.join()
     assert not failures, failures[0]
-    assert len(moments) > 20
     assert len({begin for begin, *_ in calls}) > 10, "the calls saw few of the changes"
 
     n_later = 0
