@@ -49,7 +49,7 @@ class RecommendConfig:
 def main() -> None:
     config = parse_config(RecommendConfig)
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    history = find_history(dataset, config)
+    history = find_history(dataset, config.run_dir, config.user, config.history)
     if config.k < 1:
         raise InputError(f"k={config.k} recommendations cannot be made; ask for 1 or more.")
     stage = config.stage or last_trained(config.run_dir)
@@ -65,18 +65,16 @@ def last_trained(run_dir: Path) -> str:
     return "rl" if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["finished"] else "sft"
 
 
-def find_history(dataset: Dataset, config: RecommendConfig) -> np.ndarray:
-    """Item indices, oldest first, of the user or the titles asked for."""
-    if (config.user is None) == (config.history is None):
+def find_history(dataset: Dataset, run_dir: Path, user: str | None, titles: list[str] | None) -> np.ndarray:
+    """Item indices, oldest first, of the user or the titles asked for; run_dir is named where there is no such user."""
+    if (user is None) == (titles is None):
         raise InputError("give either --user ID or --history TITLE [TITLE …], one of the two.")
-    if config.history is not None:
-        return np.array([find_title(dataset.titles, title) for title in config.history], dtype=np.int64)
-    rows = dataset.interactions.filter(pl.col("user_id") == config.user)
+    if titles is not None:
+        return np.array([find_title(dataset.titles, title) for title in titles], dtype=np.int64)
+    rows = dataset.interactions.filter(pl.col("user_id") == user)
     if not len(rows):
         known = ", ".join(dataset.interactions["user_id"].unique(maintain_order=True).head(3).to_list())
-        raise InputError(
-            f"--user {config.user}: no such user_id in {config.run_dir / 'data'}; the first ones are {known}."
-        )
+        raise InputError(f"--user {user}: no such user_id in {run_dir / 'data'}; the first ones are {known}.")
     return rows["item_index"].to_numpy().astype(np.int64)
 
 

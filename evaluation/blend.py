@@ -6,28 +6,46 @@ the weight, and which baseline it is where there are several, is chosen on valid
 nothing is lost that a beam would not have found.
 
 An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
+`evaluation.evaluate` chooses and measures, `load_blend` gives what it chose to whoever recommends with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import track
+from scipy.special import log_softmax
 
-from data.dataset import Cases
-from data.stage import InputError
-from decoding.recommender import Recommender
-from evaluation.baselines import ROWS_TOGETHER, Scorer, Tuning, gains
-from evaluation.metrics import mask_seen, ndcg_at, rank_of_target
+from data.dataset import Cases, Dataset
+from data.stage import InputError, require_finished
+from decoding.recommender import Recommendations, Recommender
+from evaluation.baselines import ROWS_TOGETHER, Scorer, Tuning, fit_item_knn, gains, try_item_knn
+from evaluation.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target
+from evaluation.slit import fit_slit, try_slit
 
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A baseline that blends can be made with. tune: fits it with the settings that are best on valid; fit: with one row of the grid of
+    `tune`, given as keyword arguments after the train sequences and the number of items."""
+
+    tune: Callable[[Dataset, Cases], tuple[Scorer, Tuning]]
+    fit: Callable[..., Scorer]
+
+
+EXPERTS = {"item_knn": Expert(try_item_knn, fit_item_knn), "slit": Expert(try_slit, fit_slit)}
 
 
 @dataclass
@@ -63,6 +81,21 @@ class Blend:
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
         return blended(log_pi, gains(self.scorer, histories), self.weight)
+
+    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
+        """The k items of the best scores, exact; their scores as log-probabilities, which sum to 1 over what may be recommended.
+
+        histories: item indices, oldest first. exclude_seen: leave the history's items out. Of equal scores the lower index comes first.
+        Any number of threads may ask.
+        """
+        own = replace(self, latest=LatestLogProbs())  # shared by no other thread
+        scores = own.scores(histories)
+        scores = mask_seen(scores, histories) if exclude_seen else scores
+        items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        log_shares = np.take_along_axis(log_softmax(scores, axis=1), items, axis=1)
+        return Recommendations(
+            np.where(np.isneginf(log_shares), NO_ITEM, items), log_shares, np.isfinite(scores).sum(axis=1)
+        )
 
 
 def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
@@ -129,3 +162,34 @@ def blend_values(
             scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
             own.append(rank_of_target(scores, part.targets))
     return [float(ndcg_at(np.concatenate(own), 10).mean()) for own in ranks]
+
+
+def load_blend(run_dir: Path, name: str) -> Blend:
+    """The blend of the run's first model that `evaluation.evaluate` chose and measured; its baseline is fitted anew, with the settings
+    chosen there, on the train part. Ensembles read the other runs from where they were.
+
+    name: one of BLENDS.
+    Raises InputError when the evaluation is missing, was made without this blend or from another model.
+    """
+    command = f"python -m evaluation.evaluate --run_dir {run_dir} --models {name}"
+    folder = require_finished(run_dir, "evaluation", command)
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    if name not in comparison["tuning"]:
+        measured = ", ".join(comparison["models"])
+        raise InputError(f"{folder} has no {name}, only {measured}; run `{command} --overwrite true` first.")
+    chosen = chosen_settings(comparison, name)
+    expert = chosen["with"]
+    if expert not in comparison["tuning"]:
+        raise InputError(f"{folder} is of an older version; run `{command} --overwrite true` first.")
+    runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
+    dataset = Dataset.load(run_dir)
+    scorer = EXPERTS[expert].fit(dataset.train_sequences, dataset.n_items, **chosen_settings(comparison, expert))
+    recommenders = [Recommender.load(run, BLENDS[name]) for run in runs]
+    return Blend(recommenders, scorer, dataset.n_items, chosen["weight"], name)
+
+
+def chosen_settings(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a tuned model of comparison.json, the row of its grid that was best on valid."""
+    tuned = comparison["tuning"][name]
+    settings: dict[str, Any] = tuned["grid"][tuned["chosen"]]
+    return settings

@@ -12,7 +12,6 @@ semantic IDs are unique, so a recommended ID is a recommended item and credit is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,9 @@ from evaluation.baselines import (
     Tuning,
     fit_markov,
     fit_popularity,
-    try_item_knn,
     tune_recent_popularity,
 )
-from evaluation.blend import BLENDS, ENSEMBLES, VALID_CASES, WEIGHTS, LatestLogProbs, tune_blend
+from evaluation.blend import BLENDS, ENSEMBLES, EXPERTS, VALID_CASES, WEIGHTS, LatestLogProbs, tune_blend
 from evaluation.leaks import check_leaks
 from evaluation.lists import lists_frame, rank_and_list
 from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
@@ -44,13 +42,10 @@ from evaluation.model_cards import fill_cards
 from evaluation.neural import NEURAL, NeuralTraining, train_neural
 from evaluation.report import write_report
 from evaluation.sasrec import SasRecSettings
-from evaluation.slit import try_slit
 
 MODELS = ("sft", "rl", *BLENDS, "popularity", "recent_popularity", "item_knn", "markov", "slit", *NEURAL)
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
-# baselines that a blend can be made with, and what fits and tunes them
-EXPERTS: dict[str, Callable[[Dataset, Cases], tuple[Scorer, Tuning]]] = {"item_knn": try_item_knn, "slit": try_slit}
-FORMAT = 2  # of what is written; a folder of another one is measured again
+FORMAT = 3  # of what is written; a folder of another one is measured again
 REGRET_K = 10
 ACCOUNTED_HISTORIES = 200  # test histories whose decoding is accounted for, drawn by the seed
 LIST_CHECKS = ("lists", "invalid", "repeats", "short", "seen")
@@ -167,6 +162,7 @@ def main() -> None:
             metrics[name]["decoding"] = found
         comparison = compare(ranks, metrics, list_checks, dataset, cases, config.seed)
         comparison |= {"tuning": tuning_of(loaded.tuning), "cut_short": loaded.cut_short}
+        comparison |= {"other_runs": [str(run_dir.resolve()) for run_dir in config.other_runs]}
         saved = save(stage.folder, ranks, lists, metrics, comparison)
         stage.finish(*saved, *write_report(config.run_dir, dataset, ranks, lists, metrics, comparison))
     fill_cards(config.run_dir, config.models, (stage.folder / "table.md").read_text(encoding="utf-8"))
@@ -260,8 +256,8 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
     training = neural_training(config)
     runs = (config.run_dir, *config.other_runs)
     recommenders = {stage: [Recommender.load(run, stage) for run in runs] for stage in trained_stages(config.models)}
-    experts = {name: EXPERTS[name](dataset, valid) for name in asked_experts(config)}
-    latest, loaded = LatestLogProbs(), Loaded()
+    experts = {name: EXPERTS[name].tune(dataset, valid) for name in asked_experts(config)}
+    latest, loaded = LatestLogProbs(), Loaded(tuning={name: tuning for name, (_, tuning) in experts.items()})
     for name in config.models:
         if name in STAGE_COMMANDS:
             loaded.models[name] = [*recommenders[name]]
@@ -278,8 +274,7 @@ def load_models(dataset: Dataset, config: EvaluateConfig) -> Loaded:
             if cut:
                 loaded.cut_short[name] = {"cut": cut, "trainings": trainings, "minutes": config.sasrec_minutes}
         elif name in EXPERTS:
-            expert, loaded.tuning[name] = experts[name]
-            loaded.models[name] = [expert]
+            loaded.models[name] = [experts[name][0]]
         elif name == "recent_popularity":
             recent, loaded.tuning[name] = tune_recent_popularity(dataset, valid)
             loaded.models[name] = [recent]

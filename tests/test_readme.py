@@ -37,6 +37,7 @@ from data.prepare import PrepareConfig
 from data.stage import InputError
 from decoding.recommend import RecommendConfig
 from evaluation.evaluate import EvaluateConfig
+from evaluation.recommend import BlendedConfig
 from rl import grpo
 from sft import train
 from tokenizer.add_items import AddItemsConfig
@@ -52,6 +53,7 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
     "evaluation.evaluate": (EvaluateConfig,),
+    "evaluation.recommend": (BlendedConfig,),
     "decoding.recommend": (RecommendConfig,),
     "tokenizer.add_items": (AddItemsConfig,),
     "tokenizer.compare": (CompareConfig,),
