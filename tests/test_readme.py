@@ -22,6 +22,7 @@ from benchmarks.constrained_decoding import ConstrainedDecodingConfig
 from benchmarks.data_scale import DataScaleConfig
 from benchmarks.item_texts import ItemTextsConfig
 from benchmarks.kill_and_resume import KillConfig
+from benchmarks.levers import LeversConfig
 from benchmarks.main_job import MainJobConfig
 from benchmarks.results import ResultsConfig
 from benchmarks.rl_gain import RlGainConfig
@@ -61,6 +62,7 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "benchmarks.data_scale": (DataScaleConfig,),
     "benchmarks.item_texts": (ItemTextsConfig,),
     "benchmarks.kill_and_resume": (KillConfig,),
+    "benchmarks.levers": (LeversConfig,),
     "benchmarks.main_job": (MainJobConfig,),
     "benchmarks.rl_gain": (RlGainConfig,),
     "benchmarks.rl_step": (RlStepConfig,),

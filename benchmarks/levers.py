@@ -1,0 +1,239 @@
+"""What each lever is worth: our model as its config says, and with one thing changed at a time.
+
+python -m benchmarks.levers --dataset ml-100k --raw_dir ml-100k --work_dir outputs/levers_ml
+python -m benchmarks.levers --dataset amazon-beauty --levers "random codes" "text alone" --seeds 0
+
+The data set is prepared once; every lever has its own tokenizer and SFT stages for every seed. Leave one out, whole catalogue, seen items
+masked. Levers are judged on valid, by NDCG@10 paired with the config's over the same cases, means over seeds, with Holm's correction for
+the number of levers; checkpoints are chosen on some of these cases, in every row alike. Test stands beside it and decides nothing. Finished
+trainings are kept in --work_dir and not run again, a stopped one goes on (its seconds are then those since). The last line is one JSON
+object.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from benchmarks.finished_rows import FinishedRows, Row, markdown
+from benchmarks.main_job import describe_machine
+from benchmarks.results import BOTH, PLANS, prepare_flags
+from benchmarks.tokenizer_downstream import SPLITS, keep_ranks, run_stage
+from data.config import parse_config
+from data.dataset import Cases, Dataset, SplitName
+from data.stage import InputError, run_as_command
+from decoding.recommender import Recommender
+from evaluation.evaluate import rank_recommender
+from evaluation.metrics import ndcg_at
+from evaluation.statistics import Comparison, holm, paired_test
+from sft.validation import sample_cases
+
+CONFIG = "as configured"
+HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|test R@10|test N@10|CPU s"
+
+
+@dataclass(frozen=True)
+class Lever:
+    """Flags added to the config's: of the tokenizer's stages, and of SFT."""
+
+    tokenizer: str = ""
+    sft: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What differs by data set. shared: the levels of two codes that items share; layers: twice those of the config."""
+
+    shared: str
+    layers: int
+
+
+SIZES = {
+    "ml-100k": Sizes("64 64", 4),
+    "amazon-beauty": Sizes("256 256", 8),
+    "ml-1m": Sizes("128 128", 6),
+}
+
+
+def levers_of(dataset: str) -> dict[str, Lever]:
+    """By the name of its row, the config itself first."""
+    sizes = SIZES[dataset]
+    return {
+        CONFIG: Lever(),
+        "two shared codes": Lever(f"--unique assign --level_sizes {sizes.shared}"),
+        "random codes": Lever("--quantizer random"),
+        "text alone": Lever("--sources text --weights 1.0"),
+        "collaborative alone": Lever("--sources collaborative --weights 1.0"),
+        "rows start from the mean": Lever(sft="--row_start mean"),
+        "no item left out": Lever(sft="--item_dropout 0"),
+        "dropout 0.1": Lever(sft="--dropout 0.1"),
+        "half the width": Lever(sft="--hidden_size 64 --intermediate_size 192"),
+        "twice the width": Lever(sft="--hidden_size 256 --intermediate_size 768"),
+        "twice the layers": Lever(sft=f"--num_hidden_layers {sizes.layers}"),
+        "softmax over the whole vocabulary": Lever(sft="--normaliser full"),
+    }
+
+
+NAMES = tuple(levers_of("ml-100k"))
+
+
+@dataclass
+class LeversConfig:
+    """Train the config's model with one thing changed at a time, and compare on valid."""
+
+    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "Whose config."})
+    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
+    raw_dir: Path | None = field(
+        default=None,
+        metadata={
+            "help": "The publisher's unpacked files, or a folder with interactions.parquet and items.csv, taken as they are. Left out: "
+            "a download."
+        },
+    )
+    levers: list[str] = field(
+        default_factory=lambda: list(NAMES[1:]),
+        metadata={"help": f"Any of {', '.join(map(repr, NAMES[1:]))}; the config itself always runs."},
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of tokenizer and SFT, for every lever."}
+    )
+    cases: int = field(
+        default=10_000, metadata={"help": "Valid cases, and test cases, at most; drawn once, the same for every row."}
+    )
+    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.levers if name not in NAMES[1:]]
+        if unknown:
+            raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"--seeds {self.seeds} must be one or more different numbers from 0.")
+        for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
+            if value < 1:
+                raise InputError(f"{flag} is {value}; it must be at least 1.")
+
+
+def main() -> None:
+    config, console = parse_config(LeversConfig), Console(soft_wrap=True, highlight=False, markup=False)
+    torch.set_num_threads(config.threads)
+    command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
+    console.print(f"{describe_machine()}\n{command}")
+    base = config.work_dir / "base"
+    base.mkdir(parents=True, exist_ok=True)
+    run_stage(["-m", "data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+    dataset = Dataset.load(base)
+    cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
+    finished = FinishedRows(config.work_dir / "rows.json")
+    asked = [(name, seed) for name in (CONFIG, *config.levers) for seed in config.seeds]
+    rows = [run_or_find(name, seed, finished, config, cases, console) for name, seed in asked]
+    table = summarise(rows, config.work_dir)
+    console.print(f"\n## {config.dataset}: {len(cases['valid']):,} cases of valid, {len(cases['test']):,} of test\n")
+    console.print(markdown(HEADER.split("|"), [in_words(line) for line in table]))
+    sys.stdout.write(json.dumps({"dataset": config.dataset, "rows": table}, default=vars) + "\n")
+
+
+def run_or_find(
+    name: str,
+    seed: int,
+    finished: FinishedRows,
+    config: LeversConfig,
+    cases: dict[SplitName, Cases],
+    console: Console,
+) -> Row:
+    """One training of a lever, run unless it is finished, with a line on what came out."""
+    commands = stages_of(config.dataset, levers_of(config.dataset)[name], seed)
+    row_name, made_from = f"{name} seed {seed}", {"commands": commands, "cases": config.cases}
+    row = finished.find(row_name, made_from)
+    if row is None:
+        run_dir = config.work_dir / "runs" / row_name.replace(" ", "_")
+        figures = train_and_measure(commands, run_dir, config, cases)
+        about = {"lever": name, "seed": seed, "run_dir": str(run_dir.relative_to(config.work_dir))}
+        row = finished.keep(row_name, made_from, about | figures)
+        valid, seconds = row["valid"]["ndcg@10"], row["seconds"]
+        console.print(f"{time.strftime('%H:%M:%S')}  {row_name}: valid NDCG@10 {valid:.4f}, {seconds:,.0f} s")
+    return row
+
+
+def stages_of(dataset: str, lever: Lever, seed: int) -> list[list[str]]:
+    """The stages that make a lever's model; of two flags the later counts."""
+    plan, own = PLANS[dataset], ["--seed", str(seed)]
+    tokenizer = [*shlex.split(f"{plan.tokenizer} {BOTH} {lever.tokenizer}"), *own]
+    sft = ["sft/train.py", *shlex.split(f"{plan.sft} {lever.sft}"), "--disable_tqdm", "true", *own]
+    return [["-m", "tokenizer.embed", *tokenizer], ["-m", "tokenizer.quantize", *tokenizer], sft]
+
+
+def train_and_measure(
+    commands: list[list[str]], run_dir: Path, config: LeversConfig, cases: dict[SplitName, Cases]
+) -> Row:
+    """The stages in a run directory of their own, going on where they were stopped; the ranks go to its ranks.npz."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if not (run_dir / "data").exists():
+        (run_dir / "data").symlink_to((config.work_dir / "base" / "data").resolve(), target_is_directory=True)
+    seconds = sum(run_stage(command, run_dir, config.threads) for command in commands)
+    start, recommender = time.process_time(), Recommender.load(run_dir, "sft")
+    n_items = recommender.trie.n_items
+    ranks = {
+        split: rank_recommender(recommender, cases[split], n_items, True, f"{run_dir.name}: {split}")[0]
+        for split in SPLITS
+    }
+    shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
+    return keep_ranks(run_dir, ranks) | {"seconds": round(seconds + time.process_time() - start, 1)}
+
+
+def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
+    """One line a lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row["lever"], []).append(row)
+    table = []
+    for name, own in groups.items():
+        line: Row = {"lever": name, "seeds": len(own), "less": None, "p": None}
+        for split in SPLITS:
+            line[split] = {metric: float(np.mean([row[split][metric] for row in own])) for metric in own[0][split]}
+        line["seconds"] = float(np.mean([row["seconds"] for row in own]))
+        if name != CONFIG:
+            line["less"] = paired_test(mean_gains(own, work_dir), mean_gains(groups[CONFIG], work_dir), seed=0)
+        table.append(line)
+    compared = [line for line in table if line["less"] is not None]
+    for line, p in zip(compared, holm([line["less"].p for line in compared]), strict=True):
+        line["p"] = p
+    return table
+
+
+def mean_gains(rows: list[Row], work_dir: Path) -> np.ndarray:
+    """Valid NDCG@10 of every case, the mean over rows: float64 [cases]."""
+    found = []
+    for row in rows:
+        with np.load(work_dir / row["run_dir"] / "ranks.npz") as ranks:
+            found.append(ndcg_at(ranks["valid"], 10))
+    return np.mean(found, axis=0)
+
+
+def in_words(line: Row) -> list[str]:
+    """A row of the Markdown table, under HEADER."""
+    less: Comparison | None = line["less"]
+    return [
+        line["lever"],
+        str(line["seeds"]),
+        f"{line['valid']['recall@10']:.4f}",
+        f"{line['valid']['ndcg@10']:.4f}",
+        f"{less.difference:+.4f} ({less.low:+.4f} to {less.high:+.4f})" if less else "",
+        f"{line['p']:.4f}" if less else "",
+        f"{line['test']['recall@10']:.4f}",
+        f"{line['test']['ndcg@10']:.4f}",
+        f"{line['seconds']:,.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    run_as_command(main)
