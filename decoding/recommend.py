@@ -30,7 +30,9 @@ SHOWN_HISTORY = 5
 
 
 @dataclass
-class RecommendConfig:
+class Question:
+    """Whose history, and how many recommendations."""
+
     run_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Run directory with a trained model."})
     user: str | None = field(
         default=None, metadata={"help": "A user_id of the data; the history is all that they did."}
@@ -39,19 +41,25 @@ class RecommendConfig:
         default=None, metadata={"help": "Titles, oldest first; a part of a title is enough when it fits only one item."}
     )
     k: int = field(default=10, metadata={"help": "Number of recommendations."})
+    keep_seen: bool = field(default=False, metadata={"help": "Also recommend items of the history."})
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k={self.k} recommendations cannot be made; ask for 1 or more.")
+
+
+@dataclass
+class RecommendConfig(Question):
     stage: str | None = field(
         default=None,
         metadata={"help": "Model to ask: sft or rl; left out: rl where it is finished.", "choices": ["sft", "rl"]},
     )
-    keep_seen: bool = field(default=False, metadata={"help": "Also recommend items of the history."})
 
 
 def main() -> None:
     config = parse_config(RecommendConfig)
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    history = find_history(dataset, config.run_dir, config.user, config.history)
-    if config.k < 1:
-        raise InputError(f"k={config.k} recommendations cannot be made; ask for 1 or more.")
+    history = find_history(dataset, config)
     stage = config.stage or last_trained(config.run_dir)
     recommender = Recommender.load(config.run_dir, stage)
     k = min(config.k, dataset.n_items)
@@ -65,16 +73,18 @@ def last_trained(run_dir: Path) -> str:
     return "rl" if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8"))["finished"] else "sft"
 
 
-def find_history(dataset: Dataset, run_dir: Path, user: str | None, titles: list[str] | None) -> np.ndarray:
-    """Item indices, oldest first, of the user or the titles asked for; run_dir is named where there is no such user."""
-    if (user is None) == (titles is None):
+def find_history(dataset: Dataset, question: Question) -> np.ndarray:
+    """Item indices, oldest first, of the user or the titles asked for."""
+    if (question.user is None) == (question.history is None):
         raise InputError("give either --user ID or --history TITLE [TITLE …], one of the two.")
-    if titles is not None:
-        return np.array([find_title(dataset.titles, title) for title in titles], dtype=np.int64)
-    rows = dataset.interactions.filter(pl.col("user_id") == user)
+    if question.history is not None:
+        return np.array([find_title(dataset.titles, title) for title in question.history], dtype=np.int64)
+    rows = dataset.interactions.filter(pl.col("user_id") == question.user)
     if not len(rows):
         known = ", ".join(dataset.interactions["user_id"].unique(maintain_order=True).head(3).to_list())
-        raise InputError(f"--user {user}: no such user_id in {run_dir / 'data'}; the first ones are {known}.")
+        raise InputError(
+            f"--user {question.user}: no such user_id in {question.run_dir / 'data'}; the first ones are {known}."
+        )
     return rows["item_index"].to_numpy().astype(np.int64)
 
 

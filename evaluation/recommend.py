@@ -9,41 +9,29 @@ The baseline is fitted anew when this starts: a second for item-KNN, seconds to 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from rich.console import Console
 
 from data.config import parse_config
 from data.dataset import Dataset
-from data.stage import InputError, run_as_command
-from decoding.recommend import find_history, show
+from data.stage import run_as_command
+from decoding.recommend import Question, find_history, show
 from evaluation.blend import BLENDS, load_blend
 from tokenizer.semantic_ids import SemanticIds
 
 
 @dataclass
-class BlendedConfig:
-    run_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Run directory with an evaluated blend."})
-    user: str | None = field(
-        default=None, metadata={"help": "A user_id of the data; the history is all that they did."}
-    )
-    history: list[str] | None = field(
-        default=None, metadata={"help": "Titles, oldest first; a part of a title is enough when it fits only one item."}
-    )
-    k: int = field(default=10, metadata={"help": "Number of recommendations."})
+class BlendedConfig(Question):
     model: str = field(
         default="sft_blend",
         metadata={"help": "The blend to ask, of those that were evaluated.", "choices": list(BLENDS)},
     )
-    keep_seen: bool = field(default=False, metadata={"help": "Also recommend items of the history."})
 
 
 def main() -> None:
     config = parse_config(BlendedConfig)
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    history = find_history(dataset, config.run_dir, config.user, config.history)
-    if config.k < 1:
-        raise InputError(f"k={config.k} recommendations cannot be made; ask for 1 or more.")
+    history = find_history(dataset, config)
     found = load_blend(config.run_dir, config.model).recommend([history], config.k, not config.keep_seen)
     show(Console(), dataset, sids, history, found.items[0], found.log_probs[0], config.model)
 
