@@ -32,6 +32,7 @@ from data.config import parse_config
 from data.stage import InputError, require_finished, run_as_command, sha256, write_json
 from evaluation import table
 from evaluation.blend import ENSEMBLES
+from evaluation.neural import NEURAL
 from evaluation.origin import code_version
 
 BASELINES = (
@@ -207,8 +208,11 @@ def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
     plan = PLANS[config.dataset]
     if piece not in OURS:
-        own: Row = {"valid_cases": plan.valid_cases, "minutes": plan.minutes, "tune_baselines": config.tune_baselines}
-        return own | {"data": data, "seeds": config.baseline_seeds or config.seeds}
+        own: Row = {"valid_cases": plan.valid_cases, "data": data}
+        if piece in NEURAL:
+            own |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
+            own |= {"seeds": config.baseline_seeds or config.seeds}
+        return own
     own = {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
     return own | {"blend_with": BLEND_WITH, "data": data, "seeds": config.seeds}
 
