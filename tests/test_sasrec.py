@@ -45,7 +45,7 @@ def train(folder: Path, settings: SasRecSettings = TINY, seed: int = 0, minutes:
     [
         ("softmax", "sasrec", 14, 0.9),
         ("bce", "sasrec", 50, 0.65),
-        ("sampled_softmax", "sasrec", 24, 0.65),
+        ("sampled_softmax", "sasrec", 36, 0.65),
         ("sampled_softmax", "ligr", 24, 0.65),
     ],
 )
