@@ -17,7 +17,7 @@ import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +27,8 @@ from rich.console import Console
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
-from benchmarks.results import BOTH, PLANS, prepare_flags
-from benchmarks.tokenizer_downstream import SPLITS, keep_ranks, run_stage
+from benchmarks.results import BOTH, OURS, PLANS, Ours, prepare_flags, training_commands
+from benchmarks.tokenizer_downstream import SPLITS, check_seeds, keep_ranks, run_stage
 from data.config import parse_config
 from data.dataset import Cases, Dataset, SplitName
 from data.stage import InputError, run_as_command
@@ -46,7 +46,7 @@ HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|test
 class Lever:
     """Flags added to the config's: of the tokenizer's stages, and of SFT."""
 
-    tokenizer: str = ""
+    tokenizer: str = BOTH
     sft: str = ""
 
 
@@ -70,10 +70,10 @@ def levers_of(dataset: str) -> dict[str, Lever]:
     sizes = SIZES[dataset]
     return {
         CONFIG: Lever(),
-        "two shared codes": Lever(f"--unique assign --level_sizes {sizes.shared}"),
-        "random codes": Lever("--quantizer random"),
-        "text alone": Lever("--sources text --weights 1.0"),
-        "collaborative alone": Lever("--sources collaborative --weights 1.0"),
+        "two shared codes": Lever(f"{BOTH} --unique assign --level_sizes {sizes.shared}"),
+        "random codes": Lever(OURS["random"].tokenizer),
+        "text alone": Lever(OURS["text"].tokenizer),
+        "collaborative alone": Lever(OURS["collaborative"].tokenizer),
         "rows start from the mean": Lever(sft="--row_start mean"),
         "no item left out": Lever(sft="--item_dropout 0"),
         "dropout 0.1": Lever(sft="--dropout 0.1"),
@@ -116,8 +116,7 @@ class LeversConfig:
         unknown = [name for name in self.levers if name not in NAMES[1:]]
         if unknown:
             raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"--seeds {self.seeds} must be one or more different numbers from 0.")
+        check_seeds(self.seeds)
         for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
             if value < 1:
                 raise InputError(f"{flag} is {value}; it must be at least 1.")
@@ -166,10 +165,8 @@ def run_or_find(
 
 def stages_of(dataset: str, lever: Lever, seed: int) -> list[list[str]]:
     """The stages that make a lever's model; of two flags the later counts."""
-    plan, own = PLANS[dataset], ["--seed", str(seed)]
-    tokenizer = [*shlex.split(f"{plan.tokenizer} {BOTH} {lever.tokenizer}"), *own]
-    sft = ["sft/train.py", *shlex.split(f"{plan.sft} {lever.sft}"), "--disable_tqdm", "true", *own]
-    return [["-m", "tokenizer.embed", *tokenizer], ["-m", "tokenizer.quantize", *tokenizer], sft]
+    plan = PLANS[dataset]
+    return training_commands(replace(plan, sft=f"{plan.sft} {lever.sft}"), Ours(lever.tokenizer, {}), (), seed)
 
 
 def train_and_measure(

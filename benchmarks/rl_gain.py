@@ -25,7 +25,7 @@ from rich.console import Console
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
-from benchmarks.tokenizer_downstream import run_stage
+from benchmarks.tokenizer_downstream import check_seeds, run_stage
 from data.config import parse_config
 from data.dataset import Cases, Dataset
 from data.stage import InputError, atomic_path, require_finished, run_as_command
@@ -105,8 +105,7 @@ class RlGainConfig:
         unknown = [name for name in self.settings if name not in SETTINGS]
         if unknown:
             raise InputError(f"--settings has {unknown[0]!r}; give any of {', '.join(map(repr, SETTINGS))}.")
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"--seeds {self.seeds} must be one or more different numbers from 0.")
+        check_seeds(self.seeds)
         for flag, value in (
             ("--cases", self.cases),
             ("--threads", self.threads),

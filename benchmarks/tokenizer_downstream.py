@@ -103,8 +103,7 @@ class DownstreamConfig:
 
     def __post_init__(self) -> None:
         check_names(self.quantizers)
-        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
-            raise InputError(f"--seeds {self.seeds} must be one or more different numbers from 0.")
+        check_seeds(self.seeds)
         for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
             if value < 1:
                 raise InputError(f"{flag} is {value}; it must be at least 1.")
@@ -150,6 +149,12 @@ def prepare(config: DownstreamConfig, plan: Plan) -> Path:
     run_stage(["-m", "data.prepare", *flags], base, config.threads)
     run_stage(["-m", "tokenizer.embed", *shlex.split(EMBEDDING)], base, config.threads)
     return base
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raise InputError unless they are one or more different numbers from 0."""
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {seeds} must be one or more different numbers from 0.")
 
 
 def run_stage(command: list[str], run_dir: Path, threads: int) -> float:
