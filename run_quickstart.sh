@@ -48,7 +48,7 @@ run() { # one stage: say it, run it, pass its exit code on
 }
 
 run "1  data: read, filter, split (seconds)" \
-  python -m data.prepare --config "configs/data/$dataset.yaml" --run_dir "$run_dir" ${data_flags[@]+"${data_flags[@]}"}
+  python -m sidrec.data.prepare --config "configs/data/$dataset.yaml" --run_dir "$run_dir" ${data_flags[@]+"${data_flags[@]}"}
 
 run "2  tokenizer: item vectors, then one semantic ID an item (seconds)" \
   bash run_tokenizer.sh --config "configs/tokenizer/$dataset.yaml" --run_dir "$run_dir"
@@ -61,9 +61,9 @@ run "4  rl: GRPO with recall rewards (minutes)" \
   python rl/grpo.py --config "configs/rl/$dataset.yaml" --run_dir "$run_dir"
 
 run "5  evaluation: Recall@K beside the baselines (minutes)" \
-  python -m evaluation.evaluate --config "configs/evaluation/default.yaml" --run_dir "$run_dir"
+  python -m sidrec.evaluation.evaluate --config "configs/evaluation/default.yaml" --run_dir "$run_dir"
 
-user=$(python -c 'import sys; from pathlib import Path; from data.dataset import Dataset
+user=$(python -c 'import sys; from pathlib import Path; from sidrec.data.dataset import Dataset
 print(Dataset.load(Path(sys.argv[1])).interactions["user_id"][0])' "$run_dir")
 run "6  what would user $user take next?" \
-  python -m decoding.recommend --run_dir "$run_dir" --user "$user"
+  python -m sidrec.serving.recommend --run_dir "$run_dir" --user "$user"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make or reuse .venv and run all checks: lint, types, tests (one process a core). Extra arguments go to pytest.
 #   bash run_tests.sh
-#   bash run_tests.sh tests/test_trie.py -k children
+#   bash run_tests.sh tests/decoding/test_trie.py -k children
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ./install.sh

@@ -13,11 +13,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.masking_step import VOCABULARY
 from benchmarks.random_catalogues import cpu_seconds, uniform_codes
-from decoding.beam_search import beam_search
-from decoding.catalogue import LiveCatalogue
-from decoding.eligibility import Eligibility
-from decoding.policy import SidVocabulary
-from decoding.trie import SidTrie
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.catalogue import LiveCatalogue
+from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.trie import SidTrie
 
 SIZES = [1024] * 3
 SIDS = SidVocabulary(0, tuple(VOCABULARY + 1024 * level for level in range(3)), tuple(SIZES))

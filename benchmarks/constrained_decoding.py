@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.main_job import describe_machine
-from data.config import parse_config
-from data.stage import InputError, run_as_command
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
 
 
 @dataclass

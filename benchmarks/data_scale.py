@@ -3,7 +3,8 @@
 python -m benchmarks.data_scale
 python -m benchmarks.data_scale --rows 1000000
 
-Writes a synthetic log in random order as one Parquet file, piece by piece, and a catalogue; prepares them with `data.prepare` (5-core,
+Writes a synthetic log in random order as one Parquet file, piece by piece, and a catalogue; prepares them with
+`sidrec.data.prepare` (5-core,
 leave-one-out, summary) in a process of its own. Prints the machine, then what the preparation prints; the last line is one JSON
 object: rows, seconds (of the preparation), peak_gib (the largest resident memory of the preparing process).
 """
@@ -29,8 +30,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from benchmarks.main_job import describe_machine
-from data.config import parse_config
-from data.stage import InputError, run_as_command
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
 
 PIECE_ROWS = 1_000_000
 ROWS_PER_USER, ROWS_PER_ITEM = 20, 100
@@ -121,10 +123,19 @@ def _name(letter: str, column: str) -> pl.Expr:
 
 
 def prepare(folder: Path) -> dict[str, float]:
-    """Run `data.prepare` on the two files; seconds, and the peak of its memory in GiB (no less than this process's own)."""
+    """Run `sidrec.data.prepare` on the two files; seconds, and the peak of its memory in GiB (no less than this process's own)."""
     files = ["--interactions", str(folder / "log.parquet"), "--items", str(folder / "items.parquet")]
     start = time.perf_counter()
-    command = [sys.executable, "-m", "data.prepare", "--dataset", "own", *files, "--run_dir", str(folder / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "sidrec.data.prepare",
+        "--dataset",
+        "own",
+        *files,
+        "--run_dir",
+        str(folder / "run"),
+    ]
     done = subprocess.run(command, check=False)
     seconds = time.perf_counter() - start
     if done.returncode:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data.stage import InputError, write_json
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
 
 Row = dict[str, Any]
 

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.random_catalogues import skewed_codes
-from decoding.beam_search import Beams, beam_search
-from decoding.policy import Normaliser, SidVocabulary
-from decoding.trie import SidTrie
+from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.policy import Normaliser, SidVocabulary
+from sidrec.decoding.trie import SidTrie
 
 Result = TypeVar("Result")
 NORMALISERS: tuple[Normaliser, ...] = ("level", "full", "children")

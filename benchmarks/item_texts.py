@@ -17,9 +17,11 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from data.config import parse_config
-from data.stage import InputError, atomic_path, run_as_command
-from tokenizer.text_embeddings import encode_texts, tfidf_svd
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
 
 
 @dataclass

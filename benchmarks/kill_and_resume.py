@@ -23,8 +23,10 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.main_job import ROOT, STAGE_LINE, STAGES, describe_machine
-from data.config import parse_config
-from data.stage import InputError, run_as_command, sha256
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import sha256
 
 COMPARED = (
     "data/interactions.parquet",

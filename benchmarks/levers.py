@@ -29,14 +29,15 @@ from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
 from benchmarks.results import BOTH, OURS, PLANS, Ours, prepare_flags, training_commands
 from benchmarks.tokenizer_downstream import SPLITS, check_seeds, keep_ranks, run_stage
-from data.config import parse_config
-from data.dataset import Cases, Dataset, SplitName
-from data.stage import InputError, run_as_command
-from decoding.recommender import Recommender
-from evaluation.evaluate import rank_recommender
-from evaluation.metrics import ndcg_at
-from evaluation.statistics import Comparison, holm, paired_test
-from sft.validation import sample_cases
+from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.data.metrics import ndcg_at
+from sidrec.decoding.recommender import Recommender
+from sidrec.evaluation.evaluate import rank_recommender
+from sidrec.evaluation.statistics import Comparison, holm, paired_test
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.validation import sample_cases
 
 CONFIG = "as configured"
 HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|test R@10|test N@10|CPU s"
@@ -129,7 +130,7 @@ def main() -> None:
     console.print(f"{describe_machine()}\n{command}")
     base = config.work_dir / "base"
     base.mkdir(parents=True, exist_ok=True)
-    run_stage(["-m", "data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+    run_stage(["-m", "sidrec.data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
     dataset = Dataset.load(base)
     cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
     finished = FinishedRows(config.work_dir / "rows.json")
@@ -146,7 +147,7 @@ def run_or_find(
     seed: int,
     finished: FinishedRows,
     config: LeversConfig,
-    cases: dict[SplitName, Cases],
+    cases: dict[SplitName, EvalCases],
     console: Console,
 ) -> Row:
     """One training of a lever, run unless it is finished, with a line on what came out."""
@@ -170,7 +171,7 @@ def stages_of(dataset: str, lever: Lever, seed: int) -> list[list[str]]:
 
 
 def train_and_measure(
-    commands: list[list[str]], run_dir: Path, config: LeversConfig, cases: dict[SplitName, Cases]
+    commands: list[list[str]], run_dir: Path, config: LeversConfig, cases: dict[SplitName, EvalCases]
 ) -> Row:
     """The stages in a run directory of their own, going on where they were stopped; the ranks go to its ranks.npz."""
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -30,8 +30,9 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from data.config import parse_config
-from data.stage import InputError, run_as_command
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("data", "tokenizer", "sft", "rl", "evaluation", "recommend")
@@ -88,7 +89,7 @@ def quickstart_command(config: MainJobConfig, run_dir: Path) -> list[str]:
 
 def describe_machine() -> str:
     """Processor, the cores that this process may use, accelerator, memory, Python and torch, in one line."""
-    from evaluation.origin import machine
+    from sidrec.pipeline.provenance import machine
 
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
     return f"{machine()}, {memory}, Python {platform.python_version()}, torch {version('torch')}"

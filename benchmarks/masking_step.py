@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.random_catalogues import cpu_seconds, skewed_codes, uniform_codes
-from decoding.trie import SidTrie
-from decoding.trie_file import open_trie, save_trie
+from sidrec.decoding.trie import SidTrie
+from sidrec.decoding.trie_file import open_trie, save_trie
 
 VOCABULARY = 151_936  # tokens of Qwen3 before those of the SIDs
 N_ROWS = 640  # 8 requests of 80 beams, or 32 of 20

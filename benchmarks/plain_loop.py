@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from sft.examples import ExampleCollator
+from sidrec.sft.examples import ExampleCollator
 
 
 def endless_batches(

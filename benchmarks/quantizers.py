@@ -6,10 +6,10 @@ import math
 import shlex
 
 from benchmarks.main_job import ROOT
-from data.config import parse_configs
-from data.stage import InputError
-from tokenizer.config import TokenizerConfig
-from tokenizer.quantizer_settings import KINDS, QuantizerSettings
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS, QuantizerSettings
 
 # the name of a file in configs/tokenizer, or of a quantizer that needs none, then flags
 QUANTIZERS = {
@@ -45,7 +45,7 @@ def check_names(names: list[str]) -> None:
 
 
 def flags_of(name: str, level_sizes: list[int]) -> list[str]:
-    """What `tokenizer.quantize` is called with for this quantizer and these level sizes, or FSQ's own nearest ones."""
+    """What `sidrec.tokenizer.quantize` is called with for this quantizer and these level sizes, or FSQ's own nearest ones."""
     first, *changes = shlex.split(QUANTIZERS[name])
     config = ROOT / "configs" / "tokenizer" / f"{first}.yaml"
     flags = ["--config", str(config)] if config.exists() else ["--quantizer", first]

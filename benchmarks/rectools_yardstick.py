@@ -36,7 +36,7 @@ def main() -> None:
     log = arguments.run_dir / "data" / "interactions.parquet"
     if not log.exists():
         fail(
-            f"{log} is missing; run `python -m data.prepare --run_dir {arguments.run_dir}` in the project's environment first."
+            f"{log} is missing; run `python -m sidrec.data.prepare --run_dir {arguments.run_dir}` in the project's environment first."
         )
     try:
         import rectools  # noqa: F401

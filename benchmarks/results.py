@@ -28,12 +28,15 @@ from rich.console import Console
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
 from benchmarks.tokenizer_downstream import run_stage
-from data.config import parse_config
-from data.stage import InputError, require_finished, run_as_command, sha256, write_json
-from evaluation import table
-from evaluation.blend import ENSEMBLES
-from evaluation.neural import NEURAL
-from evaluation.origin import code_version
+from sidrec.baselines.blend import ENSEMBLES
+from sidrec.baselines.neural import NEURAL
+from sidrec.evaluation import table
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import sha256, write_json
+from sidrec.pipeline.provenance import code_version
+from sidrec.pipeline.stage import require_finished
 
 BASELINES = (
     "popularity",
@@ -55,7 +58,7 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Ours:
-    """tokenizer: flags that say what the semantic IDs are made from. models: of `evaluation.evaluate`, by the name of their row."""
+    """tokenizer: flags that say what the semantic IDs are made from. models: of `sidrec.evaluation.evaluate`, by the name of their row."""
 
     tokenizer: str
     models: dict[str, str]
@@ -189,13 +192,13 @@ def prepare(config: ResultsConfig) -> str:
     base = config.folder / "base"
     base.mkdir(parents=True, exist_ok=True)
     if config.raw_dir is not None or not (base / "data" / "manifest.json").exists():
-        run_stage(["-m", "data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+        run_stage(["-m", "sidrec.data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
     require_finished(base, "data", f"python -m benchmarks.results --dataset {config.dataset} --raw_dir DIR")
     return sha256(base / "data" / "interactions.parquet")
 
 
 def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
-    """Of `data.prepare`: files of one's own are taken as they are, the publisher's as the data set's config says."""
+    """Of `sidrec.data.prepare`: files of one's own are taken as they are, the publisher's as the data set's config says."""
     if raw_dir is not None and (raw_dir / "interactions.parquet").exists():
         raw = raw_dir.resolve()
         files = ["--interactions", str(raw / "interactions.parquet"), "--items", str(raw / "items.csv")]
@@ -274,9 +277,10 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
 
 
 def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> None:
-    """`evaluation.evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained baselines are kept."""
+    """`sidrec.evaluation.evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained
+    baselines are kept."""
     valid_cases = ["--valid_cases", str(PLANS[config.dataset].valid_cases)]
-    command = ["-m", "evaluation.evaluate", "--models", *flags, *valid_cases, "--overwrite", "true"]
+    command = ["-m", "sidrec.evaluation.evaluate", "--models", *flags, *valid_cases, "--overwrite", "true"]
     run_stage(command, run_dir, config.threads)
 
 
@@ -285,7 +289,7 @@ def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) 
     own = ["--seed", str(seed)]
     tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *own]
     quiet = ["--disable_tqdm", "true", *own]
-    commands = [["-m", "tokenizer.embed", *tokenizer], ["-m", "tokenizer.quantize", *tokenizer]]
+    commands = [["-m", "sidrec.tokenizer.embed", *tokenizer], ["-m", "sidrec.tokenizer.quantize", *tokenizer]]
     commands.append(["sft/train.py", *shlex.split(plan.sft), *quiet])
     if plan.rl is not None and "rl" in models:
         commands.append(["rl/grpo.py", *shlex.split(plan.rl), *quiet])

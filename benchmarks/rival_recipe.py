@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data.stage import run_as_command
-from decoding.output_head import OutputHead
-from decoding.policy import item_log_probs
-from rl import grpo
-from rl.group_log_probs import group_states
-from rl.trainer import SidGRPOTrainer
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.policy import item_log_probs
+from sidrec.pipeline.command import run_as_command
+from sidrec.rl import grpo
+from sidrec.rl.group_log_probs import group_states
+from sidrec.rl.trainer import SidGRPOTrainer
 
 K3_WEIGHT = 1e-3
 

@@ -26,14 +26,17 @@ from rich.console import Console
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
 from benchmarks.tokenizer_downstream import check_seeds, run_stage
-from data.config import parse_config
-from data.dataset import Cases, Dataset
-from data.stage import InputError, atomic_path, require_finished, run_as_command
-from decoding.recommender import Recommender
-from evaluation.list_figures import count_items, spread
-from evaluation.metrics import CUTOFFS, ndcg_at, ranks_in_lists, recall_at
-from evaluation.statistics import Comparison, paired_test
-from sft.validation import sample_cases
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.metrics import CUTOFFS, ndcg_at, ranks_in_lists, recall_at
+from sidrec.decoding.recommender import Recommender
+from sidrec.evaluation.coverage import count_items, spread
+from sidrec.evaluation.statistics import Comparison, paired_test
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.stage import require_finished
+from sidrec.sft.validation import sample_cases
 
 SFT, CONTINUED, RIVAL, OURS = "SFT", "SFT continued", "the rival's recipe", "all together"
 PLAIN = "--inject_target false --anchor_weight 0"
@@ -136,7 +139,7 @@ def main() -> None:
     sys.stdout.write(json.dumps(key_figures(table) | {"rows": table}, default=vars) + "\n")
 
 
-def run_or_find(name: str, seed: int, finished: FinishedRows, config: RlGainConfig, cases: Cases) -> Row:
+def run_or_find(name: str, seed: int, finished: FinishedRows, config: RlGainConfig, cases: EvalCases) -> Row:
     """A setting's row, run unless it is finished, with a line on what came out."""
     plan = PLANS[config.dataset]
     origin = json.loads((config.run_dir / "sft" / "manifest.json").read_text(encoding="utf-8"))["outputs"]
@@ -194,7 +197,7 @@ def train(name: str, seed: int, run_dir: Path, config: RlGainConfig) -> tuple[fl
     return run_stage([*command, *own, *quiet], run_dir, config.threads), "rl"
 
 
-def measure(run_dir: Path, recommender: Recommender, cases: Cases) -> Row:
+def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
     """The model's figures on test; the ranks go to the run directory's ranks.npy, for paired differences."""
     items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=True, progress=run_dir.name).items
     ranks = ranks_in_lists(items, cases.targets)
@@ -227,7 +230,7 @@ def training_figures(run_dir: Path, stage: str) -> Row:
     return {"kept_step": kept["step"], "valid": valid, "zero_signal": zero_signal}
 
 
-def summarise(rows: list[Row], work_dir: Path, cases: Cases) -> dict[str, Row]:
+def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Row]:
     """A line a setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
     groups: dict[str, list[Row]] = {}
     for row in rows:

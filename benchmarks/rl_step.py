@@ -32,18 +32,18 @@ from trl import GRPOConfig, GRPOTrainer
 from benchmarks.generate_comparison import small_qwen3
 from benchmarks.main_job import describe_machine
 from benchmarks.random_catalogues import cpu_seconds, skewed_codes
-from data.config import parse_config
-from data.stage import run_as_command
-from decoding.beam_search import Beams, beam_search
-from decoding.exhaustive import leaf_log_probs
-from decoding.output_head import OutputHead
-from decoding.policy import SidVocabulary
-from decoding.trie import SidTrie
-from rl.group_log_probs import group_log_probs
-from rl.groups import Draw, draw_groups
-from rl.objectives import Clip, group_advantages, grpo
-from sft.backbone import byte_tokenizer
-from tokenizer.interchange import read_codes
+from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.exhaustive import leaf_log_probs
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.rl.group_log_probs import group_log_probs
+from sidrec.rl.groups import Draw, draw_groups
+from sidrec.rl.objectives import Clip, group_advantages, grpo
+from sidrec.sft.backbone import byte_tokenizer
+from sidrec.tokenizer.interchange import read_codes
 
 G = 16
 PROMPTS, PROMPT_ITEMS, CATALOGUE, LEVELS = 2, 86, 4000, (256, 256, 256)
@@ -229,8 +229,8 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
-    from rl import grpo
-    from rl.settings import SidGRPOConfig
+    from sidrec.rl import grpo
+    from sidrec.rl.settings import SidGRPOConfig
 
     default = SidGRPOConfig.learning_rate
     with tempfile.TemporaryDirectory() as folder:

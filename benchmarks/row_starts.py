@@ -1,4 +1,4 @@
-"""Where the rows of SID tokens start from, and what that saves: every method of sft/row_starts.py, trained alike.
+"""Where the rows of SID tokens start from, and what that saves: every method of sft/embedding_init.py, trained alike.
 
 python -m benchmarks.row_starts --run_dirs outputs/ml-100k outputs/demo
 
@@ -40,20 +40,21 @@ from transformers import (
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
 from benchmarks.plain_loop import endless_batches, step
-from data.config import parse_config
-from data.dataset import Cases, Dataset
-from data.stage import InputError, run_as_command
-from decoding.output_head import OutputHead
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
-from sft.backbone import BackboneConfig, add_dropout, load_backbone, scratch_model
-from sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
-from sft.row_starts import ROW_STARTS
-from sft.tasks import next_item_rows, rows_of
-from sft.trainer import answer_loss
-from sft.validation import sample_cases
-from sft.vocabulary import add_sid_tokens
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.backbone import BackboneConfig, add_dropout, load_backbone, scratch_model
+from sidrec.sft.embedding_init import ROW_STARTS
+from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
+from sidrec.sft.tasks import next_item_rows, rows_of
+from sidrec.sft.trainer import answer_loss
+from sidrec.sft.validation import sample_cases
+from sidrec.sft.vocabulary import add_sid_tokens
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 MIDDLE = 200  # steps
 LEARNING_RATES = {"scratch": 2e-3, "pretrained": 1e-3}  # peaks, by kind of model
@@ -114,7 +115,7 @@ class Run:
     name: str
     dataset: Dataset
     sids: SemanticIds
-    cases: Cases
+    cases: EvalCases
 
     @property
     def texts(self) -> list[str]:

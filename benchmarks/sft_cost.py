@@ -37,24 +37,25 @@ from transformers import TrainerCallback
 
 from benchmarks.main_job import describe_machine
 from benchmarks.plain_loop import endless_batches, step
-from data.config import parse_configs
-from data.dataset import Cases, Dataset
-from data.stage import InputError, run_as_command
-from decoding.catalogue import LiveCatalogue
-from decoding.output_head import OutputHead
-from decoding.policy import Normaliser
-from decoding.recommender import Recommender
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
-from sft.backbone import BackboneConfig, add_dropout, byte_tokenizer, load_backbone
-from sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
-from sft.precision import has_bf16
-from sft.settings import SidTrainingConfig
-from sft.tasks import next_item_rows, window_rows
-from sft.trainer import SidSFTTrainer, answer_loss
-from sft.validation import sample_cases
-from sft.vocabulary import add_sid_tokens
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.decoding.catalogue import LiveCatalogue
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.policy import Normaliser
+from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.backbone import BackboneConfig, add_dropout, byte_tokenizer, load_backbone
+from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
+from sidrec.sft.precision import has_bf16
+from sidrec.sft.settings import SidTrainingConfig
+from sidrec.sft.tasks import next_item_rows, window_rows
+from sidrec.sft.trainer import SidSFTTrainer, answer_loss
+from sidrec.sft.validation import sample_cases
+from sidrec.sft.vocabulary import add_sid_tokens
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 K = 10
 WARM_UP = 50  # steps
@@ -131,7 +132,7 @@ class PlainLoop:
         step(loss, self.model, self.optimizer, self.schedule)
         return float(loss.detach())
 
-    def recall(self, cases: Cases) -> float:
+    def recall(self, cases: EvalCases) -> float:
         self.model.eval()
         found = Recommender(self.model, self.renderer, LiveCatalogue(self.trie)).recommend(
             cases.histories, K, exclude_seen=True
@@ -139,7 +140,7 @@ class PlainLoop:
         self.model.train()
         return float((found.items == cases.targets[:, None]).any(1).mean())
 
-    def learn(self, cases: Cases) -> list[Point]:
+    def learn(self, cases: EvalCases) -> list[Point]:
         """Train, and measure Recall at even distances; CPU seconds of training alone."""
         points, tokens, seconds = [], 0, 0.0
         measured_at = {round(self.steps * (i + 1) / self.config.measurements) for i in range(self.config.measurements)}
@@ -272,7 +273,7 @@ class StepClock(TrainerCallback):
         self.seconds += time.process_time()
 
 
-def trainer_overhead(loop: PlainLoop, cases: Cases) -> float:
+def trainer_overhead(loop: PlainLoop, cases: EvalCases) -> float:
     """A step of SidSFTTrainer over one of the plain loop, on the same batches."""
     batches = loop.batches()
     chosen = [next(batches) for _ in range(OVERHEAD_STEPS + 1)]

@@ -30,15 +30,17 @@ from rich.console import Console
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import ROOT, describe_machine
 from benchmarks.quantizers import QUANTIZERS, check_names, flags_of, read_settings
-from data.config import parse_config
-from data.dataset import Cases, Dataset, SplitName
-from data.stage import InputError, atomic_path, run_as_command
-from decoding.recommender import Recommender
-from evaluation.baselines import fit_popularity, rank_cases
-from evaluation.evaluate import rank_recommender
-from evaluation.metrics import ndcg_at, recall_at
-from evaluation.statistics import paired_test
-from sft.validation import sample_cases
+from sidrec.baselines.counting import fit_popularity, rank_cases
+from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.data.metrics import ndcg_at, recall_at
+from sidrec.decoding.recommender import Recommender
+from sidrec.evaluation.evaluate import rank_recommender
+from sidrec.evaluation.statistics import paired_test
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path
+from sidrec.sft.validation import sample_cases
 
 SPLITS: tuple[SplitName, ...] = ("valid", "test")
 K = 10
@@ -146,8 +148,8 @@ def prepare(config: DownstreamConfig, plan: Plan) -> Path:
     base = config.work_dir / "base"
     base.mkdir(parents=True, exist_ok=True)
     flags = shlex.split(plan.prepare.format(raw_dir=shlex.quote(str(config.raw_dir.resolve()))))
-    run_stage(["-m", "data.prepare", *flags], base, config.threads)
-    run_stage(["-m", "tokenizer.embed", *shlex.split(EMBEDDING)], base, config.threads)
+    run_stage(["-m", "sidrec.data.prepare", *flags], base, config.threads)
+    run_stage(["-m", "sidrec.tokenizer.embed", *shlex.split(EMBEDDING)], base, config.threads)
     return base
 
 
@@ -190,7 +192,7 @@ def run_or_find(
     seed: int,
     finished: FinishedRows,
     config: DownstreamConfig,
-    cases: dict[SplitName, Cases],
+    cases: dict[SplitName, EvalCases],
 ) -> Row:
     """A quantizer's row, run unless it is finished, with a line on what came out."""
     plan = PLANS[config.dataset]
@@ -220,14 +222,19 @@ def run_or_find(
 
 
 def train_and_measure(
-    name: str, level_sizes: list[int], seed: int, run_dir: Path, config: DownstreamConfig, cases: dict[SplitName, Cases]
+    name: str,
+    level_sizes: list[int],
+    seed: int,
+    run_dir: Path,
+    config: DownstreamConfig,
+    cases: dict[SplitName, EvalCases],
 ) -> Row:
     """SIDs, SFT and metrics in a run directory of their own, made anew."""
     if run_dir.exists():
         shutil.rmtree(run_dir)
     shutil.copytree(config.work_dir / "base", run_dir)
     own = ["--seed", str(seed)]
-    quantize = ["-m", "tokenizer.quantize", *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *own]
+    quantize = ["-m", "sidrec.tokenizer.quantize", *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *own]
     seconds = {"quantize": run_stage(quantize, run_dir, config.threads)}
     sft = ["sft/train.py", *shlex.split(PLANS[config.dataset].sft), *own]
     seconds["sft"] = run_stage(sft, run_dir, config.threads)
@@ -242,7 +249,7 @@ def train_and_measure(
     return keep_ranks(run_dir, ranks) | {"seconds": seconds}
 
 
-def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, Cases]) -> Row:
+def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, EvalCases]) -> Row:
     """What recommending the most popular items reaches on the same cases."""
     scorer = fit_popularity(dataset.train_sequences, dataset.n_items)
     ranks = {split: rank_cases(scorer, cases[split], masked=True) for split in SPLITS}

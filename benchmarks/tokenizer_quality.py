@@ -2,7 +2,8 @@
 
 python -m benchmarks.tokenizer_quality --embeddings industrial_minilm.npy beauty_minilm.npy ml1m_collaborative.npy --out quality.json
 
-`benchmarks.item_texts` and `tokenizer.embed` make such files; rows are scaled to length 1, as the tokenizer does. Errors are the mean
+`benchmarks.item_texts` and `sidrec.tokenizer.embed` make such files; rows are scaled to length 1, as the tokenizer does.
+Errors are the mean
 over items of ||x - x̂||^2, so that 1 is nothing explained. "Held out" is the error on items that were kept out of learning; all other
 figures are of learning and coding the whole catalogue. Finished rows are kept in --out and not computed again. The last line is one JSON
 object: the figures that the bars are about, for each file.
@@ -26,16 +27,23 @@ from rich.console import Console
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import describe_machine
 from benchmarks.quantizers import QUANTIZERS, check_names, read_settings
-from data.config import parse_config
-from data.stage import InputError, run_as_command, sha256
-from tokenizer.item_vectors import ItemVectors
-from tokenizer.learn import learn, learn_codes
-from tokenizer.level_sizes import check_level_sizes
-from tokenizer.quantizer_settings import FsqSettings, LoraSettings, QuantizerSettings, TrainingSettings
-from tokenizer.sid_metrics import collisions, usage
-from tokenizer.sources import read_source
-from tokenizer.unique_sids import make_unique
-from tokenizer.vector_metrics import Reconstruction, neighbourhoods, variance
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import sha256
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
+from sidrec.tokenizer.embeddings.sources import read_source
+from sidrec.tokenizer.quantizers.learn import learn, learn_codes
+from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
+from sidrec.tokenizer.quantizers.quantizer_settings import (
+    FsqSettings,
+    LoraSettings,
+    QuantizerSettings,
+    TrainingSettings,
+)
+from sidrec.tokenizer.report.sid_metrics import collisions, usage
+from sidrec.tokenizer.report.vector_metrics import Reconstruction, neighbourhoods, variance
+from sidrec.tokenizer.unique_sids import make_unique
 
 HEADER = "quantizer|error|unique|cost|held out|explained|perplexity|use L1|collided|neighbours|CPU s"
 # a figure and the least it must be, or the most (for text vectors of all-MiniLM-L6-v2, K = 256, L = 3)
@@ -99,7 +107,7 @@ def main() -> None:
 def read_items(path: Path, level_sizes: list[int]) -> np.ndarray:
     """[N, D]. Raises InputError when the file is not such an array, or holds fewer items than a level has codes."""
     if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with benchmarks.item_texts or tokenizer.embed.")
+        raise InputError(f"{path} does not exist; make it with benchmarks.item_texts or sidrec.tokenizer.embed.")
     shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     source = read_source(path, shape[0] if shape else 0)
     check_level_sizes(level_sizes, len(source))

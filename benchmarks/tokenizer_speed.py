@@ -30,16 +30,17 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.main_job import describe_machine
-from data.config import parse_config
-from data.stage import InputError, run_as_command
-from tokenizer.balance import balancing_prices, codes_of_equal_size
-from tokenizer.codebooks import Codebooks
-from tokenizer.item_vectors import ItemVectors, Rows, chunks
-from tokenizer.nearest import bf16_is_faster, distances
-from tokenizer.quantizer_settings import KmeansSettings
-from tokenizer.residual_kmeans import balanced_iterations, fit
-from tokenizer.training_rows import TrainingRows
-from tokenizer.unique_sids import make_unique
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, chunks
+from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices, codes_of_equal_size
+from sidrec.tokenizer.kmeans.nearest import bf16_is_faster, distances
+from sidrec.tokenizer.kmeans.residual_kmeans import balanced_iterations, fit
+from sidrec.tokenizer.kmeans.training_rows import TrainingRows
+from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.unique_sids import make_unique
 
 RIVALS = {"faiss": "faiss-cpu", "k_means_constrained": "k-means-constrained"}
 GROUPS, SUBGROUPS = 512, 16  # of the synthetic rows: Gaussian clusters in Gaussian clusters

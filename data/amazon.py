@@ -20,10 +20,10 @@ from typing import Any
 
 import polars as pl
 
-from data.json_lines import blocks, parse, read_columns
-from data.readers import RawLog, checked
-from data.stage import InputError
-from data.tables import collect, read_table
+from sidrec.data.json_lines import blocks, parse, read_columns
+from sidrec.data.readers import RawLog, checked
+from sidrec.data.tables import collect, read_table
+from sidrec.pipeline.errors import InputError
 
 DESCRIPTION_CHARACTERS = 500
 CATEGORY_CHARACTERS = 100  # in 2018 some "categories" are paragraphs of the product page

@@ -19,14 +19,15 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from data.stage import atomic_path, require_finished, write_json
+from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.pipeline.stage import require_finished
 
 SplitName = Literal["valid", "test"]
 ROW_GROUP_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Cases:
+class EvalCases:
     """Questions with known answers: what did this user take next?
 
     user_ids: one a case. histories: item indices before the target, oldest first (int64 arrays, never empty).
@@ -40,11 +41,13 @@ class Cases:
     def __len__(self) -> int:
         return len(self.user_ids)
 
-    def take(self, indices: np.ndarray) -> Cases:
+    def take(self, indices: np.ndarray) -> EvalCases:
         """The cases at `indices`, in that order."""
-        return Cases([self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices])
+        return EvalCases(
+            [self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices]
+        )
 
-    def drawn(self, most: int, seed: int) -> Cases:
+    def drawn(self, most: int, seed: int) -> EvalCases:
         """At most this many of the cases, drawn by the seed, in their order."""
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]))
 
@@ -71,7 +74,7 @@ class Dataset:
         grouped = train.group_by("user_id", maintain_order=True).agg("item_index")
         return [np.asarray(items, dtype=np.int64) for items in grouped["item_index"].to_list()]
 
-    def cases(self, split: SplitName) -> Cases:
+    def cases(self, split: SplitName) -> EvalCases:
         """One case for every `split` interaction that has something before it; its history is all that the user did before."""
         users: list[str] = []
         histories: list[np.ndarray] = []
@@ -84,7 +87,7 @@ class Dataset:
                     users.append(user)
                     histories.append(sequence[:position])
                     targets.append(items[position])
-        return Cases(users, histories, np.asarray(targets, dtype=np.int64))
+        return EvalCases(users, histories, np.asarray(targets, dtype=np.int64))
 
     def save(self, folder: Path) -> list[Path]:
         """Write the three files, each atomically; return their paths."""
@@ -99,7 +102,7 @@ class Dataset:
     @classmethod
     def load(cls, run_dir: Path) -> Dataset:
         """Read a finished `data` stage. Raises InputError when there is none."""
-        folder = require_finished(run_dir, "data", f"python -m data.prepare --run_dir {run_dir}")
+        folder = require_finished(run_dir, "data", f"python -m sidrec.data.prepare --run_dir {run_dir}")
         return cls(
             pl.read_parquet(folder / "items.parquet"),
             pl.read_parquet(folder / "interactions.parquet"),

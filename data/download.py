@@ -15,7 +15,8 @@ from urllib.error import URLError
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from data.stage import InputError, atomic_path, sha256
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path, sha256
 
 # the second one serves while the first one's certificate is out of date; the checksum protects both
 MOVIELENS_SITES = ("https://files.grouplens.org/datasets/movielens", "http://files.grouplens.org/datasets/movielens")

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from data.stage import InputError
-from data.tables import quote, require_file
+from sidrec.data.tables import quote, require_file
+from sidrec.pipeline.errors import InputError
 
 BLOCK_BYTES = 1 << 24
 

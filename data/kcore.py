@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from data.codes import codes
+from sidrec.data.codes import codes
 
 
 def k_core(interactions: pl.DataFrame, k_user: int, k_item: int) -> pl.DataFrame:

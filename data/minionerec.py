@@ -14,10 +14,10 @@ from typing import Any
 
 import polars as pl
 
-from data.readers import RawLog, checked
-from data.split import NAMES
-from data.stage import InputError
-from data.tables import quote, require_file
+from sidrec.data.readers import RawLog, checked
+from sidrec.data.split import NAMES
+from sidrec.data.tables import quote, require_file
+from sidrec.pipeline.errors import InputError
 
 COLUMNS = ("user_id", "history_item_id", "item_id")
 TEXTS = ("brand", "categories", "description")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data.readers import RawLog, checked
-from data.stage import InputError
-from data.tables import collect, read_table
+from sidrec.data.readers import RawLog, checked
+from sidrec.data.tables import collect, read_table
+from sidrec.pipeline.errors import InputError
 
 
 def read_own(interactions_file: Path, items_file: Path) -> RawLog:

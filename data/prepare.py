@@ -1,9 +1,9 @@
 """Prepare a data set: read, filter, split, write the run's `data/`.
 
-python -m data.prepare --dataset demo --run_dir outputs/demo
-python -m data.prepare --config configs/data/ml-100k.yaml
-python -m data.prepare --dataset amazon-2014 --category Beauty --run_dir outputs/beauty
-python -m data.prepare --dataset own --interactions log.csv --items catalogue.csv --run_dir outputs/mine
+python -m sidrec.data.prepare --dataset demo --run_dir outputs/demo
+python -m sidrec.data.prepare --config configs/data/ml-100k.yaml
+python -m sidrec.data.prepare --dataset amazon-2014 --category Beauty --run_dir outputs/beauty
+python -m sidrec.data.prepare --dataset own --interactions log.csv --items catalogue.csv --run_dir outputs/mine
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from data.amazon import EDITIONS, find_amazon, read_amazon
-from data.codes import codes
-from data.config import parse_config
-from data.dataset import Dataset
-from data.download import fetch_amazon, fetch_movielens
-from data.kcore import k_core
-from data.minionerec import find_minionerec, read_minionerec
-from data.movielens import FILES, read_movielens
-from data.own import read_own
-from data.readers import RawLog
-from data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
-from data.stage import InputError, Stage, run_as_command
-from data.summary import known_counts_note, show_summary
-from data.synthetic import DemoModel
+from sidrec.data.amazon import EDITIONS, find_amazon, read_amazon
+from sidrec.data.codes import codes
+from sidrec.data.dataset import Dataset
+from sidrec.data.download import fetch_amazon, fetch_movielens
+from sidrec.data.kcore import k_core
+from sidrec.data.minionerec import find_minionerec, read_minionerec
+from sidrec.data.movielens import FILES, read_movielens
+from sidrec.data.own import read_own
+from sidrec.data.readers import RawLog
+from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
+from sidrec.data.summary import known_counts_note, show_summary
+from sidrec.data.synthetic import DemoModel
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import Stage
 
 CACHE = Path("~/.cache/sidrec")
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}

@@ -1,6 +1,7 @@
 """What every reader gives, a `RawLog`, and the checks that all of them share.
 
-The readers: `data.movielens`, `data.amazon`, `data.minionerec`, `data.own`, and `data.synthetic` for the demo. Every rating or review
+The readers: `sidrec.data.movielens`, `sidrec.data.amazon`, `sidrec.data.minionerec`, `sidrec.data.own`, and
+`sidrec.data.synthetic` for the demo. Every rating or review
 counts as an interaction, whatever its stars. Rows in error messages count from 1 and leave a header out.
 """
 
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import polars as pl
 
-from data.stage import InputError
-from data.tables import collect
-from data.timestamps import as_integers
+from sidrec.data.tables import collect
+from sidrec.data.timestamps import as_integers
+from sidrec.pipeline.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from data.codes import codes, ranks, run_ends
+from sidrec.data.codes import codes, ranks, run_ends
 
 NAMES = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)

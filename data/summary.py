@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from data.codes import codes, run_ends
+from sidrec.data.codes import codes, run_ends
 
 # users, items, interactions as their publishers (MovieLens) and the papers that use them (Amazon 2014, 5-core) give them
 KNOWN_COUNTS: dict[tuple[str, str | None], tuple[int, int, int]] = {

@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.dataset import Cases, Dataset, SplitName
-from data.readers import RawLog
-from data.stage import InputError
+from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.data.readers import RawLog
+from sidrec.pipeline.errors import InputError
 
 THEMES = {
     "sea adventure": "harbor lighthouse tide anchor reef captain voyage",
@@ -204,7 +204,7 @@ class DemoModel:
             descriptions.append(f"{', '.join(others[:2])} and {others[2]}, {rng.choice(SHARED_PHRASES)}")
         return pl.DataFrame({"item_id": self.item_ids, "title": titles, "genre": genres, "description": descriptions})
 
-    def oracle_recall(self, cases: Cases, ks: tuple[int, ...], item_ids: list[str]) -> dict[str, dict[int, float]]:
+    def oracle_recall(self, cases: EvalCases, ks: tuple[int, ...], item_ids: list[str]) -> dict[str, dict[int, float]]:
         """The best Recall@K that any model can reach on `cases`, whose item index i means `item_ids[i]`.
 
         "expected": the mean over cases of the sum of the K largest P(y | history); "realised": how often the target is among

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 TAIL_BYTES = 1 << 16
 QUOTED_CHARACTERS = 80

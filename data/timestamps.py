@@ -6,7 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from data.stage import InputError
-from decoding.eligibility import Eligibility
-from decoding.policy import Normaliser, SidVocabulary, code_log_probs
-from decoding.shared_prefix import SharedPrefix
-from decoding.trie import SidTrie
+from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from sidrec.decoding.shared_prefix import SharedPrefix
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
 
 LARGEST_NODE = 0x7FFFFFFF
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.stage import InputError
-from decoding.eligibility import AllowList
-from decoding.trie import SidTrie
+from sidrec.decoding.eligibility import AllowList
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoding.trie import Pointers, SidTrie
+from sidrec.decoding.trie import Pointers, SidTrie
 
 
 class AllowList:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decoding.beam_search import best_first
-from decoding.policy import Normaliser, SidVocabulary, code_log_probs
-from decoding.shared_prefix import SharedPrefix
-from decoding.trie import SidTrie
+from sidrec.decoding.beam_search import best_first
+from sidrec.decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from sidrec.decoding.shared_prefix import SharedPrefix
+from sidrec.decoding.trie import SidTrie
 
 CHUNK_POSITIONS = 1024  # nodes run at once, summed over the batch's requests
 CHUNK_NODES = 256  # most nodes of one request run at once

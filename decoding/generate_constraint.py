@@ -13,7 +13,7 @@ Where in the SID a row stands follows from one number, the prompts' common (padd
 nothing is searched for in the prompt: a prompt may end in any token and hold any SIDs, and one object serves any number of calls with
 prompts of that length, at any number of beams, at once.
 
-Scores are those of `generate()`: log-probabilities over the whole vocabulary. `decoding.beam_search` finds the same items many times
+Scores are those of `generate()`: log-probabilities over the whole vocabulary. `sidrec.decoding.beam_search` finds the same items many times
 faster; here the model computes every logit, and every beam repeats its prompt.
 """
 
@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from decoding.eligibility import Eligibility
-from decoding.policy import SidVocabulary
-from decoding.trie import SidTrie
+from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.trie import SidTrie
 
 NO_BEAM = -1e7  # transformers gives beams that do not exist -1e9, divided by the length
 

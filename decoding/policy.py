@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.output_head import OutputHead
-from decoding.trie import SidTrie
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.trie import SidTrie
 
 # what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
 Normaliser = Literal["children", "level", "full"]

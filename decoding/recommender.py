@@ -10,16 +10,17 @@ import torch
 from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from data.stage import InputError, require_finished
-from decoding.beam_search import Beams, beam_search
-from decoding.catalogue import LiveCatalogue, Snapshot
-from decoding.eligibility import Eligibility
-from decoding.exhaustive import exact_top, leaf_log_probs
-from decoding.renderer import Renderer
-from decoding.shared_prefix import check_decoder
-from decoding.trie import SidTrie
-from decoding.trie_file import open_trie
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
+from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.exhaustive import exact_top, leaf_log_probs
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.shared_prefix import check_decoder
+from sidrec.decoding.trie import SidTrie
+from sidrec.decoding.trie_file import open_trie
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import require_finished
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 TOKENS_PER_BATCH = 16_384
 SCORES_PER_BATCH = 1 << 26  # of exhaustive scoring: 256 MB
@@ -96,7 +97,7 @@ class Recommender:
 
         histories: item indices, oldest first. exclude_seen: leave out the items of the history, inside the search, so that k
         results are k unseen items. progress: a label for a progress bar. beams: width of the search, raised to k where it is less:
-        a search of k beams finds k items where there are k (see `decoding.beam_search`). exact: score the whole catalogue instead
+        a search of k beams finds k items where there are k (see `sidrec.decoding.beam_search`). exact: score the whole catalogue instead
         of searching. allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item
         whose SID is first in order comes first.
         Raises InputError for a k or beams below 1, an unknown allow-list, an empty history or an item that never was in the catalogue.

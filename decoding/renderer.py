@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.stage import InputError, write_json
-from decoding.policy import NORMALISERS, Normaliser, SidVocabulary
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.decoding.policy import NORMALISERS, Normaliser, SidVocabulary
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 FORMAT_VERSION = 2
 RENDERER_FILE = "sidrec.json"

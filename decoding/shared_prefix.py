@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from data.stage import InputError
-from decoding.output_head import OutputHead, causal_model
-from decoding.policy import SidVocabulary
+from sidrec.decoding.output_head import OutputHead, causal_model
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.pipeline.errors import InputError
 
 LAYER_KINDS = {"full_attention", "sliding_attention"}
 

@@ -4,7 +4,7 @@ Rows of `codes` are sorted; the nodes of one depth are numbered in lexicographic
 node, and the items below it, are contiguous ranges: a pointer a node and a code a child are all there is, and no table of next
 states is needed. Both are stored narrow (about two bytes each); reading them gives int64.
 
-A trie never changes once it is built: a search that holds one is not disturbed by a new catalogue (see `decoding.catalogue`).
+A trie never changes once it is built: a search that holds one is not disturbed by a new catalogue (see `sidrec.decoding.catalogue`).
 """
 
 from __future__ import annotations

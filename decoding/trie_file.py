@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.stage import InputError, atomic_path
-from decoding.trie import BLOCK, Pointers, SidTrie
+from sidrec.decoding.trie import BLOCK, Pointers, SidTrie
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path
 
 FORMAT_VERSION = 1
 HEADER = "sidrec_trie"  # one entry, because safetensors writes several in any order

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.slices import quantile_groups
-from evaluation.statistics import bootstrap_interval
+from sidrec.evaluation.slices import quantile_groups
+from sidrec.evaluation.statistics import bootstrap_interval
 
 BINS = 10
 

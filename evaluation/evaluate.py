@@ -1,9 +1,9 @@
 """Recall@K and NDCG@K of the trained models and of baselines, over the whole catalogue, on the same cases.
 
-python -m evaluation.evaluate --run_dir outputs/demo
-python -m evaluation.evaluate --run_dir outputs/demo --models sft popularity item_knn
-python -m evaluation.evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
-python -m evaluation.evaluate --run_dir outputs/demo --models sft sft_blend slit --blend_with item_knn slit
+python -m sidrec.evaluation.evaluate --run_dir outputs/demo
+python -m sidrec.evaluation.evaluate --run_dir outputs/demo --models sft popularity item_knn
+python -m sidrec.evaluation.evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
+python -m sidrec.evaluation.evaluate --run_dir outputs/demo --models sft sft_blend slit --blend_with item_knn slit
 
 Everything is fitted on the train part and chosen on valid. Test is read once, at the end. An item counts, not a token string:
 semantic IDs are unique, so a recommended ID is a recommended item and credit is exact.
@@ -20,28 +20,34 @@ import numpy as np
 import polars as pl
 from rich.console import Console
 
-from data.config import parse_config
-from data.dataset import Cases, Dataset, SplitName
-from data.stage import InputError, Stage, atomic_path, require_finished, run_as_command, sha256, write_json
-from data.synthetic import oracle_for
-from decoding.accounting import account
-from decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
-from evaluation import slit, table
-from evaluation.baselines import (
-    Scorer,
-    Tuning,
-    fit_markov,
-    fit_popularity,
-    tune_recent_popularity,
+from sidrec.baselines import slit
+from sidrec.baselines.blend import BLENDS, ENSEMBLES, EXPERTS, VALID_CASES, WEIGHTS, LatestLogProbs, tune_blend
+from sidrec.baselines.counting import Scorer, Tuning, fit_markov, fit_popularity, tune_recent_popularity
+from sidrec.baselines.neural import NEURAL, NeuralTraining, train_neural
+from sidrec.baselines.sasrec import SasRecSettings
+from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.data.metrics import (
+    CUTOFFS,
+    count_invalid,
+    count_repeats,
+    count_seen,
+    count_short,
+    ranks_in_lists,
+    recall_at,
 )
-from evaluation.blend import BLENDS, ENSEMBLES, EXPERTS, VALID_CASES, WEIGHTS, LatestLogProbs, tune_blend
-from evaluation.leaks import check_leaks
-from evaluation.lists import lists_frame, rank_and_list
-from evaluation.metrics import CUTOFFS, count_invalid, count_repeats, count_seen, count_short, ranks_in_lists, recall_at
-from evaluation.model_cards import fill_cards
-from evaluation.neural import NEURAL, NeuralTraining, train_neural
-from evaluation.report import write_report
-from evaluation.sasrec import SasRecSettings
+from sidrec.data.synthetic import oracle_for
+from sidrec.decoding.diagnostics import account
+from sidrec.decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
+from sidrec.evaluation import table
+from sidrec.evaluation.leaks import check_leaks
+from sidrec.evaluation.lists import lists_frame, rank_and_list
+from sidrec.evaluation.model_cards import fill_cards
+from sidrec.evaluation.report.figures import write_report
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path, sha256, write_json
+from sidrec.pipeline.stage import Stage, require_finished
 
 MODELS = ("sft", "rl", *BLENDS, "popularity", "recent_popularity", "item_knn", "markov", "slit", *NEURAL)
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
@@ -298,7 +304,7 @@ def tuning_of(tuning: dict[str, Tuning]) -> dict[str, Any]:
     }
 
 
-def measured_cases(dataset: Dataset, config: EvaluateConfig) -> dict[SplitName, Cases]:
+def measured_cases(dataset: Dataset, config: EvaluateConfig) -> dict[SplitName, EvalCases]:
     """What every model is asked: all test cases, and as many of valid as wanted."""
     valid = dataset.cases("valid")
     if config.valid_cases:
@@ -307,7 +313,7 @@ def measured_cases(dataset: Dataset, config: EvaluateConfig) -> dict[SplitName, 
 
 
 def rank_all(
-    models: dict[str, list[Model]], cases_of: dict[SplitName, Cases], n_items: int
+    models: dict[str, list[Model]], cases_of: dict[SplitName, EvalCases], n_items: int
 ) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, dict[str, int]]]:
     """Ranks of every repeat of every model on valid, then on test, the first repeat's first ten items on test with seen items masked,
     and the generative ones' list checks, summed over repeats."""
@@ -338,7 +344,7 @@ def rank_all(
 
 
 def rank_recommender(
-    recommender: Recommender, cases: Cases, n_items: int, masked: bool, label: str
+    recommender: Recommender, cases: EvalCases, n_items: int, masked: bool, label: str
 ) -> tuple[np.ndarray, dict[str, int], Recommendations]:
     """Ranks of the targets in the recommender's top lists (int64 [B], the list's length where absent), the lists' checks, the lists."""
     found = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=masked, progress=label)
@@ -366,7 +372,7 @@ def account_all(models: dict[str, list[Model]], dataset: Dataset, seed: int) -> 
     }
 
 
-def ranks_frame(model: str, split: str, masked: bool, cases: Cases, ranks: np.ndarray, repeat: int) -> pl.DataFrame:
+def ranks_frame(model: str, split: str, masked: bool, cases: EvalCases, ranks: np.ndarray, repeat: int) -> pl.DataFrame:
     columns = {"user_id": cases.user_ids, "target": cases.targets, "rank": ranks}
     labels = {"model": pl.lit(model), "split": pl.lit(split), "masked": pl.lit(masked)}
     values = (value.alias(name) for name, value in labels.items())
@@ -378,7 +384,7 @@ def compare(
     metrics: table.Metrics,
     list_checks: dict[str, dict[str, int]],
     dataset: Dataset,
-    cases: dict[SplitName, Cases],
+    cases: dict[SplitName, EvalCases],
     seed: int,
 ) -> dict[str, Any]:
     """Everything beside the metrics: the best baseline, paired tests against it, list checks, the demo's best possible Recall."""

@@ -1,6 +1,6 @@
 """The leak check: nothing that a model is fitted on or asked with lies at or after what it is tested on.
 
-It reads the log again, row by row, and compares with what the data set hands out; `evaluation.evaluate` runs it before any model.
+It reads the log again, row by row, and compares with what the data set hands out; `sidrec.evaluation.evaluate` runs it before any model.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from data.dataset import Cases, Dataset, SplitName
-from data.stage import InputError
+from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.pipeline.errors import InputError
 
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_ties_shuffled")
 ORDER = ("train", "valid", "test")
 SPLITS: tuple[SplitName, ...] = ("valid", "test")
-REMEDY = "run data.prepare again"
+REMEDY = "run sidrec.data.prepare again"
 
 
 def check_leaks(dataset: Dataset, file: Path) -> None:
@@ -80,7 +80,7 @@ def check_train_sequences(sequences: list[np.ndarray], log: pl.DataFrame, file: 
             )
 
 
-def check_histories(cases: Cases, split: SplitName, log: pl.DataFrame, file: Path) -> None:
+def check_histories(cases: EvalCases, split: SplitName, log: pl.DataFrame, file: Path) -> None:
     """Each case's history is what lies before its target's row, and no more."""
     asked = log.filter((pl.col("split") == split) & (pl.col("place") > 0)).select(
         "user_id", "row", "place", "item_index"

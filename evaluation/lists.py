@@ -14,10 +14,10 @@ import polars as pl
 import torch
 from rich.progress import track
 
-from data.dataset import Cases
-from decoding.beam_search import best_first
-from evaluation.baselines import ROWS_TOGETHER, Scorer
-from evaluation.metrics import NO_ITEM, mask_seen, rank_of_target
+from sidrec.baselines.counting import ROWS_TOGETHER, Scorer
+from sidrec.data.dataset import EvalCases
+from sidrec.data.metrics import NO_ITEM, mask_seen, rank_of_target
+from sidrec.decoding.beam_search import best_first
 
 LIST_LENGTH = 10
 
@@ -50,7 +50,7 @@ class Ranked:
     items: np.ndarray
 
 
-def rank_and_list(scorers: Sequence[Scorer], cases: Cases, label: str) -> list[Ranked]:
+def rank_and_list(scorers: Sequence[Scorer], cases: EvalCases, label: str) -> list[Ranked]:
     """Every scorer's ranks and lists. Each scores every case once, some cases at a time, one scorer after the other, so that those that
     need the same can share it. label: of the progress bar."""
     ranks: list[dict[bool, list[np.ndarray]]] = [{True: [], False: []} for _ in scorers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenizer.sid_metrics import prefix_ids
+from sidrec.tokenizer.report.sid_metrics import prefix_ids
 
 
 def prefix_hits(items: np.ndarray, targets: np.ndarray, codes: np.ndarray) -> dict[str, list[float]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from data.dataset import Cases, Dataset
-from evaluation.metrics import ndcg_at, recall_at
-from evaluation.statistics import bootstrap_interval
-from evaluation.table import ranks_by_repeat
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.metrics import ndcg_at, recall_at
+from sidrec.evaluation.statistics import bootstrap_interval
+from sidrec.evaluation.table import ranks_by_repeat
 
 QUARTERS = 4
 COLD_INTERACTIONS = 5
@@ -58,7 +58,7 @@ def tail_limit(counts: np.ndarray, share: float = TAIL_SHARE) -> int:
     return int(values[within][-1]) if within.any() else -1
 
 
-def find_slices(cases: Cases, counts: np.ndarray) -> list[Slice]:
+def find_slices(cases: EvalCases, counts: np.ndarray) -> list[Slice]:
     """All slices of the cases. counts: int [N], training interactions of each item. Empty quarters are left out."""
     lengths = np.array([len(history) for history in cases.histories])
     taken = counts[cases.targets]

@@ -16,9 +16,9 @@ import polars as pl
 from rich import box
 from rich.table import Table
 
-from data.stage import atomic_path
-from evaluation.metrics import CUTOFFS, ndcg_at, recall_at
-from evaluation.statistics import bootstrap_interval, holm, paired_test
+from sidrec.data.metrics import CUTOFFS, ndcg_at, recall_at
+from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
+from sidrec.pipeline.files import atomic_path
 
 GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble")
 OWN_PAIRS = (
@@ -229,7 +229,7 @@ def oracle_note(oracle: dict[str, Any], models: list[str]) -> str:
 
 
 def decoding_notes(metrics: Metrics) -> list[str]:
-    """Sentences on each generative model's decoding; see `decoding.accounting`."""
+    """Sentences on each generative model's decoding; see `sidrec.decoding.diagnostics`."""
     lines = []
     for model in GENERATIVE:
         if "decoding" not in metrics.get(model, {}):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from decoding.output_head import OutputHead, causal_model
-from decoding.policy import SidVocabulary, next_code_log_probs
-from decoding.trie import SidTrie
+from sidrec.decoding.output_head import OutputHead, causal_model
+from sidrec.decoding.policy import SidVocabulary, next_code_log_probs
+from sidrec.decoding.trie import SidTrie
 
 
 @dataclass(frozen=True)

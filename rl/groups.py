@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from decoding.beam_search import Beams
+from sidrec.decoding.beam_search import Beams
 
 Draw = Literal["gumbel", "independent", "beams"]
 Search = Callable[[Tensor, int, "list[torch.Generator] | None"], Beams]

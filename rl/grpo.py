@@ -16,25 +16,28 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from data.config import parse_configs
-from data.dataset import Dataset
-from data.stage import InputError, Stage, require_finished, run_as_command, write_json
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
-from evaluation.baselines import tune_item_knn
-from rl.prompts import training_prompts
-from rl.rewards import AskedReward, reward_functions
-from rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, RlConfig, SidGRPOConfig, identity_of
-from rl.sight import draw_training
-from rl.trainer import SidGRPOTrainer
-from sft.artefact import complete_folder
-from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
-from sft.early_stopping import early_stopping
-from sft.hub import HubRepository
-from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
-from sft.validation import sample_cases
-from sft.whole_model import load_whole
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.baselines.counting import tune_item_knn
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.launch import begin_stage, finished_already, refuse_wrong_number_of_processes
+from sidrec.pipeline.stage import Stage, require_finished
+from sidrec.rl.prompts import training_prompts
+from sidrec.rl.rewards import AskedReward, reward_functions
+from sidrec.rl.settings import CONFIGS, NOT_USED, ObjectiveConfig, RlConfig, SidGRPOConfig, identity_of
+from sidrec.rl.trainer import SidGRPOTrainer
+from sidrec.rl.training_metrics import draw_training
+from sidrec.sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
+from sidrec.sft.early_stopping import early_stopping
+from sidrec.sft.export import complete_folder
+from sidrec.sft.hub import HubRepository
+from sidrec.sft.unsharded import load_whole
+from sidrec.sft.validation import sample_cases
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 KNN_CASES = 2000  # valid cases on which the item-KNN of history_score is chosen
 

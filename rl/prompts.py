@@ -9,8 +9,8 @@ import numpy as np
 from datasets import Dataset as TrainingRows
 from transformers import PreTrainedTokenizerBase
 
-from data.stage import InputError
-from decoding.renderer import Renderer
+from sidrec.decoding.renderer import Renderer
+from sidrec.pipeline.errors import InputError
 
 NO_TARGET = -1  # the target of an open question
 

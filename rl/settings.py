@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
-from data.stage import InputError
-from rl.groups import Draw
-from rl.objectives import Objective
-from rl.rewards import REWARDS
-from sft.precision import has_bf16
+from sidrec.pipeline.errors import InputError
+from sidrec.rl.groups import Draw
+from sidrec.rl.objectives import Objective
+from sidrec.rl.rewards import REWARDS
+from sidrec.sft.precision import has_bf16
 
 DECISIVE_FIELDS = (
     "max_steps",

@@ -2,7 +2,7 @@
 
 What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental); `_calculate_rewards` is listened to;
 `_generate_and_score_completions` is followed by this project's advantages; `_compute_loss` is replaced by rl/objectives.py on the
-packed log-probabilities of rl/group_log_probs.py; `evaluate` recommends on the valid cases. `tests/test_grpo.py` fails when TRL's side
+packed log-probabilities of rl/group_log_probs.py; `evaluate` recommends on the valid cases. `tests/rl/test_grpo.py` fails when TRL's side
 of this changes.
 """
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from decoding.beam_search import Beams, beam_search
-from decoding.output_head import OutputHead
-from rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass
-from rl.groups import draw_groups, with_targets
-from rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
-from rl.prompts import NO_TARGET
-from rl.rewards import first_difference
-from rl.settings import ObjectiveConfig
-from rl.sight import group_figures
-from sft.validation import RecommendingValidation
-from sft.whole_model import whole_model
+from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.output_head import OutputHead
+from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass
+from sidrec.rl.groups import draw_groups, with_targets
+from sidrec.rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
+from sidrec.rl.prompts import NO_TARGET
+from sidrec.rl.rewards import first_difference
+from sidrec.rl.settings import ObjectiveConfig
+from sidrec.rl.training_metrics import group_figures
+from sidrec.sft.unsharded import whole_model
+from sidrec.sft.validation import RecommendingValidation
 
 LEAK_QUESTIONS = 8  # of an update, a process: what is asked of the whole vocabulary is not cheap
 

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from data.stage import InputError
-from sft.whole_model import load_whole
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.unsharded import load_whole
 
 
 @dataclass

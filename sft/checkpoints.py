@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import TrainingArguments
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 
 def refuse_unsaved_measurements(training: TrainingArguments) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 
 class StayFinished(TrainerCallback):

@@ -21,9 +21,9 @@ from rich.console import Console
 from torch import nn
 from transformers import TrainingArguments
 
-from decoding.output_head import WORDS_AT_ONCE, causal_model
-from decoding.policy import is_sparse
-from decoding.trie import SidTrie
+from sidrec.decoding.output_head import WORDS_AT_ONCE, causal_model
+from sidrec.decoding.policy import is_sparse
+from sidrec.decoding.trie import SidTrie
 
 # none: every process holds everything. zero1: optimizer states divided among the processes; zero2: gradients too; zero3, fsdp: weights too
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from data.stage import InputError
-from decoding.renderer import Renderer
-from sft.item_dropout import ItemDropout
-from sft.tasks import TASKS
+from sidrec.decoding.renderer import Renderer
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.item_dropout import ItemDropout
+from sidrec.sft.tasks import TASKS
 
 NO_ITEM = -1
 NO_LABEL = -100

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from rich.console import Console
 from transformers import TrainingArguments
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 CONNECTION_ERROR: type[Exception] = HfHubHTTPError.__bases__[
     0

@@ -15,11 +15,11 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from data.stage import atomic_path
-from decoding.recommender import SIDS_FOLDER
-from decoding.renderer import Renderer
-from evaluation.model_cards import CARD, NOT_MEASURED, results_part
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.decoding.recommender import SIDS_FOLDER
+from sidrec.decoding.renderer import Renderer
+from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
+from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 STAGES = {"sft": "supervised fine-tuning (SFT)", "rl": "supervised fine-tuning and GRPO with recall rewards (RL)"}
 ROOT = Path(__file__).resolve().parent.parent
@@ -100,7 +100,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decoding.recommender import Recommender
+from sidrec.decoding.recommender import Recommender
 
 recommender = Recommender.from_folder(Path("."))  # or Path(huggingface_hub.snapshot_download("OWNER/NAME"))
 history = np.array({history})  # items, oldest first

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from decoding.policy import Normaliser
-from sft.backbone import BackboneConfig
-from sft.precision import has_bf16
-from sft.row_starts import check_row_start
-from sft.tasks import TaskConfig
-from sft.weights import WeightsConfig
+from sidrec.decoding.policy import Normaliser
+from sidrec.sft.backbone import BackboneConfig
+from sidrec.sft.embedding_init import check_row_start
+from sidrec.sft.precision import has_bf16
+from sidrec.sft.tasks import TaskConfig
+from sidrec.sft.weights import WeightsConfig
 
 # the fields of the training configuration that decide the result: another value means another model
 DECISIVE_FIELDS = (

@@ -13,7 +13,7 @@ import numpy as np
 from datasets import Dataset as TrainingRows
 from datasets import concatenate_datasets
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 TASKS = (
     "next_item",

@@ -12,31 +12,33 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.config import parse_configs
-from data.dataset import Dataset
-from data.stage import InputError, Stage, run_as_command
-from decoding.output_head import causal_model
-from decoding.policy import SidVocabulary
-from decoding.renderer import RENDERER_FILE, Renderer
-from decoding.trie import SidTrie
-from sft.artefact import complete_folder
-from sft.backbone import BackboneConfig, add_dropout, load_backbone
-from sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
-from sft.early_stopping import early_stopping
-from sft.estimate import ModelShape, announce_estimate
-from sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
-from sft.hub import HubRepository
-from sft.item_dropout import ItemDropout
-from sft.processes import begin_stage, finished_already, refuse_wrong_number_of_processes
-from sft.row_starts import row_start_for
-from sft.settings import CONFIGS, SftConfig, identity_of
-from sft.tasks import TaskConfig, task_rows
-from sft.trainer import SidSFTTrainer
-from sft.validation import sample_cases
-from sft.vocabulary import add_sid_tokens
-from sft.weights import merge, with_adapters
-from sft.whole_model import refuse_adapters_in_parts
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.output_head import causal_model
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.renderer import RENDERER_FILE, Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.launch import begin_stage, finished_already, refuse_wrong_number_of_processes
+from sidrec.pipeline.stage import Stage
+from sidrec.sft.backbone import BackboneConfig, add_dropout, load_backbone
+from sidrec.sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements
+from sidrec.sft.early_stopping import early_stopping
+from sidrec.sft.embedding_init import row_start_for
+from sidrec.sft.estimate import ModelShape, announce_estimate
+from sidrec.sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
+from sidrec.sft.export import complete_folder
+from sidrec.sft.hub import HubRepository
+from sidrec.sft.item_dropout import ItemDropout
+from sidrec.sft.settings import CONFIGS, SftConfig, identity_of
+from sidrec.sft.tasks import TaskConfig, task_rows
+from sidrec.sft.trainer import SidSFTTrainer
+from sidrec.sft.unsharded import refuse_adapters_in_parts
+from sidrec.sft.validation import sample_cases
+from sidrec.sft.vocabulary import add_sid_tokens
+from sidrec.sft.weights import merge, with_adapters
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 def main() -> None:

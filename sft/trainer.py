@@ -7,12 +7,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
-from decoding.output_head import OutputHead
-from decoding.policy import item_log_probs
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
-from sft.examples import NO_ITEM, NO_LABEL
-from sft.validation import RecommendingValidation
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.policy import item_log_probs
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.sft.examples import NO_ITEM, NO_LABEL
+from sidrec.sft.validation import RecommendingValidation
 
 
 class SidSFTTrainer(RecommendingValidation, SFTTrainer):

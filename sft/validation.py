@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataset import Cases
-from data.stage import InputError
-from decoding.catalogue import LiveCatalogue
-from decoding.recommender import Recommender
-from decoding.renderer import Renderer
-from decoding.trie import SidTrie
-from evaluation.metrics import ndcg_at, ranks_in_lists, recall_at
-from sft.early_stopping import StayFinished
-from sft.whole_model import whole_model
+from sidrec.data.dataset import EvalCases
+from sidrec.data.metrics import ndcg_at, ranks_in_lists, recall_at
+from sidrec.decoding.catalogue import LiveCatalogue
+from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.early_stopping import StayFinished
+from sidrec.sft.unsharded import whole_model
 
 VALID_K, DEEP_K = 10, 50
 
@@ -23,7 +23,7 @@ VALID_K, DEEP_K = 10, 50
 class RecommendingValidation:
     """Mixed into a transformers Trainer, before it: `evaluate` recommends for the valid cases instead of averaging a loss."""
 
-    def __init__(self, *args: Any, renderer: Renderer, trie: SidTrie, valid_cases: Cases, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, renderer: Renderer, trie: SidTrie, valid_cases: EvalCases, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.renderer = renderer
         self.trie = trie.to(self.args.device)  # type: ignore[attr-defined]
@@ -44,7 +44,7 @@ class RecommendingValidation:
         return valid_metrics(self, self.valid_cases, prefix)
 
 
-def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
+def sample_cases(cases: EvalCases, n: int, seed: int) -> EvalCases:
     """At most `n` cases, drawn once by the seed. Raises InputError when there are none to choose a checkpoint by."""
     if not len(cases):
         raise InputError("the data have no valid interactions, so no checkpoint can be chosen; prepare more data.")
@@ -53,10 +53,10 @@ def sample_cases(cases: Cases, n: int, seed: int) -> Cases:
     return cases.take(np.sort(np.random.default_rng(seed).choice(len(cases), n, replace=False)))
 
 
-def valid_metrics(trainer: Any, cases: Cases, prefix: str) -> dict[str, float]:
+def valid_metrics(trainer: Any, cases: EvalCases, prefix: str) -> dict[str, float]:
     """Recall@10, NDCG@10 and Recall@50 of a trainer's present model; each process takes its share of the cases and all get the mean.
 
-    In float32, as the saved model will be: so these are the figures that `evaluation.evaluate` finds on the same cases.
+    In float32, as the saved model will be: so these are the figures that `sidrec.evaluation.evaluate` finds on the same cases.
     """
     share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
     with whole_model(trainer) as model:

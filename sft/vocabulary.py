@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data.stage import InputError
-from decoding.policy import SidVocabulary
-from decoding.renderer import CONTROL_TOKENS
-from sft.row_starts import check_row_start, start_rows, word_shares
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.renderer import CONTROL_TOKENS
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.embedding_init import check_row_start, start_rows, word_shares
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 START_TOKEN = CONTROL_TOKENS[0]
 ROWS_MULTIPLE = 64

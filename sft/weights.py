@@ -11,7 +11,7 @@ from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from data.stage import InputError
+from sidrec.pipeline.errors import InputError
 
 
 @dataclass

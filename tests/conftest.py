@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from sft.backbone import BackboneConfig, load_backbone
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.sft.backbone import BackboneConfig, load_backbone
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 @pytest.fixture(autouse=True)

@@ -20,11 +20,11 @@ from conftest import make_sids
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
-from data.dataset import Dataset
-from data.stage import Stage
-from rl import grpo
-from sft import train
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.data.dataset import Dataset
+from sidrec.pipeline.stage import Stage
+from sidrec.rl import grpo
+from sidrec.sft import train
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ["red", "blue", "green", "black", "white", "golden"]
@@ -136,7 +136,7 @@ def make_run_dir(run_dir: Path) -> Path:
 
 
 def flags(module: Any, run_dir: Path, **changed: object) -> list[str]:
-    """The command line of a small run of `sft.train` or `rl.grpo`."""
+    """The command line of a small run of `sidrec.sft.train` or `sidrec.rl.grpo`."""
     chosen = {"run_dir": run_dir} | {train: SFT_FLAGS, grpo: RL_FLAGS}[module] | COMMON_FLAGS | changed
     words: list[str] = []
     for name, value in chosen.items():
@@ -147,7 +147,8 @@ def flags(module: Any, run_dir: Path, **changed: object) -> list[str]:
 def run_stage(
     module: Any, run_dir: Path, at_end: Callable[[Trainer], None] | None = None, **changed: object
 ) -> Trainer | None:
-    """Call `sft.train` or `rl.grpo` in this process as the command line would; its trainer, None when there was nothing to do.
+    """Call `sidrec.sft.train` or `sidrec.rl.grpo` in this process as the command line would; its trainer, None when there was
+    nothing to do.
 
     `at_end` sees the trainer when training is over and nothing is saved yet.
     """

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from data.config import parse_configs
-from data.prepare import PrepareConfig
-from data.stage import InputError
-from evaluation.evaluate import EvaluateConfig
-from rl import grpo
-from sft import train
-from tokenizer.config import TokenizerConfig
-from tokenizer.quantizer_settings import KINDS
+from sidrec.data.prepare import PrepareConfig
+from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.rl import grpo
+from sidrec.sft import train
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STAGE_CONFIGS: dict[str, tuple[type, ...]] = {

@@ -19,11 +19,11 @@ from run_dirs import ROOT, finished_sft_run, flags, make_run_dir, printed_logs, 
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
-from data.stage import InputError
-from decoding.recommender import Recommender
-from rl import grpo
-from sft import train
-from sft.backbone import BackboneConfig, byte_tokenizer, scratch_model
+from sidrec.decoding.recommender import Recommender
+from sidrec.pipeline.errors import InputError
+from sidrec.rl import grpo
+from sidrec.sft import train
+from sidrec.sft.backbone import BackboneConfig, byte_tokenizer, scratch_model
 
 pytestmark = pytest.mark.slow
 

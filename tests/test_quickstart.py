@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from data.dataset import Dataset
-from data.stage import sha256
-from evaluation.evaluate import DEFAULT_MODELS
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.data.dataset import Dataset
+from sidrec.evaluation.evaluate import DEFAULT_MODELS
+from sidrec.pipeline.files import sha256
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {

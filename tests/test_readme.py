@@ -32,32 +32,32 @@ from benchmarks.sft_cost import SftCostConfig, SmallBackbone
 from benchmarks.tokenizer_downstream import DownstreamConfig
 from benchmarks.tokenizer_quality import QualityConfig
 from benchmarks.tokenizer_speed import SpeedConfig
-from data.config import parse_configs
-from data.own import read_own
-from data.prepare import PrepareConfig
-from data.stage import InputError
-from decoding.recommend import RecommendConfig
-from evaluation.evaluate import EvaluateConfig
-from evaluation.recommend import BlendedConfig
-from rl import grpo
-from sft import train
-from tokenizer.add_items import AddItemsConfig
-from tokenizer.compare import CompareConfig
-from tokenizer.config import TokenizerConfig
-from tokenizer.quantizer_settings import KINDS
+from sidrec.data.own import read_own
+from sidrec.data.prepare import PrepareConfig
+from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.rl import grpo
+from sidrec.serving.recommend import RecommendConfig
+from sidrec.serving.recommend_blend import BlendedConfig
+from sidrec.sft import train
+from sidrec.tokenizer.add_items import AddItemsConfig
+from sidrec.tokenizer.compare import CompareConfig
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md")
 DATACLASSES: dict[str, tuple[type, ...]] = {
-    "data.prepare": (PrepareConfig,),
+    "sidrec.data.prepare": (PrepareConfig,),
     "run_tokenizer.sh": (TokenizerConfig, *KINDS),
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
-    "evaluation.evaluate": (EvaluateConfig,),
-    "evaluation.recommend": (BlendedConfig,),
-    "decoding.recommend": (RecommendConfig,),
-    "tokenizer.add_items": (AddItemsConfig,),
-    "tokenizer.compare": (CompareConfig,),
+    "sidrec.evaluation.evaluate": (EvaluateConfig,),
+    "sidrec.serving.recommend_blend": (BlendedConfig,),
+    "sidrec.serving.recommend": (RecommendConfig,),
+    "sidrec.tokenizer.add_items": (AddItemsConfig,),
+    "sidrec.tokenizer.compare": (CompareConfig,),
     "benchmarks.constrained_decoding": (ConstrainedDecodingConfig,),
     "benchmarks.data_scale": (DataScaleConfig,),
     "benchmarks.item_texts": (ItemTextsConfig,),
@@ -76,12 +76,12 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
 REQUIRED_COMMANDS = (
     "bash run_quickstart.sh",
     "bash run_tests.sh",
-    "python -m data.prepare",
+    "python -m sidrec.data.prepare",
     "bash run_tokenizer.sh",
     "accelerate launch sft/train.py",
     "accelerate launch rl/grpo.py",
-    "python -m evaluation.evaluate",
-    "python -m decoding.recommend",
+    "python -m sidrec.evaluation.evaluate",
+    "python -m sidrec.serving.recommend",
 )
 
 
@@ -199,8 +199,8 @@ def test_the_readme_shows_how_to_run_everything(start: str) -> None:
         ("bash run_tests.sh tests/test_absent.py", "no tests/test_absent.py"),
         ("bash run_tokenizer.sh --levels 3", "--levels"),
         ("python -m data.prepared", "no module data.prepared"),
-        ("python -m decoding.recommend --users 3", "--users"),
-        ("python -m data.prepare --config configs/data/absent.yaml", "absent.yaml cannot be read"),
+        ("python -m sidrec.serving.recommend --users 3", "--users"),
+        ("python -m sidrec.data.prepare --config configs/data/absent.yaml", "absent.yaml cannot be read"),
         ("accelerate launch sft/absent.py", "no sft/absent.py"),
         ("accelerate launch sft/train.py --epochs 3", "--epochs"),
         ("accelerate launch --config_file absent.yaml sft/train.py", "no absent.yaml"),

@@ -6,7 +6,7 @@ import numpy as np
 from conftest import make_sids
 from hypothesis import strategies as st
 
-from tokenizer.semantic_ids import SemanticIds
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 @st.composite

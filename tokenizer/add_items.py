@@ -1,4 +1,4 @@
-"""Semantic IDs for new items: `python -m tokenizer.add_items --run_dir outputs/mine --vectors new.npy --write_file new.index.json`.
+"""Semantic IDs for new items: `python -m sidrec.tokenizer.add_items --run_dir outputs/mine --vectors new.npy --write_file new.index.json`.
 
 The run's own IDs stay as they are, and so do all its files. A model that was trained on them can write the new IDs: their tokens are in
 its vocabulary.
@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.config import parse_config
-from data.stage import InputError, run_as_command
-from tokenizer.config import TokenizerConfig
-from tokenizer.interchange import write_codes
-from tokenizer.item_vectors import ItemVectors
-from tokenizer.quantizer import Quantizer
-from tokenizer.semantic_ids import SemanticIds
-from tokenizer.sources import check_numbers, open_array
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
+from sidrec.tokenizer.embeddings.sources import check_numbers, open_array
+from sidrec.tokenizer.interchange import write_codes
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 MOST_NAMED = 10  # duplicates in the summary
 

@@ -15,8 +15,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from tokenizer.item_vectors import Rows, chunks
-from tokenizer.nearest import BLOCK, nearest_codes, nearest_in
+from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
+from sidrec.tokenizer.kmeans.nearest import BLOCK, nearest_codes, nearest_in
 
 
 @dataclass(frozen=True)

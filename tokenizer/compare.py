@@ -1,6 +1,6 @@
 """Several sets of semantic IDs of the same items, side by side.
 
-    python -m tokenizer.compare --sids outputs/a/sid outputs/b/sid FILE.index.json --vectors FILE.npy --out compare
+    python -m sidrec.tokenizer.compare --sids outputs/a/sid outputs/b/sid FILE.index.json --vectors FILE.npy --out compare
 
 Writes compare.json and compare.html into --out, and prints the table. Every set is measured with vectors fitted to its codes in one way,
 so that IDs of any origin can be compared; a set's own quantizer is measured beside that, where it has one for these vectors.
@@ -14,14 +14,16 @@ from pathlib import Path
 import polars as pl
 from rich.console import Console
 
-from data.config import parse_config
-from data.stage import InputError, atomic_path, run_as_command, write_json
-from tokenizer.categories import categories_of
-from tokenizer.comparison import SidSet, console_table, measure_set, render
-from tokenizer.interchange import read_codes
-from tokenizer.item_vectors import ItemVectors
-from tokenizer.semantic_ids import SemanticIds
-from tokenizer.sources import read_source
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
+from sidrec.tokenizer.embeddings.sources import read_source
+from sidrec.tokenizer.interchange import read_codes
+from sidrec.tokenizer.report.categories import categories_of
+from sidrec.tokenizer.report.comparison import SidSet, console_table, measure_set, render
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 @dataclass

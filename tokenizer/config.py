@@ -1,4 +1,4 @@
-"""The settings of the tokenizer stage: one dataclass, one YAML file, for `tokenizer.embed` and `tokenizer.quantize`."""
+"""The settings of the tokenizer stage: one dataclass, one YAML file, for `sidrec.tokenizer.embed` and `sidrec.tokenizer.quantize`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data.stage import InputError
-from tokenizer.semantic_ids import LEVEL_LETTERS
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS
 
 COMPUTED_SOURCES = ("text", "collaborative")
 UNIQUE_WAYS = ("assign", "own_token", "dedup_token", "none")
@@ -156,7 +156,7 @@ class TokenizerConfig:
         return Path(self.run_dir) / "embeddings" / f"{source}.npy" if source in COMPUTED_SOURCES else Path(source)
 
     def embedding_settings(self) -> dict[str, Any]:
-        """What decides the result of `tokenizer.embed`."""
+        """What decides the result of `sidrec.tokenizer.embed`."""
         settings: dict[str, Any] = {"sources": [source for source in self.sources if source in COMPUTED_SOURCES]}
         settings["seed"] = self.seed
         if "text" in self.sources:
@@ -167,7 +167,7 @@ class TokenizerConfig:
         return settings
 
     def sid_settings(self) -> dict[str, Any]:
-        """What decides the result of `tokenizer.quantize`, besides the vectors and the quantizer's own settings."""
+        """What decides the result of `sidrec.tokenizer.quantize`, besides the vectors and the quantizer's own settings."""
         settings = {name: getattr(self, name) for name in ("sources", "weights", "level_sizes", "unique", "seed")}
         return settings | ({"codes_offset": self.codes_offset} if self.quantizer == "given" else {})
 

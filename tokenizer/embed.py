@@ -1,4 +1,4 @@
-"""Item vectors: `python -m tokenizer.embed --run_dir outputs/demo`. Reads `data/`, writes `embeddings/`.
+"""Item vectors: `python -m sidrec.tokenizer.embed --run_dir outputs/demo`. Reads `data/`, writes `embeddings/`.
 
 text           TF-IDF and SVD of the column `text` of items.parquet (or a sentence-transformers model: --text_encoder)
 collaborative  SVD of which items occur near each other in the training part of the users' histories
@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.config import parse_configs
-from data.dataset import Dataset
-from data.stage import Stage, atomic_path, run_as_command
-from tokenizer.collaborative_embeddings import ppmi_svd
-from tokenizer.config import TokenizerConfig
-from tokenizer.quantizer_settings import KINDS
-from tokenizer.text_embeddings import encode_texts, tfidf_svd
+from sidrec.data.dataset import Dataset
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.stage import Stage
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
+from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 
 def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarray:

@@ -6,7 +6,7 @@
     codebooks.npz  codebook_0 … codebook_{L-1}, numbers [K_l, D]
 
 The number in a token is the code plus an offset: 0 here and in most files, 1 in those of some of MiniOneRec's quantizers.
-From one file of codes to another: `python -m tokenizer.interchange --read_file X.index.json --write_file codes.npy`.
+From one file of codes to another: `python -m sidrec.tokenizer.interchange --read_file X.index.json --write_file codes.npy`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from data.config import parse_config
-from data.stage import InputError, atomic_path, run_as_command, write_json
-from tokenizer.semantic_ids import LEVEL_LETTERS, sid_token
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS, sid_token
 
 TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 

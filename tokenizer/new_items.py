@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.stage import InputError
-from tokenizer.codebooks import Codebooks
-from tokenizer.item_vectors import Rows, chunks
-from tokenizer.quantizer import Quantizer
-from tokenizer.unique_sids import Occupied, cheapest_free_path, squared_distances
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.unique_sids import Occupied, cheapest_free_path, squared_distances
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Item vectors → semantic IDs: `python -m tokenizer.quantize --run_dir outputs/demo`. Reads `embeddings/`, writes `sid/`.
+"""Item vectors → semantic IDs: `python -m sidrec.tokenizer.quantize --run_dir outputs/demo`. Reads `embeddings/`, writes `sid/`.
 
 With `--quantizer rqkmeans`, several processes share the work: `accelerate launch --config_file
-configs/accelerate/two_processes.yaml -m tokenizer.quantize --run_dir outputs/demo`.
+configs/accelerate/two_processes.yaml -m sidrec.tokenizer.quantize --run_dir outputs/demo`.
 
 Puts the sources side by side, learns the quantizer that `--quantizer` names, gives every item a semantic ID of its own, and reports.
 """
@@ -17,25 +17,27 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from data.config import parse_configs
-from data.dataset import Dataset
-from data.stage import Stage, atomic_path, run_as_command, write_json
-from tokenizer.categories import categories_of
-from tokenizer.config import TokenizerConfig
-from tokenizer.given_codes import GivenCodes
-from tokenizer.item_vectors import ItemVectors, chunks
-from tokenizer.learn import check, learn_codes
-from tokenizer.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
-from tokenizer.lora_report import summary as lora_summary
-from tokenizer.processes import join_processes, leave_processes
-from tokenizer.quantizer import Quantizer
-from tokenizer.quantizer_settings import KINDS, QuantizerSettings
-from tokenizer.report import measure
-from tokenizer.report_page import render
-from tokenizer.semantic_ids import SemanticIds
-from tokenizer.sources import read_sources
-from tokenizer.training import CHECKPOINT
-from tokenizer.unique_sids import make_unique, places
+from sidrec.data.dataset import Dataset
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_configs
+from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.pipeline.stage import Stage
+from sidrec.tokenizer.autoencoders.training import CHECKPOINT
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, chunks
+from sidrec.tokenizer.embeddings.sources import read_sources
+from sidrec.tokenizer.kmeans.distributed import join_processes, leave_processes
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.quantizers.given_codes import GivenCodes
+from sidrec.tokenizer.quantizers.learn import check, learn_codes
+from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, check_n_levels, choose_level_sizes
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS, QuantizerSettings
+from sidrec.tokenizer.report.categories import categories_of
+from sidrec.tokenizer.report.figures import measure
+from sidrec.tokenizer.report.lora import summary as lora_summary
+from sidrec.tokenizer.report.page import render
+from sidrec.tokenizer.semantic_ids import SemanticIds
+from sidrec.tokenizer.unique_sids import make_unique, places
 
 LEARNING_CURVES = ("training.json", "lora.json")  # what trained quantizers leave in the stage's folder
 

@@ -12,11 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from data.stage import InputError, atomic_path
-from tokenizer.codebooks import Codebooks
-from tokenizer.fsq import bound
-from tokenizer.item_vectors import ItemVectors, Rows, SourceScale, chunks
-from tokenizer.mlp import Mlp
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.autoencoders.mlp import Mlp
+from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, SourceScale, chunks
+from sidrec.tokenizer.quantizers.fsq import bound
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from data.stage import InputError, atomic_path, require_finished, write_json
-from tokenizer.item_vectors import Rows
-from tokenizer.new_items import NewItems, place_new_items
-from tokenizer.quantizer import Quantizer
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.pipeline.stage import require_finished
+from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.new_items import NewItems, place_new_items
+from sidrec.tokenizer.quantizer import Quantizer
 
 LEVEL_LETTERS = "abcdefgh"
 

@@ -16,8 +16,8 @@ from rich import get_console
 from rich.progress import track
 from scipy.optimize import linear_sum_assignment
 
-from tokenizer.codebooks import Codebooks
-from tokenizer.item_vectors import Rows
+from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.tokenizer.embeddings.item_vectors import Rows
 
 BEAM_WIDTH = 32  # prefixes kept per level while an item looks for a free path
 

@@ -1,0 +1,198 @@
+"""Generative models' ranking blended with a baseline's: score(item) = log π(item) + weight · gain(item).
+
+gain is 1 / log2(1 + the item's place in the baseline's ranking of the unseen items), see `sidrec.baselines.counting.gains`. As
+probabilities
+it is a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part;
+the weight, and which baseline it is where there are several, is chosen on valid. log π is exact, of every item of the catalogue, so
+nothing is lost that a beam would not have found.
+
+An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
+`sidrec.evaluation.evaluate` chooses and measures, `load_blend` gives what it chose to whoever recommends with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+from scipy.special import log_softmax
+
+from sidrec.baselines.counting import ROWS_TOGETHER, Scorer, Tuning, fit_item_knn, gains, try_item_knn
+from sidrec.baselines.slit import fit_slit, try_slit
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target
+from sidrec.decoding.recommender import Recommendations, Recommender
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import require_finished
+
+ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
+BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
+MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A baseline that blends can be made with. tune: fits it with the settings that are best on valid; fit: with one row of the grid of
+    `tune`, given as keyword arguments after the train sequences and the number of items."""
+
+    tune: Callable[[Dataset, EvalCases], tuple[Scorer, Tuning]]
+    fit: Callable[..., Scorer]
+
+
+EXPERTS = {"item_knn": Expert(try_item_knn, fit_item_knn), "slit": Expert(try_slit, fit_slit)}
+
+
+@dataclass
+class LatestLogProbs:
+    """log π of the histories that were asked for last, by recommender: blends with one recommender ask for the same ones in turn."""
+
+    histories: list[np.ndarray] | None = None
+    found: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def mean(self, recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
+        """The mean over recommenders of `log_probs`, float32 [B, N]: of their geometric mean, but for a factor a case."""
+        if histories is not self.histories:
+            self.histories, self.found = histories, {}
+        for recommender in recommenders:
+            if id(recommender) not in self.found:
+                self.found[id(recommender)] = log_probs(recommender, histories, n_items)
+        total = sum(self.found[id(recommender)] for recommender in recommenders)
+        return np.asarray(total / np.float32(len(recommenders)))
+
+
+@dataclass(frozen=True)
+class Blend:
+    """recommenders: give log π, several the mean of theirs; scorer: the other expert; n_items: N, items of the catalogue; weight: of the
+    gain, 0 or more; latest: shared by the blends that are measured together."""
+
+    recommenders: Sequence[Recommender]
+    scorer: Scorer
+    n_items: int
+    weight: float
+    name: str
+    latest: LatestLogProbs = field(default_factory=LatestLogProbs)
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
+        return blended(log_pi, gains(self.scorer, histories), self.weight)
+
+    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
+        """The k items of the best scores, exact; their scores as log-probabilities, which sum to 1 over what may be recommended.
+
+        histories: item indices, oldest first. exclude_seen: leave the history's items out. Of equal scores the lower index comes first.
+        Any number of threads may ask.
+        """
+        own = replace(self, latest=LatestLogProbs())  # shared by no other thread
+        scores = own.scores(histories)
+        scores = mask_seen(scores, histories) if exclude_seen else scores
+        items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        log_shares = np.take_along_axis(log_softmax(scores, axis=1), items, axis=1)
+        return Recommendations(
+            np.where(np.isneginf(log_shares), NO_ITEM, items), log_shares, np.isfinite(scores).sum(axis=1)
+        )
+
+
+def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
+    """log π + weight · gain. log_pi, gain: float32 [B, N]. Returns float32 [B, N]."""
+    assert log_pi.shape == gain.shape
+    assert log_pi.dtype == gain.dtype == np.float32
+    return log_pi + np.float32(weight) * gain
+
+
+def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
+    """log π of every item after every history, float32 [B, N]; -inf for an item that is not in the recommender's catalogue."""
+    found = recommender.recommend(histories, n_items, exclude_seen=False, exact=True)
+    assert found.items.shape == (len(histories), n_items)
+    rows, columns = np.nonzero(found.items >= 0)
+    log_pi = np.full(found.items.shape, -np.inf, dtype=np.float32)
+    log_pi[rows, found.items[rows, columns]] = found.log_probs[rows, columns]
+    return log_pi
+
+
+def tune_blend(
+    name: str,
+    recommenders: list[Recommender],
+    scorers: Sequence[Scorer],
+    valid: EvalCases,
+    n_items: int,
+    seed: int,
+    latest: LatestLogProbs | None = None,
+) -> tuple[list[Blend], Tuning]:
+    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the baseline and the weight of the best valid NDCG@10 of
+    the first blend, seen items masked; of equal ones the first.
+
+    name: one of BLENDS; recommenders: one a seed of training; scorers: fitted on the train part; n_items: N; latest: what the blends
+    share with others that are measured with them.
+    Raises InputError when the catalogue is too large to be scored whole.
+    """
+    if n_items > MOST_ITEMS:
+        raise InputError(
+            f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
+        )
+    groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
+    settings = list(product(scorers, WEIGHTS))
+    values = blend_values(groups[0], settings, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
+    tuning = Tuning([{"with": scorer.name, "weight": weight} for scorer, weight in settings], values, "ndcg@10")
+    scorer, weight = settings[tuning.chosen]
+    latest = latest or LatestLogProbs()
+    return [Blend(group, scorer, n_items, weight, name, latest) for group in groups], tuning
+
+
+def blend_values(
+    recommenders: Sequence[Recommender],
+    settings: Sequence[tuple[Scorer, float]],
+    cases: EvalCases,
+    n_items: int,
+    label: str,
+) -> list[float]:
+    """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once. label: of the progress bar."""
+    ranks: list[list[np.ndarray]] = [[] for _ in settings]
+    scorers = {scorer.name: scorer for scorer, _ in settings}
+    for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
+        part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
+        log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
+        gain = {name: gains(scorer, part.histories) for name, scorer in scorers.items()}
+        for own, (scorer, weight) in zip(ranks, settings, strict=True):
+            scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
+            own.append(rank_of_target(scores, part.targets))
+    return [float(ndcg_at(np.concatenate(own), 10).mean()) for own in ranks]
+
+
+def load_blend(run_dir: Path, name: str) -> Blend:
+    """The blend of the run's first model that `sidrec.evaluation.evaluate` chose and measured; its baseline is fitted anew,
+    with the settings
+    chosen there, on the train part. Ensembles read the other runs from where they were.
+
+    name: one of BLENDS.
+    Raises InputError when the evaluation is missing, was made without this blend or from another model.
+    """
+    command = f"python -m sidrec.evaluation.evaluate --run_dir {run_dir} --models {name}"
+    folder = require_finished(run_dir, "evaluation", command)
+    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    if name not in comparison["tuning"]:
+        measured = ", ".join(comparison["models"])
+        raise InputError(f"{folder} has no {name}, only {measured}; run `{command} --overwrite true` first.")
+    chosen = chosen_settings(comparison, name)
+    expert = chosen["with"]
+    if expert not in comparison["tuning"]:
+        raise InputError(f"{folder} is of an older version; run `{command} --overwrite true` first.")
+    runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
+    dataset = Dataset.load(run_dir)
+    scorer = EXPERTS[expert].fit(dataset.train_sequences, dataset.n_items, **chosen_settings(comparison, expert))
+    recommenders = [Recommender.load(run, BLENDS[name]) for run in runs]
+    return Blend(recommenders, scorer, dataset.n_items, chosen["weight"], name)
+
+
+def chosen_settings(comparison: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a tuned model of comparison.json, the row of its grid that was best on valid."""
+    tuned = comparison["tuning"][name]
+    settings: dict[str, Any] = tuned["grid"][tuned["chosen"]]
+    return settings

@@ -1,0 +1,48 @@
+"""How an entry point ends: its exit code, and one sentence instead of a traceback where the user can do something."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+
+from sidrec.pipeline.errors import InputError
+
+
+def run_as_command(main: Callable[[], None]) -> None:
+    """Run an entry point: 0 at success; 2 and one sentence at bad input or a full disk; 130 at Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except InputError as error:
+        sys.exit(_one_sentence(f"error: {error}", 2))
+    except Exception as error:
+        if not means_disk_full(error):
+            raise
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        sys.exit(_one_sentence(f"error: the disk is full{where}; free some space and run the same command again.", 2))
+    except KeyboardInterrupt:
+        sys.exit(_one_sentence("interrupted: what was finished is kept; run the same command again to go on.", 130))
+
+
+def means_disk_full(error: BaseException) -> bool:
+    """Whether an exception, or one it came from, says that the disk is full; Polars, safetensors and torch have their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(
+            sign in str(cause)
+            for sign in ("No space left on device", "PytorchStreamWriter failed", "inline_container.cc")
+        ):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _one_sentence(sentence: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"\n{sentence}\n")
+    sys.stderr.flush()
+    return code

@@ -1,0 +1,1 @@
+"""sidrec turns a catalogue and an interaction log into a generative recommender."""

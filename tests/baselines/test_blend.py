@@ -1,0 +1,277 @@
+"""The blend with item-KNN: its formula against brute force, its weight, its place in the evaluation, and what it may see."""
+
+import copy
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from run_dirs import N_ITEMS, finished_sft_run, small_dataset
+
+from sidrec.baselines import blend, slit
+from sidrec.baselines.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
+from sidrec.baselines.counting import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
+from sidrec.baselines.slit import fit_slit
+from sidrec.data.dataset import Dataset
+from sidrec.data.metrics import ndcg_at
+from sidrec.decoding.recommender import Recommender
+from sidrec.evaluation import evaluate
+from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.evaluation.lists import rank_and_list
+from sidrec.evaluation.report import figures as report
+from sidrec.pipeline.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blend") / "run"
+    shutil.copytree(finished_sft_run(tmp_path_factory), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sft(run_dir: Path) -> Recommender:
+    return Recommender.load(run_dir, "sft")
+
+
+@pytest.fixture(scope="module")
+def dataset(run_dir: Path) -> Dataset:
+    return Dataset.load(run_dir)
+
+
+def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(0, 9, rng.integers(1, 6)) for _ in range(20)]
+    scores = rng.integers(0, 4, (20, 9)).astype(np.float32)  # many ties
+
+    class Fixed:
+        name = "fixed"
+
+        def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+            return scores
+
+    found = gains(Fixed(), histories)
+    assert found.dtype == np.float32
+    for row, history in enumerate(histories):
+        unseen = sorted(set(range(9)) - set(history.tolist()), key=lambda item: (-scores[row, item], item))
+        wanted = [1 / math.log2(1 + unseen.index(item) + 1) if item in unseen else 0 for item in range(9)]
+        assert found[row].tolist() == pytest.approx(wanted)
+
+
+def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
+    knn = tune_item_knn(dataset, dataset.cases("valid"))
+    histories = dataset.cases("valid").histories[:7]
+    scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
+    assert scores.dtype == np.float32
+    gain = gains(knn, histories)
+    for row, history in enumerate(histories):
+        leaves = sft.leaf_log_probs([history])[0]
+        for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
+            assert scores[row, item] == pytest.approx(float(leaves[leaf]) + 2 * gain[row, item], abs=1e-4)
+    assert np.exp(Blend([sft], knn, N_ITEMS, 0.0, "sft_blend").scores(histories)).sum(axis=1) == pytest.approx(
+        1, abs=1e-3
+    )
+
+
+def test_weight_0_is_the_exact_ranking_of_the_model(sft: Recommender, dataset: Dataset) -> None:
+    cases = dataset.cases("test")
+    alone = Blend([sft], fit_popularity(dataset.train_sequences, N_ITEMS), N_ITEMS, 0.0, "sft_blend")
+    exact = sft.recommend(cases.histories, N_ITEMS, exclude_seen=False, exact=True)
+    places = (exact.items == cases.targets[:, None]).argmax(axis=1)
+    assert (rank_cases(alone, cases, masked=False) == places).all()
+    assert exact.log_probs[:, 0] == pytest.approx(alone.scores(cases.histories).max(axis=1))
+
+
+def test_the_weight_is_the_best_of_the_grid_on_valid(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    valid = dataset.cases("valid")
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
+    blends, tuning = tune_blend("sft_blend", [sft, sft], [knn], valid, N_ITEMS, seed=0)
+    each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
+    wanted = [float(ndcg_at(rank_cases(own, valid, masked=True), 10).mean()) for own in each]
+    assert tuning.values == pytest.approx(wanted)
+    assert len(set(wanted)) > 2
+    assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
+    assert (tuning.grid[0], tuning.metric) == ({"with": "item_knn", "weight": 0.0}, "ndcg@10")
+    few = valid.drawn(9, seed=3)
+    assert len(few) == 9
+    assert few.user_ids == [user for user in valid.user_ids if user in few.user_ids], "in their order"
+    assert valid.drawn(9, seed=4).user_ids != few.user_ids
+    monkeypatch.setattr(blend, "VALID_CASES", 9)
+    _, tuning = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=3)
+    wanted = [float(ndcg_at(rank_cases(own, few, masked=True), 10).mean()) for own in each]
+    assert tuning.values == pytest.approx(wanted)
+
+
+def test_the_baseline_of_a_blend_is_the_better_one_on_valid(sft: Recommender, dataset: Dataset) -> None:
+    valid = dataset.cases("valid")
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
+    linear = fit_slit(dataset.train_sequences, N_ITEMS, past=0.7, future=0.5, ridge=10.0, decay=0.8)
+    each = [tune_blend("sft_blend", [sft], [scorer], valid, N_ITEMS, seed=0)[1].values for scorer in (knn, linear)]
+    for scorers, wanted in (([knn, linear], each[0] + each[1]), ([linear, knn], each[1] + each[0])):
+        (found,), tuning = tune_blend("sft_blend", [sft], scorers, valid, N_ITEMS, seed=0)
+        assert tuning.values == wanted
+        assert found.scorer is scorers[int(np.argmax(wanted)) // len(WEIGHTS)]
+        assert tuning.grid[tuning.chosen] == {"with": found.scorer.name, "weight": found.weight}
+
+
+def test_a_catalogue_too_large_to_score_whole_is_refused(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0)
+    monkeypatch.setattr(blend, "MOST_ITEMS", N_ITEMS - 1)
+    with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
+        tune_blend("sft_blend", [sft], [knn], dataset.cases("valid"), N_ITEMS, seed=0)
+
+
+def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:
+    small = small_dataset()
+    moved = pl.when(pl.col("split") == "test").then((pl.col("item_index") + 31) % N_ITEMS).otherwise("item_index")
+    other = Dataset(small.items, small.interactions.with_columns(item_index=moved), small.info)
+    config = EvaluateConfig(run_dir, models=["sft_blend"])
+    loaded, again = (evaluate.load_models(data, config) for data in (small, other))
+    histories = small.cases("valid").histories
+    assert loaded.tuning == again.tuning
+    (own,), (same,) = loaded.models["sft_blend"], again.models["sft_blend"]
+    assert np.array_equal(own.scores(histories), same.scores(histories))
+
+
+def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "code_version", lambda: "a commit")
+    command = ["evaluate", "--run_dir", str(run_dir), "--models", "sft", "sft_blend", "popularity", "item_knn"]
+    monkeypatch.setattr("sys.argv", command)
+    evaluate.main()
+    folder = run_dir / "evaluation"
+    comparison = json.loads((folder / "comparison.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert comparison["models"] == ["sft", "sft_blend", "popularity", "item_knn"]
+    assert comparison["best_baseline"] in ("popularity", "item_knn")
+    tuned = comparison["tuning"]["sft_blend"]
+    assert tuned["valid_ndcg@10"][tuned["chosen"]] == max(tuned["valid_ndcg@10"])
+    assert metrics["sft_blend"]["valid"]["masked"]["ndcg@10"] == pytest.approx(max(tuned["valid_ndcg@10"]))
+    pairs = {(row["model"], row["against"]) for row in comparison["paired_tests"]}
+    assert pairs == {
+        (own, other) for own in ("sft", "sft_blend") for other in ("popularity", "item_knn")
+    } | {("sft_blend", "sft")}  # fmt: skip
+    assert list(comparison["list_checks"]) == ["sft"]
+    lists = pl.read_parquet(folder / "lists.parquet").filter(pl.col("model") == "sft_blend")
+    ranks = pl.read_parquet(folder / "ranks.parquet").filter(
+        (pl.col("model") == "sft_blend") & (pl.col("split") == "test") & pl.col("masked")
+    )
+    for own, target, rank in zip(lists["items"].to_list(), ranks["target"], ranks["rank"], strict=True):
+        assert (own.index(target) if target in own else 10) == min(rank, 10)
+    written = (folder / "table.md").read_text()
+    assert "sft_blend: best of 7 settings by valid NDCG@10, seen items masked" in written
+    assert "sft_blend − sft, test recall@10" in written
+    assert "sft_blend" in (folder / "report.html").read_text()
+
+
+def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(*flags: str) -> dict:
+        command = [
+            "evaluate",
+            "--run_dir",
+            str(run_dir),
+            "--models",
+            "sft_blend",
+            "slit",
+            "--overwrite",
+            "true",
+            *flags,
+        ]
+        monkeypatch.setattr("sys.argv", command)
+        evaluate.main()
+        return json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+
+    def tried(comparison: dict) -> list[str]:
+        return list(dict.fromkeys(setting["with"] for setting in comparison["tuning"]["sft_blend"]["grid"]))
+
+    found = run("--blend_with", "slit", "item_knn")
+    assert tried(found) == ["item_knn", "slit"]
+    assert found["best_baseline"] == "slit"
+    assert len(found["tuning"]["slit"]["grid"]) == 32
+    assert re.search(
+        r"sft_blend: best of 14 settings .*: with (item_knn|slit), weight \d",
+        (run_dir / "evaluation" / "table.md").read_text(),
+    )
+    assert tried(run("--blend_with", "slit")) == ["slit"]
+    assert tried(run()) == ["item_knn"]
+    for names, words in ((["markov"], r"\['markov'\]"), ([], "nothing")):
+        with pytest.raises(InputError, match=f"--blend_with has {words}; give one or both of item_knn slit"):
+            EvaluateConfig(run_dir, blend_with=names)
+    monkeypatch.setattr(slit, "MOST_ITEMS", N_ITEMS - 1)
+    for flags in (["--blend_with", "item_knn"], ["--blend_with", "slit", "--models", "sft_blend"]):
+        with pytest.raises(InputError, match=r"the 60 items of .* are more than its 59; leave it out"):
+            run(*flags)
+    run("--models", "sft_blend")
+
+
+def test_a_blend_without_its_model_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
+    with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl_blend out of --models"):
+        evaluate.main()
+
+
+def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Dataset) -> None:
+    """Of the model and of one with other weights: against a sum, and the weight is that of the two together."""
+    torch.manual_seed(5)
+    other = replace(sft, model=copy.deepcopy(sft.model))
+    with torch.no_grad():
+        for parameter in other.model.parameters():
+            parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
+    knn, valid = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("valid")
+    blends, tuning = tune_blend("sft_ensemble", [sft, other], [knn], valid, N_ITEMS, seed=0)
+    (ensemble,) = blends
+    own, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
+    assert np.abs(own - others).max() > 0.1
+    wanted = (own + others) / 2 + ensemble.weight * gains(knn, valid.histories)
+    assert ensemble.scores(valid.histories) == pytest.approx(wanted, abs=1e-5)
+    assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
+
+
+def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = tmp_path / "run", tmp_path / "other"
+    for copied in (own, other):
+        shutil.copytree(run_dir, copied, ignore=shutil.ignore_patterns("evaluation"))
+    command = ["evaluate", "--run_dir", str(own), "--models", "sft_blend", "sft_ensemble"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(InputError, match="--other_runs names no run to put together"):
+        evaluate.main()
+    monkeypatch.setattr("sys.argv", [*command, "--other_runs", str(other), "--valid_cases", "7"])
+    evaluate.main()
+    ranks = pl.read_parquet(own / "evaluation" / "ranks.parquet")
+    repeats = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
+    assert dict(repeats) == {"sft_blend": 2, "sft_ensemble": 1}
+    assert ranks.filter(pl.col("split") == "valid")["user_id"].n_unique() == 7
+    assert ranks.filter(pl.col("split") == "test")["user_id"].n_unique() > 7
+    one, both = (
+        ranks.filter((pl.col("model") == name) & (pl.col("repeat") == 0)) for name in ("sft_blend", "sft_ensemble")
+    )
+    assert one["rank"].to_list() == both["rank"].to_list(), "the two runs hold the same model"
+
+
+def test_blends_that_are_measured_together_score_a_case_once(
+    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def counted(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
+        asked.append(len(histories))
+        return log_probs(recommender, histories, n_items)
+
+    monkeypatch.setattr(blend, "log_probs", counted)
+    knn, cases, latest = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("test"), LatestLogProbs()
+    blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
+    together = rank_and_list(blends, cases, "both")
+    assert sum(asked) == len(cases)
+    for own, found in zip(blends, together, strict=True):
+        alone = replace(own, latest=LatestLogProbs())
+        assert found.ranks[True].tolist() == rank_cases(alone, cases, masked=True).tolist()
+    assert together[0].ranks[True].tolist() != together[1].ranks[True].tolist()

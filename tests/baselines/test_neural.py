@@ -1,0 +1,107 @@
+"""The neural baselines as stages: what is tried, what is kept, what goes on where it stopped."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sidrec.baselines import neural, sasrec
+from sidrec.baselines.neural import GRID, NEURAL, NeuralTraining, train_neural, train_once
+from sidrec.baselines.sasrec import SasRecScorer
+from sidrec.data.dataset import Dataset
+from sidrec.data.split import leave_one_out
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import Stage
+
+TRAINING = NeuralTraining(epochs=2, minutes=5.0, seed=3, seeds=1, tune=False, overwrite=False)
+HISTORY = [np.array([3, 9])]
+
+
+def prepared(run_dir: Path, step: int = 1) -> Dataset:
+    """A run with a finished data stage: 40 users who walk round a ring of 30 items."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (f"u{u}", int((start + step * t) % 30), t) for u, start in enumerate(rng.integers(0, 30, 40)) for t in range(7)
+    ]
+    log = leave_one_out(pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp"], orient="row"))
+    items = pl.DataFrame({"item_id": [str(i) for i in range(30)], "item_index": range(30), "title": "t", "text": "t"})
+    dataset = Dataset(items, log, {"name": "small", "protocol": "leave_one_out"})
+    stage = Stage(run_dir, "data", {})
+    stage.begin(overwrite=True)
+    stage.finish(*dataset.save(stage.folder))
+    return dataset
+
+
+def once(run_dir: Path, dataset: Dataset, training: NeuralTraining, name: str = "sasrec_sampled") -> SasRecScorer:
+    return train_once(run_dir, dataset, dataset.cases("valid"), name, training.grid(name)[0], training.seed, training)
+
+
+def test_every_baseline_has_a_grid_of_the_same_size_that_keeps_its_loss_and_block() -> None:
+    grids = {name: replace(TRAINING, tune=True).grid(name) for name in NEURAL}
+    assert {len(grid) for grid in grids.values()} == {len(GRID)} == {4}
+    for name, grid in grids.items():
+        for settings, point in zip(grid, GRID, strict=True):
+            assert all(getattr(settings, key) == value for key, value in (point | NEURAL[name]).items())
+        assert TRAINING.grid(name) == grid[:1]
+
+
+def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prepared(tmp_path)
+    seen = []
+
+    def pretend(*arguments: object) -> SasRecScorer:
+        settings, seed = arguments[4], arguments[5]
+        seen.append((settings.dim, settings.dropout, seed))
+        return SasRecScorer(sasrec.SasRec(30, settings), 8, [], name=f"{settings.dim} {settings.dropout}")
+
+    def rank(scorer: SasRecScorer, cases: object, masked: bool) -> np.ndarray:
+        assert masked
+        return np.array([0 if scorer.name == "128 0.2" else 99])
+
+    monkeypatch.setattr(neural, "train_once", pretend)
+    monkeypatch.setattr(neural, "rank_cases", rank)
+    training = replace(TRAINING, tune=True, seeds=3)
+    scorers, tuning, cut = train_neural(tmp_path, dataset, dataset.cases("valid"), "sasrec", training)
+    assert tuning.values == [0.0, 0.0, 1.0, 0.0]
+    assert tuning.grid[tuning.chosen] == GRID[2]
+    assert [scorer.name for scorer in scorers] == ["128 0.2"] * 3
+    assert seen == [(point["dim"], point["dropout"], 3) for point in GRID] + [(128, 0.2, 4), (128, 0.2, 5)]
+    assert cut == 0
+
+
+def test_a_training_cut_short_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    for name in ("whole", "cut"):
+        dataset = prepared(tmp_path / name)
+    whole = once(tmp_path / "whole", dataset, TRAINING)
+    first = once(tmp_path / "cut", dataset, replace(TRAINING, minutes=1e-9))
+    assert first.cut_short
+    assert len(first.valid_recall) == 1
+    second = once(tmp_path / "cut", dataset, TRAINING)
+    assert not second.cut_short
+    assert second.valid_recall == whole.valid_recall
+    assert np.array_equal(second.scores(HISTORY), whole.scores(HISTORY))
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_a_finished_training_is_loaded_and_scores_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = prepared(tmp_path)
+    first = once(tmp_path, dataset, TRAINING, name)
+    monkeypatch.setattr(neural, "train_sasrec", None)
+    again = once(tmp_path, dataset, replace(TRAINING, minutes=1e-9, overwrite=True), name)
+    assert again.name == first.name == name
+    assert again.valid_recall == first.valid_recall
+    assert np.array_equal(again.scores(HISTORY), first.scores(HISTORY))
+
+
+def test_other_data_are_refused_unless_overwritten(tmp_path: Path) -> None:
+    before = once(tmp_path, prepared(tmp_path), TRAINING).scores(HISTORY)
+    other = prepared(tmp_path, step=7)
+    with pytest.raises(InputError, match="was made from another data"):
+        once(tmp_path, other, TRAINING)
+    assert not np.array_equal(once(tmp_path, other, replace(TRAINING, overwrite=True)).scores(HISTORY), before)

@@ -1,0 +1,257 @@
+"""The table's command: what it runs, that it goes on where it was stopped, and that the figures are of rows chosen on valid.
+
+Stages are not run here: what each of them would be called with is parsed by the code that takes it, and ranks are made up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from run_dirs import ROOT, small_dataset
+
+from benchmarks import results
+from benchmarks.results import (
+    BASELINES,
+    OURS,
+    PIECES,
+    PLANS,
+    ResultsConfig,
+    models_of,
+    prepare_flags,
+    training_commands,
+)
+from sidrec.baselines.blend import ENSEMBLES
+from sidrec.data.prepare import PrepareConfig
+from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.evaluation.statistics import holm, paired_test
+from sidrec.pipeline.config import parse_config, parse_configs
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.stage import Stage
+from sidrec.rl import grpo
+from sidrec.sft import train
+from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
+
+USERS = 200
+TAKERS = {
+    "sidrec.tokenizer.embed": (TokenizerConfig, *KINDS),
+    "sidrec.tokenizer.quantize": (TokenizerConfig, *KINDS),
+    "sft/train.py": train.CONFIGS,
+    "rl/grpo.py": grpo.CONFIGS,
+}
+SOURCES = {"text": ["text"], "collaborative": ["collaborative"]}
+# share of hits in the first ten: valid, test
+QUALITY = {"text": (0.6, 0.3), "both": (0.5, 0.5), "item_knn": (0.4, 0.1), "markov": (0.3, 0.2)}
+
+
+def made_up_ranks(model: str, repeat: int, run: str) -> pl.DataFrame:
+    """As evaluation writes them; the first repeat of `sft` hits as often as QUALITY says, all others seldom."""
+    rng = np.random.default_rng([len(model), repeat, *run.encode()])
+    frames = []
+    for place, split in enumerate(("valid", "test")):
+        for masked in (True, False):
+            share = QUALITY.get(run, (0.1, 0.1))[place] if model in ("sft", run) and masked else 0.1
+            rank = np.where(rng.permutation(USERS) < share * USERS, rng.integers(0, 10, USERS), 30)
+            columns = {"user_id": [f"u{i}" for i in range(USERS)], "target": 0, "rank": rank.astype(np.int64)}
+            labels = (
+                pl.lit(value).alias(name) for name, value in (("model", model), ("split", split), ("masked", masked))
+            )
+            frames.append(pl.DataFrame(columns).select(*labels, *columns, pl.lit(repeat).alias("repeat")))
+    return pl.concat(frames)
+
+
+class Stages:
+    """In the place of `run_stage`: keeps what was asked for; data are the small ones; evaluation makes ranks up."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+        self.stop_at: Callable[[str, list[str]], bool] = lambda run, command: False
+
+    def __call__(self, command: list[str], run_dir: Path, threads: int) -> float:
+        self.calls.append((run_dir.name, command))
+        if self.stop_at(run_dir.name, command):
+            raise KeyboardInterrupt
+        if command[1] == "sidrec.data.prepare":
+            stage = Stage(run_dir, "data", {})
+            stage.begin()
+            stage.finish(*small_dataset().save(stage.folder))
+        elif command[1] == "sidrec.evaluation.evaluate":
+            assert (run_dir / "data" / "interactions.parquet").exists()
+            asked = parse_config(EvaluateConfig, [*command[2:], "--run_dir", str(run_dir)])
+            trainings = 1 + len(asked.other_runs) if asked.other_runs else asked.seeds
+            run = run_dir.name.partition("-seed")[0]
+            repeats = {name: 1 if name in ENSEMBLES else trainings for name in asked.models}
+            frames = [made_up_ranks(name, repeat, run) for name in asked.models for repeat in range(repeats[name])]
+            (run_dir / "evaluation").mkdir(exist_ok=True)
+            pl.concat(frames).write_parquet(run_dir / "evaluation" / "ranks.parquet")
+            write_json(run_dir / "evaluation" / "comparison.json", {"repeats": {asked.models[0]: [0.1, 0.3]}})
+        return 0.0
+
+    def taken(self) -> list[tuple[str, str]]:
+        """(run directory, stage) of the calls since the last time."""
+        found = [(run, command[0] if command[0] != "-m" else command[1]) for run, command in self.calls]
+        self.calls = []
+        return found
+
+
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
+    fake = Stages()
+    monkeypatch.setattr(results, "run_stage", fake)
+    monkeypatch.setattr(results, "code_version", lambda: "a commit")
+    return fake
+
+
+def run(monkeypatch: pytest.MonkeyPatch, work_dir: Path, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["results", "--dataset", "ml-100k", "--work_dir", str(work_dir), *flags])
+    results.main()
+
+
+@pytest.mark.parametrize("dataset", PLANS)
+def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    for piece, ours in OURS.items():
+        commands = training_commands(PLANS[dataset], ours, ours.models, seed=3)
+        assert ("rl/grpo.py" in {command[0] for command in commands}) == (
+            piece == "both" and PLANS[dataset].rl is not None
+        )
+        for command in commands:
+            name, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
+            found = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
+            if name.startswith("tokenizer"):
+                assert (found[0].seed, len(found[0].level_sizes), found[0].unique) == (3, 1, "own_token")
+                assert (found[0].quantizer == "random") == (piece == "random")
+                assert found[0].sources == SOURCES.get(piece, ["text", "collaborative"])
+            else:
+                assert found[-1].seed == 3
+    assert not parse_config(PrepareConfig, [*prepare_flags(dataset, None), "--run_dir", "x"]).interactions
+    (tmp_path / "interactions.parquet").touch()
+    own = parse_config(PrepareConfig, [*prepare_flags(dataset, tmp_path), "--run_dir", "x"])
+    assert (own.dataset, own.k_user, own.k_item, own.protocol) == ("own", 1, 1, "leave_one_out")
+    assert own.items == tmp_path.resolve() / "items.csv"
+
+
+def test_the_pieces_are_all_rows_of_the_table() -> None:
+    assert sorted(PIECES) == sorted([*BASELINES, *OURS])
+    assert set(OURS["both"].models) == {"sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"}
+    names = [name for ours in OURS.values() for name in ours.models.values()]
+    assert len(set(names)) == len(names) == 8
+
+
+def test_a_piece_is_prepared_trained_and_measured_once(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = ["sidrec.tokenizer.embed", "sidrec.tokenizer.quantize", "sft/train.py"]
+    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "text", "markov")
+    expected = [("base", "sidrec.data.prepare"), ("markov", "sidrec.evaluation.evaluate")]
+    expected += [(f"text-seed{seed}", stage) for seed in (0, 1) for stage in trained]
+    assert stages.taken() == [*expected, ("text-seed0", "sidrec.evaluation.evaluate")]
+    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "markov", "text")
+    assert stages.taken() == []
+    # a further seed asks for the earlier stages, which find themselves finished, and measures anew
+    run(monkeypatch, tmp_path, "--seeds", "3", "--pieces", "both")
+    calls = stages.calls
+    assert [run for run, command in calls if command[0] == "rl/grpo.py"] == [f"both-seed{seed}" for seed in range(3)]
+    evaluated = parse_config(EvaluateConfig, calls[-1][1][2:])
+    assert evaluated.other_runs == [(tmp_path / "runs" / f"both-seed{seed}").resolve() for seed in (1, 2)]
+    assert evaluated.overwrite
+    assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"]
+    assert evaluated.blend_with == ["item_knn", "slit"]
+    assert evaluated.valid_cases == PLANS["ml-100k"].valid_cases
+
+
+def test_what_a_plan_or_a_single_seed_cannot_have_is_left_out() -> None:
+    def models(dataset: str, seeds: str) -> list[str]:
+        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", dataset, "--seeds", seeds])))
+
+    assert models("ml-100k", "1") == ["sft", "rl", "sft_blend", "rl_blend"]
+    assert models("amazon-beauty", "2") == ["sft", "sft_blend", "sft_ensemble"], "its plan has no RL"
+
+
+def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages.stop_at = lambda run, command: run == "text-seed1" and command[0] == "sft/train.py"
+    clock = iter(range(0, 1000, 7))
+    monkeypatch.setattr(results.time, "perf_counter", lambda: next(clock))
+    with pytest.raises(KeyboardInterrupt):
+        run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
+    assert stages.taken()[1][0] == "popularity"
+    stages.stop_at = lambda run, command: False
+    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
+    assert {run for run, _ in stages.taken()} == {"text-seed0", "text-seed1"}
+    row = json.loads((tmp_path / "rows" / "text.json").read_text())["rows"]["text"]
+    assert row["seconds"] == 14, "both attempts count"
+
+
+def test_the_figures_are_of_the_rows_that_are_best_on_valid(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "item_knn", "markov", "text", "both", "--json")
+    lines = capsys.readouterr().out.splitlines()
+    figures = json.loads(lines[-1])
+    assert figures["best_row"] == "SFT, text", "although another one is better on test"
+    assert figures["best_baseline"] == "item_knn", "although another one is better on test"
+    assert (figures["recall10"], figures["best_baseline_recall10"]) == (0.3, 0.1)
+    assert (figures["seeds"], figures["baselines"]) == (2, 2)
+    hits = {}
+    for name, path in [("sft", "text-seed0"), ("item_knn", "item_knn"), ("markov", "markov")]:
+        frame = pl.read_parquet(tmp_path / "runs" / path / "evaluation" / "ranks.parquet")
+        own = frame.filter((pl.col("model") == name) & (pl.col("split") == "test") & pl.col("masked"))
+        hits[name] = (own["rank"].to_numpy().reshape(2, USERS) < 10).mean(axis=0)
+    ps = [paired_test(hits["sft"], hits[name], seed=0).p for name in ("item_knn", "markov")]
+    assert ps[0] < 0.01
+    assert holm(ps)[0] < figures["paired_p"] < 12 * max(ps[0], 1e-4) + 1e-9, "corrected for the 6 × 2 pairs"
+    rows = [line for line in lines if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| item_knn", "| markov", "| SFT, text", *(
+        f"| {name}" for name in OURS["both"].models.values()
+    )]  # fmt: skip
+    assert [row.split(" | ")[1] for row in rows] == [*"2222222", "1"], "the ensemble is one row of all seeds"
+    text = "\n".join(lines)
+    assert "Code: a commit. sha256 of interactions.parquet: " in text
+    assert "Command: python -m benchmarks.results --dataset ml-100k --work_dir" in text
+    assert "text: sft: mean of 2 trainings" in text
+    assert "NOT FINISHED: popularity recent_popularity slit collaborative random sasrec_bce" in text
+
+
+def test_what_is_not_finished_has_no_figure(
+    stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, tmp_path, "--seeds", "1", "--pieces", "markov", "--json")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["recall10"], figures["paired_p"], figures["best_baseline_recall10"]) == (None, None, 0.2)
+    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "text", "--json")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (figures["recall10"], figures["best_baseline_recall10"]) == (0.3, 0.2), "markov is the same for all seeds"
+
+
+def test_neural_baselines_may_have_fewer_seeds(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, tmp_path, "--seeds", "2", "--baseline_seeds", "1", "--pieces", "sasrec", "text")
+    asked = {run: parse_config(EvaluateConfig, command[2:]) for run, command in stages.calls if "--models" in command}
+    assert asked["sasrec"].seeds == 1
+    assert len(asked["text-seed0"].other_runs) == 1
+
+
+def test_only_what_is_trained_depends_on_how(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = ["--pieces", "markov", "sasrec"]
+    run(monkeypatch, tmp_path, *pieces)
+    stages.calls = []
+    for flags in (["--no_tune_baselines"], ["--baseline_seeds", "1"], ["--seeds", "2"]):
+        run(monkeypatch, tmp_path, *pieces, *flags)
+        assert stages.taken() == [("sasrec", "sidrec.evaluation.evaluate")]
+
+
+def test_bad_settings_are_refused() -> None:
+    for flags, word in (
+        [["--pieces", "bert4rec"], "bert4rec"],
+        [["--seeds", "0"], "seeds"],
+        [["--baseline_seeds", "-1"], "baseline_seeds"],
+    ):
+        with pytest.raises(InputError, match=word):
+            parse_config(ResultsConfig, ["--dataset", "ml-1m", *flags])
+    assert parse_config(ResultsConfig, ["--dataset", "ml-1m", "--json"]).json
+    assert parse_config(ResultsConfig, ["--dataset", "ml-1m"]).folder == Path("outputs/results-ml-1m")

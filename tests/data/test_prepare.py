@@ -1,0 +1,318 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+import yaml
+
+from sidrec.data.dataset import Dataset
+from sidrec.data.prepare import PrepareConfig, build, catalogue, find_inputs, in_window, main
+from sidrec.data.summary import KNOWN_COUNTS
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
+    main()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> list[str | Path]:
+    """Arguments for a log of 4 users by 5 items, a rare item (x) and one that nobody took (y)."""
+    rows = [f"u{u},i{i},{10 * i + u}" for u in range(4) for i in range(5)]
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "\n".join([*rows, "u0,x,99"]) + "\n")
+    items = [f"i{i},Title {i}" for i in (4, 2, 0, 1, 3)]
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "\n".join([*items, "x,Rare", "y,Never"]) + "\n")
+    files = ["--interactions", tmp_path / "log.csv", "--items", tmp_path / "items.csv"]
+    return ["--dataset", "own", *files, "--run_dir", tmp_path / "run"]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_own_data_end_to_end(
+    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "3")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items.columns == ["item_id", "item_index", "title", "text"]
+    assert dataset.items["item_id"].to_list() == ["i4", "i2", "i0", "i1", "i3"]
+    assert dataset.items["item_index"].to_list() == [0, 1, 2, 3, 4]
+    assert dataset.interactions.columns == ["user_id", "item_index", "timestamp", "split"]
+    assert dataset.interactions["item_index"].to_list() == [2, 3, 1, 4, 0] * 4
+    assert dataset.interactions["split"].to_list() == ["train", "train", "train", "valid", "test"] * 4
+    assert dataset.info == {
+        "name": "own",
+        "protocol": "leave_one_out",
+        "seed": None,
+        "k_core": {"k_user": 3, "k_item": 3},
+        "counts": {
+            "users": 4,
+            "items": 5,
+            "interactions": 20,
+            "removed_interactions": 1,
+            "train": 12,
+            "valid": 4,
+            "test": 4,
+        },
+        "files": [{"name": "log.csv", "bytes": 210}, {"name": "items.csv", "bytes": 84}],
+        "notes": [],
+    }
+    printed = capsys.readouterr().out
+    assert "100.000%" in printed
+    assert "12 / 4 / 4" in printed
+
+
+def test_a_second_run_is_skipped_and_changes_are_refused(
+    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*own, "--k_user", "3", "--k_item", "3"]
+    prepare(monkeypatch, *arguments)
+    before = snapshot(tmp_path / "run" / "data")
+    with monkeypatch.context() as patch:
+        patch.setattr("sidrec.data.prepare.build", lambda *_: pytest.fail("a finished stage was made again"))
+        prepare(patch, *arguments)
+    with pytest.raises(InputError, match="k_item=3, not 2"):
+        prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "2")
+    assert snapshot(tmp_path / "run" / "data") == before
+    prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "1", "--overwrite", "true")
+    assert Dataset.load(tmp_path / "run").n_items == 6
+
+
+def test_bad_input_never_costs_the_last_good_state(
+    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*own, "--k_user", "3", "--k_item", "3"]
+    good = (tmp_path / "log.csv").read_text()
+    (tmp_path / "log.csv").write_text(good + "u0,i0,soon\n")
+    with pytest.raises(InputError, match=r"log\.csv row 22"):
+        prepare(monkeypatch, *arguments)
+    (tmp_path / "log.csv").write_text(good)  # mended: no --overwrite needed
+    prepare(monkeypatch, *arguments)
+    before = snapshot(tmp_path / "run" / "data")
+    (tmp_path / "log.csv").write_text(good + "u0,i0,soon\n")
+    with pytest.raises(InputError, match=r"log\.csv row 22"):
+        prepare(monkeypatch, *arguments, "--overwrite", "true")
+    assert snapshot(tmp_path / "run" / "data") == before
+
+
+def test_nothing_left_after_k_core(own: list[str | Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"no interaction is left of 21.*lower --k_user or --k_item"):
+        prepare(monkeypatch, *own)
+
+
+def test_demo_is_the_same_bytes_twice_and_has_two_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(monkeypatch, "--run_dir", tmp_path / "a")
+    prepare(monkeypatch, "--run_dir", tmp_path / "b")
+    assert snapshot(tmp_path / "a" / "data") == snapshot(tmp_path / "b" / "data")
+    prepare(monkeypatch, "--run_dir", tmp_path / "c", "--protocol", "global_time", "--seed", "1")
+    info = json.loads((tmp_path / "c" / "data" / "dataset.json").read_text())
+    assert info["demo_model"]["seed"] == info["seed"] == 1
+    counts = info["counts"]
+    n = counts["interactions"]
+    wanted = (8 * n // 10, 9 * n // 10 - 8 * n // 10, n - 9 * n // 10)
+    assert (counts["train"], counts["valid"], counts["test"]) == wanted
+
+
+def test_text_is_readable_and_one_line() -> None:
+    items = pl.DataFrame(
+        {
+            "item_id": ["b", "unused", "a"],
+            "title": [" Toy\nStory (1995)", "-", "St. Elmo."],
+            "genres": ["Animation,  Comedy.", "-", ""],
+            "price": [1.5, 2.5, 3.5],
+            "tags": [["x", None, "y"], [], None],
+            "year": ["1995", "-", None],
+        }
+    )
+    kept = catalogue(items, pl.DataFrame({"item_id": ["a", "b", "a"]}))
+    assert kept["text"].to_list() == ["Toy Story (1995). genres: Animation, Comedy. tags: x, y. year: 1995", "St. Elmo"]
+    assert kept["title"].to_list() == ["Toy Story (1995)", "St. Elmo."]
+    assert kept.select("item_id", "item_index").rows() == [("b", 0), ("a", 1)]
+    assert kept.columns == ["item_id", "item_index", "title", "text", "genres", "price", "tags", "year"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset", "own", "--items", "x.csv"], "needs --interactions"),
+        (["--dataset", "own", "--interactions", "x.csv"], "needs --items"),
+        (["--dataset", "demo", "--items", "x.csv"], "--items is for --dataset own"),
+        (["--dataset", "demo", "--raw_dir", "x"], "--raw_dir is for a publisher's files"),
+        (["--k_user", "-1"], "--k_user is -1"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--dataset", "ml-100k", "--raw_dir", "/nowhere"], "/nowhere/u.data does not exist"),
+        (["--dataset", "ml-20m", "--raw_dir", "/nowhere"], "/nowhere/ratings.csv does not exist"),
+        (["--dataset", "amazon-2014", "--raw_dir", "/nowhere"], "amazon-2014 needs --category"),
+        (["--dataset", "amazon-2014", "--category", "../x", "--raw_dir", "/nowhere"], "needs --category"),
+        (
+            ["--dataset", "amazon-2014", "--category", "Toys", "--raw_dir", "/nowhere"],
+            "/nowhere holds no reviews_Toys_5",
+        ),
+        (["--dataset", "ml-1m", "--category", "Toys"], "--category is for amazon-"),
+        (["--dataset", "minionerec", "--category", "Toys"], "minionerec needs --raw_dir"),
+        (["--dataset", "minionerec", "--category", "Toys", "--raw_dir", "/nowhere"], "/nowhere holds no valid/Toys"),
+        (["--dataset", "ml-1m", "--protocol", "published"], "--protocol published is for --dataset minionerec"),
+        (["--dataset", "demo", "--from_date", "2016-10-01"], "--from_date is for ml-"),
+        (["--dataset", "ml-1m", "--to_date", "October"], "--to_date is 'October'; write a day as 2016-10-01"),
+        (
+            ["--dataset", "ml-1m", "--from_date", "2018-01-01", "--to_date", "2017-12-31"],
+            "--to_date 2017-12-31 lies before",
+        ),
+        (["--dataset", "own", "--interactions", "x.csv", "--items", "y.csv"], "x.csv does not exist"),
+    ],
+)
+def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        prepare(monkeypatch, "--run_dir", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_movielens_is_downloaded_only_without_raw_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("u.data", "u.item"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr("sidrec.data.prepare.fetch_movielens", lambda name, _: tmp_path if name == "ml-100k" else None)
+    files = (tmp_path / "u.data", tmp_path / "u.item")
+    assert find_inputs(PrepareConfig(run_dir=tmp_path, dataset="ml-100k")) == files
+    monkeypatch.setattr("sidrec.data.prepare.fetch_movielens", lambda *_: pytest.fail("downloaded for nothing"))
+    assert find_inputs(PrepareConfig(run_dir=tmp_path, dataset="ml-100k", raw_dir=tmp_path)) == files
+
+
+def test_the_source_folder_is_no_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepare.py").write_text("precious")
+    with pytest.raises(InputError, match="no stage made"):
+        prepare(monkeypatch, "--run_dir", tmp_path, "--overwrite", "true")
+    assert snapshot(tmp_path / "data") == {"prepare.py": b"precious"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_files_fit_the_code(path: Path) -> None:
+    arguments = ["--config", str(path)]
+    if path.stem == "own":
+        arguments += ["--interactions", "x.csv", "--items", "y.csv"]
+    config = parse_config(PrepareConfig, arguments)
+    wanted = yaml.safe_load(path.read_text())
+    paths = {name: Path(wanted[name]) for name in ("run_dir", "raw_dir") if name in wanted}
+    assert {name: getattr(config, name) for name in wanted} == wanted | paths
+    assert config.run_dir == Path("outputs") / path.stem
+    given = ("category", "raw_dir", "interactions", "items")
+    without_file = PrepareConfig(config.run_dir, config.dataset, **{name: getattr(config, name) for name in given})
+    assert (config.k_user, config.k_item) == (without_file.k_user, without_file.k_item)
+
+
+def test_the_real_ml_100k_keeps_every_user_and_item() -> None:
+    if "SIDREC_DATASETS" not in os.environ:
+        pytest.skip("SIDREC_DATASETS does not point at the folder with ml-100k/")
+    folder = Path(os.environ["SIDREC_DATASETS"]) / "ml-100k"
+    config = PrepareConfig(run_dir=Path("unused"), dataset="ml-100k", raw_dir=folder)
+    dataset = build(config, find_inputs(config))
+    counts = dataset.info["counts"]
+    assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)
+    assert (counts["train"], counts["valid"], counts["test"]) == (98_114, 943, 943)
+    assert dataset.items["text"][0] == "Toy Story (1995). genres: Animation, Children's, Comedy. year: 1995"
+    assert len(dataset.cases("test")) == 943
+
+
+def movielens_csv(folder: Path, times: list[int]) -> list[str | Path]:
+    """Arguments for two users who rated movies 1 to n at these times."""
+    rows = [f"{user},{item},3.5,{time}" for user in (1, 2) for item, time in enumerate(times, 1)]
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + "\n".join(rows) + "\n")
+    titles = [f"{item},Movie {item} (1999),Drama" for item in range(1, len(times) + 1)]
+    (folder / "movies.csv").write_text("movieId,title,genres\n" + "\n".join(titles) + "\n")
+    return ["--dataset", "ml-20m", "--raw_dir", folder, "--run_dir", folder / "run"]
+
+
+def test_the_window_holds_both_days_and_comes_before_the_k_core(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, after = 1475280000, 1541116800  # 2016-10-01 00:00 and 2018-11-02 00:00, UTC
+    arguments = movielens_csv(tmp_path, [first - 1, first, after - 1, after, first + 5])
+    prepare(monkeypatch, *arguments, "--from_date", "2016-10-01", "--to_date", "2018-11-01", "--k_user", "3")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items["item_id"].to_list() == ["2", "3", "5"]
+    assert dataset.interactions["timestamp"].to_list() == [first, first + 5, after - 1] * 2
+    assert dataset.info["counts"]["removed_interactions"] == 0
+    assert dataset.info["from_date"] == "2016-10-01"
+    assert "4 of 10 interactions lie outside the dates" in capsys.readouterr().out
+    with pytest.raises(InputError, match="from_date='2016-10-01', not '2016-10-02'"):
+        prepare(monkeypatch, *arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
+    with pytest.raises(InputError, match="no interaction lies between 2020-01-01 and the end"):
+        prepare(monkeypatch, *arguments, "--from_date", "2020-01-01", "--overwrite", "true")
+
+
+def test_a_window_in_milliseconds() -> None:
+    config = PrepareConfig(
+        *(Path("run"), "amazon-2023"), category="Toys", raw_dir=Path("x"), from_date="1970-01-02", to_date="1970-01-02"
+    )
+    day = 86_400_000
+    log = pl.DataFrame({"timestamp": [day - 1, day, 2 * day - 1, 2 * day]})
+    assert in_window(log, config)["timestamp"].to_list() == [day, 2 * day - 1]
+
+
+def test_known_counts_are_told_and_differences_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = movielens_csv(tmp_path, [1, 2, 3])
+    prepare(monkeypatch, *arguments)
+    published = "138,493 users, 26,744 items, 20,000,263 interactions"
+    assert f"Warning: the published counts are {published}, but these files gave 2, 3, 6;" in capsys.readouterr().out
+    monkeypatch.setitem(KNOWN_COUNTS, ("ml-20m", None), (2, 3, 6))
+    prepare(monkeypatch, *arguments, "--overwrite", "true")
+    assert "These are the published counts: 2 users, 3 items, 6 interactions." in capsys.readouterr().out
+    prepare(monkeypatch, *arguments, "--overwrite", "true", "--k_user", "2")
+    assert "published counts" not in capsys.readouterr().out
+
+
+def test_amazon_text_reaches_the_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = enumerate([("A", "B1"), ("A", "B2"), ("B", "B1"), ("B", "B2"), ("C", "B1"), ("C", "B3"), ("A", "B1")])
+    reviews = [
+        f'{{"reviewerID": "{user}", "asin": "{item}", "unixReviewTime": {time}}}\n' for time, (user, item) in times
+    ]
+    (tmp_path / "reviews_Toys_5.json").write_text("".join(reviews))
+    meta = "{'asin': 'B2', 'title': 'Kite &amp; tail', 'brand': 'Acme', 'categories': [['Toys']], 'description': 'It\\'s red.'}\n"
+    (tmp_path / "meta_Toys.json").write_text(meta)
+    arguments = ["--dataset", "amazon-2014", "--category", "Toys", "--raw_dir", tmp_path, "--run_dir", tmp_path / "run"]
+    with pytest.raises(InputError, match="no set of users has 5 interactions each"):
+        prepare(monkeypatch, *arguments)
+    prepare(monkeypatch, *arguments, "--k_user", "2", "--k_item", "2")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items.select("item_id", "text").rows() == [
+        ("B1", "B1"),
+        ("B2", "Kite & tail. brand: Acme. categories: Toys. description: It's red"),
+    ]
+    assert dataset.interactions["item_index"].to_list() == [0, 1, 0, 0, 1]
+    assert (dataset.info["category"], dataset.info["counts"]["removed_interactions"]) == ("Toys", 2)
+    printed = capsys.readouterr().out
+    assert "amazon-2014 Toys, leave_one_out" in printed
+    assert "2 of 3 items have no title" in printed
+
+
+def test_the_files_are_the_same_bytes_with_any_number_of_threads(tmp_path: Path) -> None:
+    """Row groups are written by several threads; more than one row group is needed to see it."""
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", SAVE_LARGE, str(tmp_path / threads)]
+        subprocess.run(command, check=True, env=os.environ | {"POLARS_MAX_THREADS": threads}, cwd=ROOT)
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "3")
+
+
+SAVE_LARGE = """
+import sys
+from pathlib import Path
+import polars as pl
+from sidrec.data.dataset import ROW_GROUP_ROWS, Dataset
+n = 3 * ROW_GROUP_ROWS + 5
+users = pl.int_range(n, eager=True) // 7
+log = pl.DataFrame({"user_id": users.cast(pl.String).cast(pl.Categorical), "item_index": users % 11, "timestamp": users})
+Path(sys.argv[1]).mkdir()
+Dataset(pl.DataFrame({"item_id": ["a"]}), log, {}).save(Path(sys.argv[1]))
+"""

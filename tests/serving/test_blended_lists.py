@@ -1,0 +1,120 @@
+"""Recommending with a blend of the table: the same lists as were measured, as probabilities, and what is said where there is none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from run_dirs import N_ITEMS, assert_one_sentence, exit_code, finished_sft_run
+
+from sidrec.baselines.blend import Blend, load_blend
+from sidrec.data.dataset import Dataset
+from sidrec.evaluation.evaluate import EvaluateConfig, load_models
+from sidrec.pipeline.errors import InputError
+
+EVALUATE, RECOMMEND = "evaluation/evaluate.py", "serving/recommend_blend.py"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With an evaluation of a blend and of an ensemble."""
+    folder = tmp_path_factory.mktemp("blended")
+    run, other = folder / "run", folder / "other"
+    for copied in (run, other):
+        shutil.copytree(finished_sft_run(tmp_path_factory), copied)
+    models = ["--models", "sft_blend", "sft_ensemble", "popularity", "--blend_with", "item_knn", "slit"]
+    assert exit_code(EVALUATE, "--run_dir", run, *models, "--other_runs", other, "--overwrite", "true") == 0
+    return run
+
+
+@pytest.mark.parametrize("name", ["sft_blend", "sft_ensemble"])
+def test_the_lists_are_those_that_were_measured(run_dir: Path, name: str) -> None:
+    loaded, cases = load_blend(run_dir, name), Dataset.load(run_dir).cases("test")
+    assert len(loaded.recommenders) == (2 if name == "sft_ensemble" else 1)
+    found = loaded.recommend(cases.histories, 10, exclude_seen=True)
+    lists = pl.read_parquet(run_dir / "evaluation" / "lists.parquet").filter(pl.col("model") == name)
+    assert found.items.tolist() == lists["items"].to_list()
+
+
+@pytest.mark.parametrize("expert", ["item_knn", "slit"])
+def test_a_baseline_fitted_anew_is_the_one_that_was_chosen(run_dir: Path, tmp_path: Path, expert: str) -> None:
+    dataset, own = Dataset.load(run_dir), tmp_path / "run"
+    shutil.copytree(run_dir, own)
+    models = ["--models", "sft_blend", "--blend_with", expert, "--overwrite", "true"]
+    assert exit_code(EVALUATE, "--run_dir", own, *models) == 0
+    (tuned,) = load_models(dataset, EvaluateConfig(own, models=["sft_blend"], blend_with=[expert])).models["sft_blend"]
+    assert isinstance(tuned, Blend)
+    found = load_blend(own, "sft_blend")
+    histories = dataset.cases("valid").histories
+    assert (found.scorer.name, found.weight) == (expert, tuned.weight)
+    assert np.array_equal(found.scorer.scores(histories), tuned.scorer.scores(histories))
+
+
+def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Path) -> None:
+    loaded, histories = load_blend(run_dir, "sft_blend"), Dataset.load(run_dir).cases("test").histories[:5]
+    loaded = replace(loaded, weight=3.0)
+    scores = loaded.scores(histories).astype(np.float64)
+    for exclude_seen in (True, False):
+        found = loaded.recommend(histories, N_ITEMS, exclude_seen)
+        for row, history in enumerate(histories):
+            seen = set(history.tolist()) if exclude_seen else set()
+            allowed = [item for item in range(N_ITEMS) if item not in seen]
+            weights = {item: np.exp(scores[row, item]) for item in allowed}
+            wanted = sorted(allowed, key=lambda item: (-scores[row, item], item))
+            assert found.reachable[row] == len(allowed)
+            assert found.items[row].tolist() == wanted + [-1] * len(seen)
+            shares = [weights[item] / sum(weights.values()) for item in wanted]
+            assert np.exp(found.log_probs[row]) == pytest.approx(shares + [0] * len(seen), abs=1e-5)
+
+
+def test_a_user_is_shown_the_blends_list(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    dataset = Dataset.load(run_dir)
+    history = dataset.interactions.filter(pl.col("user_id") == "u7")["item_index"].to_numpy().copy()
+    wanted = load_blend(run_dir, "sft_blend").recommend([history], 5, exclude_seen=True).items[0]
+    capsys.readouterr()
+    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "5") == 0
+    output = capsys.readouterr().out
+    places = [output.index(dataset.titles[item], output.index("next, by the sft_blend model")) for item in wanted]
+    assert places == sorted(places)
+
+
+def test_what_was_not_measured_cannot_be_asked(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--model", "rl_blend") == 2
+    error = capsys.readouterr().err
+    assert_one_sentence(error)
+    assert (
+        "has no rl_blend, only sft_blend, sft_ensemble, popularity; run `python -m sidrec.evaluation.evaluate" in error
+    )
+    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "0") == 2
+    own = tmp_path / "run"
+    shutil.copytree(run_dir, own)
+    comparison = own / "evaluation" / "comparison.json"
+    found = json.loads(comparison.read_text())
+    del found["tuning"]["item_knn"], found["tuning"]["slit"]
+    comparison.write_text(json.dumps(found))
+    with pytest.raises(InputError, match="is of an older version; run"):
+        load_blend(own, "sft_blend")
+    shutil.rmtree(own / "evaluation")
+    with pytest.raises(
+        InputError, match=r"holds no finished 'evaluation' stage; run `python -m sidrec.evaluation.evaluate"
+    ):
+        load_blend(own, "sft_blend")
+
+
+def test_a_model_trained_since_the_evaluation_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    own = tmp_path / "run"
+    shutil.copytree(run_dir, own)
+    manifest = own / "sft" / "manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(InputError, match=r"was made from another .*sft/manifest.json than the one there now"):
+        load_blend(own, "sft_blend")

@@ -1,0 +1,159 @@
+"""`python -m sidrec.serving.recommend`: whose history is asked about, what is shown, and what is said to a mistaken question."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from rich.console import Console
+from run_dirs import assert_one_sentence, exit_code, finished_sft_run, write_sid_stage
+
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.recommender import Recommender
+from sidrec.pipeline.errors import InputError
+from sidrec.serving.recommend import find_title, show
+from sidrec.tokenizer.semantic_ids import SemanticIds
+
+SCRIPT = "serving/recommend.py"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    return finished_sft_run(tmp_path_factory)
+
+
+@pytest.fixture
+def ask(run_dir, capsys, monkeypatch):
+    """Exit code, stdout and stderr of a question."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def call(*arguments: str, run_dir: Path = run_dir) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = exit_code(SCRIPT, "--run_dir", run_dir, *arguments)
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+def shown_titles(output: str) -> list[str]:
+    """Titles of the table's rows, best first."""
+    return re.findall(r"^\W*\d+\W+(The \w+ \w+ \(\d{4}\))", output, re.MULTILINE)
+
+
+def best_titles(run_dir: Path, history: list[int], k: int, exclude_seen: bool = True) -> list[str]:
+    items = Recommender.load(run_dir, "sft").recommend([np.array(history)], k, exclude_seen).items[0]
+    titles = Dataset.load(run_dir).titles
+    return [titles[item] for item in items if item >= 0]
+
+
+def test_a_user_by_id(run_dir, ask):
+    dataset = Dataset.load(run_dir)
+    rows = dataset.interactions.filter(dataset.interactions["user_id"] == "u7")
+    code, out, _ = ask("--user", "u7", "--k", "5")
+    assert code == 0
+    history = rows["item_index"].to_list()
+    assert f"{len(history) - 5} more" in out
+    assert " → ".join(dataset.titles[item] for item in history[-5:]) in out
+    titles = shown_titles(out)
+    assert titles == best_titles(run_dir, history, 5)
+    assert len(titles) == 5
+    assert not set(titles) & {dataset.titles[item] for item in history}
+    assert "sft model" in out
+    probabilities = [float(number) for number in re.findall(r"([\d.]+)%", out)]
+    assert len(probabilities) == 5
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert len(re.findall(r"<a_\d><b_\d><c_\d>", out)) == 5
+
+
+def test_a_history_of_parts_of_titles(run_dir, ask):
+    code, out, _ = ask("--history", "red lamp", "THE RED BOOT", "the red drum (1980)", "--k", "3")
+    assert code == 0
+    assert "history: The red lamp (1980) → The red boot (1980) → The red drum (1980)" in out
+    assert shown_titles(out) == best_titles(run_dir, [1, 2, 3], 3)
+    code, out, _ = ask("--history", "red lamp", "--k", "60", "--keep_seen", "true")
+    assert code == 0
+    assert shown_titles(out) == best_titles(run_dir, [1], 60, exclude_seen=False)
+    assert len(set(shown_titles(out))) == 60
+    code, out, _ = ask("--history", "red lamp", "--k", "1000")
+    assert code == 0
+    assert len(shown_titles(out)) == 59
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (
+            ["--history", "boot"],
+            ["'boot' fits 6 items: The red boot (1980); The blue boot (1981)", "Type more of the title."],
+        ),
+        (["--history", "the"], ["fits 60 items", "; and 50 more."]),
+        (["--history", "red lamp", "red lmap"], ["'red lmap' is in no title", "The red lamp (1980)"]),
+        (["--history", " "], ["holds an empty title"]),
+        (["--user", "nobody"], ["--user nobody: no such user_id in", "the first ones are u0, u1, u2."]),
+        (["--user", "u1", "--history", "red lamp"], ["either --user ID or --history TITLE"]),
+        ([], ["either --user ID or --history TITLE"]),
+        (["--user", "u1", "--k", "0"], ["k=0 recommendations cannot be made"]),
+        (["--user", "u1", "--k", "-3"], ["k=-3 recommendations cannot be made"]),
+        (["--user", "u1", "--stage", "rl"], ["holds no finished 'rl' stage; run `accelerate launch rl/grpo.py"]),
+        (["--users", "u1", "u2"], ["--help"]),
+    ],
+    ids=lambda value: " ".join(value) or "nothing" if (value and value[0].startswith("--")) or not value else "",
+)
+def test_a_mistake_is_answered_with_one_sentence(ask, arguments, parts):
+    code, out, err = ask(*arguments)
+    assert code == 2
+    assert shown_titles(out) == []
+    assert_one_sentence(err)
+    for part in parts:
+        assert part in err
+
+
+def test_a_run_without_a_model_or_with_other_sids(run_dir, ask, tmp_path):
+    untrained = shutil.copytree(run_dir, tmp_path / "untrained", ignore=shutil.ignore_patterns("sft"))
+    code, _, err = ask("--user", "u1", run_dir=untrained)
+    assert code == 2
+    assert_one_sentence(err)
+    assert f"sft holds no finished 'sft' stage; run `accelerate launch sft/train.py --run_dir {untrained}` first" in err
+    code, _, err = ask("--user", "u1", run_dir=tmp_path / "nowhere")
+    assert code == 2
+    assert_one_sentence(err)
+    assert "holds no finished 'data' stage" in err
+    changed = shutil.copytree(run_dir, tmp_path / "changed")
+    write_sid_stage(changed, seed=1)
+    code, _, err = ask("--user", "u1", run_dir=changed)
+    assert code == 2
+    assert_one_sentence(err)
+    assert "made from another" in err
+
+
+def test_titles_are_shown_as_they_are(run_dir):
+    """Square brackets and colons are marks of the library that prints."""
+    titles = ["Soap [new] (1980)", "Shampoo [/b] 2 :heart: pack", "Comb [red]"]
+    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
+    named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
+    console = Console(file=io.StringIO(), width=200)
+    show(console, named, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft")
+    out = console.file.getvalue()
+    assert f"history: {titles[0]} → {titles[1]}" in out
+    assert [title for line in out.splitlines() for title in titles if title in line and "%" in line] == [
+        titles[2],
+        *titles[:2],
+    ]
+
+
+def test_the_whole_title_wins_over_titles_that_contain_it():
+    titles = ["Alien (1979)", "Aliens (1986)", "Alien (1992) Cut", "Fargo (1996)", "Fargo (2014)"]
+    assert find_title(titles, "alien") == 0
+    assert find_title(titles, "ALIENS ") == 1
+    assert find_title(titles, "fargo (2014)") == 4
+    with pytest.raises(InputError, match=r"'fargo' fits 2 items: Fargo \(1996\); Fargo \(2014\)"):
+        find_title(titles, "fargo")
+    with pytest.raises(InputError, match=r"'alein' is in no title; perhaps you mean: Alien \(1979\)"):
+        find_title(titles, "alein")

@@ -1,0 +1,356 @@
+"""The estimate before training: against arithmetic by hand, against the bytes of real tensors, against the figures in the configs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from run_dirs import ROOT, make_run_dir, run_stage
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.policy import SidVocabulary, item_log_probs
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.config import parse_configs
+from sidrec.sft import train
+from sidrec.sft.estimate import (
+    STEP_SECONDS,
+    TRAFFIC,
+    Hardware,
+    LevelWidth,
+    ModelShape,
+    activation_bytes,
+    copy_speed,
+    count_work,
+    estimate_training,
+    head_bytes,
+    level_widths,
+    product_speed,
+    sharding_of,
+    show_bytes,
+    show_time,
+    state_bytes,
+    training_flops,
+)
+from sidrec.sft.settings import CONFIGS
+from sidrec.sft.weights import WeightsConfig, with_adapters
+
+KINDS = {"Qwen3": (Qwen3Config, Qwen3ForCausalLM), "Llama": (LlamaConfig, LlamaForCausalLM)}
+TWO_LEVELS = [LevelWidth(16, 16)] * 2
+MACHINE = Hardware("cpu", 1, "none", free=10**10, held=10**8, speed=1e10, copy_speed=1e9)
+
+
+def build(kind: str, layers: int = 2, tied: bool = True) -> PreTrainedModel:
+    config, model = KINDS[kind]
+    return model(
+        config(
+            vocab_size=320,
+            hidden_size=64,
+            intermediate_size=160,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=24,
+            tie_word_embeddings=tied,
+        )
+    )
+
+
+def settings(**changed: object) -> SimpleNamespace:
+    chosen = {
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "train_sampling_strategy": "random",
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 2,
+        "max_steps": -1,
+    }
+    return SimpleNamespace(**chosen | changed)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_states_are_the_bytes_of_real_tensors(tied):
+    model = build("Qwen3", tied=tied)
+    shape = ModelShape.of(model)
+    weights, gradients, optimizer = state_bytes(shape, "none", 1, bf16=False)
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(input_ids=torch.arange(10)[None]).logits.sum().backward()
+    optimiser.step()
+    tensors = list(model.parameters())
+    moments = [value for entry in optimiser.state.values() for value in entry.values() if value.ndim]
+    for predicted, found in (
+        (weights, tensors),
+        (gradients, [weight.grad for weight in tensors]),
+        (optimizer, moments),
+    ):
+        assert predicted == sum(tensor.numel() * tensor.element_size() for tensor in found)
+    assert shape.parameters == shape.trained == sum(weight.numel() for weight in tensors)
+    assert shape.matrices == sum(
+        m.weight.numel() for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)
+    )
+    assert shape.query_norm
+    assert not ModelShape.of(build("Llama")).query_norm
+
+
+@pytest.mark.parametrize("how", ["lora", "sid_rows"])
+def test_only_the_trained_weights_have_gradients_and_states(how):
+    model = with_adapters(build("Qwen3"), WeightsConfig(train_weights=how, lora_rank=4), list(range(300, 320)))
+    shape = ModelShape.of(model)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    assert shape.trained == sum(weight.numel() for weight in trained) < shape.parameters
+    assert state_bytes(shape, "none", 1, bf16=False)[1:] == (4 * shape.trained, 8 * shape.trained)
+    assert shape.copied_rows == 320 * 64
+    # the layers' own matrices, and the adapters' (rows alone have one that does nothing)
+    own = 2 * (64 * 96 + 64 * 48 + 64 * 48 + 96 * 64 + 3 * 64 * 160)
+    adapters = [(weight.numel(), weight.requires_grad) for name, weight in model.named_parameters() if "lora_" in name]
+    assert shape.matrices == own + sum(size for size, _ in adapters)
+    assert shape.trained_matrices == sum(size for size, trains in adapters if trains)
+    assert (shape.trained_matrices > 0) == (how == "lora")
+
+
+def test_states_divided_among_processes():
+    shape = replace(ModelShape.of(build("Llama")), parameters=800, trained=800, weight_bytes=3200, trained_bytes=3200)
+    by_hand = {
+        ("none", False): (3200, 6400, 6400),
+        ("zero1", False): (3200, 3200, 2400),
+        ("zero2", False): (3200, 800, 2400),
+        ("zero3", False): (800, 800, 2400),
+        ("fsdp", False): (800, 800, 1600),
+        ("zero1", True): (1600, 1600, 2400),
+        ("zero2", True): (1600, 400, 2400),
+        ("zero3", True): (400, 400, 2400),
+    }
+    for (sharding, bf16), expected in by_hand.items():
+        assert state_bytes(shape, sharding, 4, bf16) == expected, sharding
+
+
+def saved_bytes(model: PreTrainedModel, rows: int, length: int, bf16: bool) -> int:
+    """Bytes of all tensors that autograd keeps of a forward pass, the weights and their bfloat16 copies left out."""
+    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    copies = {tuple(weight.shape) for weight in model.parameters()} | {tuple(w.shape[::-1]) for w in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own and tuple(tensor.shape) not in copies:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+    ):
+        kept_alive = model(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False, logits_to_keep=1)
+    assert kept_alive.logits.shape[:2] == (rows, 1)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_what_autograd_keeps(kind, bf16):
+    rows, length = 2, 50
+    per_layer = (saved_bytes(build(kind, 3), rows, length, bf16) - saved_bytes(build(kind, 1), rows, length, bf16)) / 2
+    formula = activation_bytes(ModelShape.of(build(kind, 1)), rows * length, bf16, again=False)
+    assert formula == pytest.approx(per_layer, rel=0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_adapters_with_dropout_keep_more(bf16):
+    def build_lora(layers: int) -> PreTrainedModel:
+        adapters = WeightsConfig(train_weights="lora", lora_rank=4, lora_dropout=0.05)
+        return with_adapters(build("Llama", layers), adapters, list(range(300, 320))).train()
+
+    per_layer = (saved_bytes(build_lora(3), 2, 50, bf16) - saved_bytes(build_lora(1), 2, 50, bf16)) / 2
+    shape = ModelShape.of(build_lora(1))
+    assert shape.dropped == 5 * 64 + 96 + 160
+    assert activation_bytes(shape, 100, bf16, again=False) == pytest.approx(per_layer, rel=0.1)
+
+
+def test_activation_checkpointing_keeps_the_layers_inputs_and_one_layer():
+    shape = ModelShape.of(build("Llama", 5))
+    one = activation_bytes(replace(shape, layers=1), 100, bf16=False, again=False)
+    assert activation_bytes(shape, 100, bf16=False, again=True) == 5 * 100 * 64 * 4 + one
+
+
+def test_logits_of_the_answers():
+    shape = ModelShape.of(build("Llama"))
+    # 12 tokens: 4 items of 3 codes, the last of a level of 600 codes of which a prefix has 5; 2 rows over 320 tokens of the vocabulary
+    levels = [LevelWidth(10, 10), LevelWidth(20, 8), LevelWidth(600, 5)]
+    by_hand = 4 * (10 * 17 + 8 * 17 + 5 * (13 + 4 * 64)) + 4 * 5 * 4 * 64 + 12 * 64 * 6 + 2 * 320 * 6
+    assert head_bytes(12, 2, shape, levels, words=False) == by_hand
+    assert head_bytes(12, 2, shape, levels, words=True) == by_hand + 512 * 320 * 12
+    assert [level.scored for level in levels] == [10, 20, 5]
+
+
+@pytest.mark.parametrize("own_tokens", [False, True])
+def test_what_is_kept_for_an_answer_is_what_autograd_keeps(own_tokens):
+    hidden, answers, sizes = 24, 50, [50, 2000 if own_tokens else 40]
+    items = torch.arange(2000)
+    trie = SidTrie(torch.stack([items % 50, items if own_tokens else items // 50], dim=1), sizes)
+    head, vocabulary = (
+        OutputHead(torch.randn(sum(sizes), hidden, requires_grad=True)),
+        SidVocabulary(0, (0, 50), tuple(sizes)),
+    )
+    states, kept = torch.randn(answers, 2, hidden, requires_grad=True), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        item_log_probs(states, torch.randint(0, 2000, (answers,)), head, vocabulary, trie)
+    given = {tensor.untyped_storage().data_ptr() for tensor in (states, head.weight)}
+    found = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in given)
+    levels = level_widths(trie)
+    assert levels == [LevelWidth(50, 50), LevelWidth(sizes[1], 40)]
+    shape = replace(ModelShape.of(build("Llama")), hidden=hidden, vocabulary=0)
+    at_work = answers * max(400, 40 * 4 * hidden if own_tokens else 320)
+    formula = head_bytes(2 * answers, 0, shape, levels, words=False) - at_work - 6 * 2 * answers * hidden
+    assert formula == pytest.approx(found, rel=0.02)
+
+
+def test_an_epoch_of_batches():
+    lengths = np.array([9, 3, 5, 3, 7, 3])
+    work = count_work(lengths, settings(train_sampling_strategy="group_by_length"), processes=1)
+    # 9 7 5 3 | 3 3
+    assert (work.tokens, work.padded, work.squared, work.longest) == (30, 4 * 9 + 2 * 3, 4 * 81 + 2 * 9, 9)
+    assert (work.steps, work.epochs) == (4, 2)
+    work = count_work(np.full(100, 7), settings(max_steps=10, gradient_accumulation_steps=3), processes=2)
+    assert work.padded == 700
+    assert (work.steps, work.epochs) == (10, 2)  # 13 batches of two processes, 5 updates
+
+
+def test_operations_of_an_epoch():
+    shape = replace(ModelShape.of(build("Llama")), matrices=1000, trained_matrices=1000, query=10, layers=3, hidden=8)
+    attention, head = 3 * 2 * 10 * 3 * 2500, 6 * 8 * 5 * 50
+    assert training_flops(shape, 50, 2500, 5, again=False) == 6 * 1000 * 50 + attention + head
+    assert training_flops(shape, 50, 2500, 5, again=True) == 8 * 1000 * 50 + attention * 4 / 3 + head
+    frozen = replace(shape, trained_matrices=0)
+    assert training_flops(frozen, 50, 2500, 5, again=False) == 4 * 1000 * 50 + attention + head
+
+
+def test_the_matrices_operations_are_those_of_torch():
+    """2 a parameter and token forward, as torch counts the products of a model's layers."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model, n_tokens = build("Llama"), 40
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.zeros(1, n_tokens, dtype=torch.long), use_cache=False, logits_to_keep=1)
+    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+    head = 2 * 320 * 64
+    assert products - head == 2 * ModelShape.of(model).matrices * n_tokens
+
+
+def test_memory_and_time_are_the_sums_of_their_parts():
+    shape, lengths = ModelShape.of(build("Llama")), np.full(8, 30)
+    one = estimate_training(shape, settings(), lengths, TWO_LEVELS, MACHINE)
+    assert one.memory == 16 * shape.parameters + one.activations + one.head + 10**8
+    assert one.activations == activation_bytes(shape, 4 * 30, bf16=False, again=False)
+    assert one.flops == 2 * training_flops(shape, 240, 7200, 16, again=False)
+    moved = 2 * TRAFFIC["cpu", False] * activation_bytes(shape, 240, bf16=False, again=False)
+    assert one.seconds == pytest.approx(one.flops / 1e10 + moved / 1e9 + 4 * STEP_SECONDS)
+    two = estimate_training(shape, settings(), lengths, TWO_LEVELS, replace(MACHINE, processes=2))
+    assert two.flops == one.flops / 2
+    assert two.work.steps == 2
+    bf16 = estimate_training(shape, settings(bf16=True), lengths, TWO_LEVELS, MACHINE)
+    assert bf16.activations == activation_bytes(shape, 120, bf16=True, again=False) + 2 * shape.matrices
+
+
+def test_the_warning_names_what_helps():
+    shape, lengths = ModelShape.of(build("Llama")), np.full(8, 30)
+
+    def warning(hardware: Hardware, **changed: object) -> str | None:
+        return estimate_training(shape, settings(**changed), lengths, TWO_LEVELS, hardware).warning()
+
+    assert warning(MACHINE) is None
+    small = replace(MACHINE, free=10**8)
+    assert "lower per_device_train_batch_size" in warning(small, per_device_train_batch_size=64)
+    assert "set train_weights to lora" in warning(small, per_device_train_batch_size=1)
+    assert "ZeRO-3" in warning(replace(small, processes=2), per_device_train_batch_size=1)
+    assert "a process will need about 10" in warning(small)
+
+
+def test_speeds_and_words():
+    cpu = torch.device("cpu")
+    assert 1e8 < product_speed(128, 64, 160, cpu, bf16=False) < 1e14
+    assert 1e8 < copy_speed(cpu) < 1e13
+    assert [show_bytes(n) for n in (5e5, 2e7, 1.25e9)] == ["0 MB", "20 MB", "1.2 GB"]
+    assert [show_time(s) for s in (7, 150, 7200)] == ["7 s", "2 min", "2.0 h"]
+
+
+def test_what_the_launcher_divides():
+    def accelerator(kind: str, stage: int = 0) -> SimpleNamespace:
+        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage))
+        return SimpleNamespace(distributed_type=SimpleNamespace(value=kind), state=state)
+
+    assert [sharding_of(accelerator(kind)) for kind in ("NO", "MULTI_GPU", "FSDP")] == ["none", "none", "fsdp"]
+    assert [sharding_of(accelerator("DEEPSPEED", stage)) for stage in range(4)] == ["none", "zero1", "zero2", "zero3"]
+
+
+def test_training_says_it_first(tmp_path, capsys):
+    run_stage(train, make_run_dir(tmp_path / "run"), max_steps=4)
+    lines = capsys.readouterr().out.splitlines()
+    first = next(
+        i
+        for i, line in enumerate(lines)
+        if line.startswith("estimate: 0.01M parameters, all trained; 1 process on cpu")
+    )
+    assert lines[first + 1].startswith("memory of a process: ")
+    assert lines[first + 2].startswith("time: ")
+    assert "for 4 steps" in lines[first + 2]
+    assert not any(line.startswith("{'loss'") for line in lines[:first])
+    assert "warning" not in "".join(lines[first : first + 4])
+
+
+NAMED = {
+    "qwen3_0.6b": ("Qwen3", 151936, 1024, 3072, 28, 16, 8, 128),
+    "qwen3_4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128),
+    "llama3.2_1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64),
+}
+SPEEDS = {"A100": (250e12, 1.6e12), "H200": (650e12, 4e12)}
+EXPECTATION = re.compile(r"^#   (\d) GPUs?((?:, \w+)*): (.+ GB), (.+) on A100s, (.+) on H200s$", re.MULTILINE)
+
+
+def named_shape(name: str, weights: WeightsConfig) -> ModelShape:
+    """A model of the hub by its published widths, without its weights; 1,028 tokens are added, rows a multiple of 64."""
+    kind, words, hidden, inner, layers, heads, keys, width = NAMED[name]
+    config, model = KINDS[kind]
+    with torch.device("meta"):
+        built = model(
+            config(
+                vocab_size=-(-(words + 1028) // 64) * 64,
+                hidden_size=hidden,
+                intermediate_size=inner,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
+                num_key_value_heads=keys,
+                head_dim=width,
+                tie_word_embeddings=True,
+            )
+        )
+    return ModelShape.of(with_adapters(built, weights, list(range(words, words + 1028))))
+
+
+@pytest.mark.parametrize("name", list(NAMED))
+def test_the_configs_of_named_models_state_what_the_estimate_says(name):
+    path = ROOT / "configs" / "sft" / f"{name}.yaml"
+
+    _, _, _, weights, training = parse_configs(CONFIGS, ["--config", str(path)])
+    stated = EXPECTATION.findall(path.read_text(encoding="utf-8"))
+    assert len(stated) == 3
+    training.bf16 = True  # as on those GPUs
+    for processes, words, memory, *times in stated:
+        chosen = replace(weights, train_weights="full") if "full" in words else weights
+        shape = named_shape(name, chosen)
+        sharding = "zero2" if "zero2" in words else "none"
+        machines = [Hardware("cuda", int(processes), sharding, 0, 0, *SPEEDS[gpu]) for gpu in SPEEDS]
+        found = [
+            estimate_training(shape, training, np.full(50_000, 801), [LevelWidth(256, 256)] * 4, machine)
+            for machine in machines
+        ]
+        assert memory == show_bytes(found[0].memory)
+        assert times == [show_time(estimate.seconds) for estimate in found]

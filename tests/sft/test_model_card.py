@@ -1,0 +1,141 @@
+"""The card of a trained model says what the files say, its examples run, and evaluation fills in the test results."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from run_dirs import N_ITEMS, finished_sft_run, weights
+from transformers import AutoModelForCausalLM
+
+from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.renderer import Renderer
+from sidrec.evaluation import evaluate
+from sidrec.evaluation.model_cards import NOT_MEASURED, fill_cards
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import Stage, require_finished
+from sidrec.sft import model_card
+from sidrec.sft.model_card import header, source_commit, write_model_card
+from sidrec.tokenizer.semantic_ids import SemanticIds
+
+
+@pytest.fixture
+def run_dir(tmp_path_factory, tmp_path) -> Path:
+    return shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
+
+
+def card_of(run_dir: Path, stage: str = "sft") -> str:
+    return (run_dir / stage / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_examples_run_in_the_models_folder_alone(run_dir, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(run_dir / "sft", tmp_path / "elsewhere")
+    blocks = re.findall(r"^```python\n(.*?)^```$", card_of(run_dir), re.MULTILINE | re.DOTALL)
+    shutil.rmtree(run_dir)
+    monkeypatch.chdir(folder)
+    assert len(blocks) == 2
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    first_code, *_ = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"<a_\d>", first_code), "after a whole item comes the first code of the next"
+    items = names["found"].items[0]
+    assert len(set(items) - {-1, 0, 1}) == 10
+
+
+def test_the_card_says_what_the_files_say(run_dir):
+    card, sids = ModelCard(card_of(run_dir)), SemanticIds.load(run_dir)
+    assert card.data.library_name == "transformers"
+    assert {"recommendation", "semantic-ids", "sft"} <= set(card.data.tags)
+    assert card.data.license is None
+    assert card.data.base_model is None
+    parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_pretrained(run_dir / "sft").parameters())
+    assert f"{parameters / 1e6:.2f}M parameters, a Qwen3 made from scratch" in card.text
+    assert f"`{sids.text(0)}` for the first" in card.text
+    assert f"| semantic IDs | {' × '.join(map(str, sids.level_sizes))} codes" in card.text
+    assert sids.digest in card.text
+    for row in json.loads((run_dir / "sft" / "valid.json").read_text()):
+        assert f"| {row['step']} | {row['eval_recall@10']:.4f} | {row['eval_ndcg@10']:.4f} |" in card.text
+    manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
+    for name, value in manifest["config"].items():
+        assert f"{name}:" in card.text
+        if isinstance(value, int | str):
+            assert str(value) in card.text
+    assert f"transformers {manifest['packages']['transformers']}" in card.text
+    assert all(digest in card.text for digest in manifest["inputs"].values())
+
+
+def test_the_same_files_give_the_same_card(run_dir):
+    before = card_of(run_dir)
+    write_model_card(run_dir / "sft")
+    assert card_of(run_dir) == before
+
+
+def test_the_header_names_a_model_of_the_hub_and_no_local_folder(tmp_path):
+    assert "base_model: Qwen/Qwen3-0.6B" in header("Qwen/Qwen3-0.6B", "rl")
+    assert "base_model" not in header(str(tmp_path), "rl")
+    assert "- rl" in header(None, "rl")
+
+
+def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):
+    shutil.copytree(run_dir / "sft", run_dir / "rl")
+    manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
+    manifest["config"]["model_name_or_path"] = "Qwen/Qwen3-0.6B"
+    (run_dir / "sft" / "manifest.json").write_text(json.dumps(manifest))
+    write_model_card(run_dir / "rl")
+    assert "base_model: Qwen/Qwen3-0.6B" in card_of(run_dir, "rl")
+    assert "GRPO with recall rewards" in card_of(run_dir, "rl")
+
+
+def test_the_commit_is_that_of_this_programs_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_card, "ROOT", tmp_path)
+    assert source_commit() is None
+    assert "at commit" not in model_card.training_part({"packages": {}, "inputs": {}, "config": {}})
+    monkeypatch.setattr(model_card, "source_commit", lambda: "1234")
+    assert "at commit `1234`" in model_card.training_part({"packages": {}, "inputs": {}, "config": {}})
+
+
+def test_evaluation_fills_in_the_test_results(run_dir, monkeypatch):
+    assert NOT_MEASURED in card_of(run_dir)
+    before, model = card_of(run_dir), weights(run_dir / "sft")
+    monkeypatch.setattr(sys, "argv", ["evaluate", "--run_dir", str(run_dir), "--models", "sft", "popularity"])
+    for _ in range(2):  # the second time there is nothing to measure
+        evaluate.main()
+        card, table = card_of(run_dir), (run_dir / "evaluation" / "table.md").read_text(encoding="utf-8")
+        assert table.strip() in card
+        assert card.replace(table.strip(), NOT_MEASURED) == before
+    assert weights(run_dir / "sft") == model
+    require_finished(run_dir, "sft", "")
+    assert Stage(run_dir, "sft", *_identity(run_dir)).is_finished(), "the card is no part of what a stage is checked by"
+
+
+def _identity(run_dir: Path) -> tuple[dict, tuple[Path, ...]]:
+    manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
+    return manifest["config"], tuple(run_dir / path for path in manifest["inputs"])
+
+
+def test_a_card_without_a_place_for_results_is_left_alone(tmp_path):
+    (tmp_path / "sft").mkdir()
+    (tmp_path / "sft" / "README.md").write_text("the user's own")
+    fill_cards(tmp_path, ["sft", "rl", "popularity"], "table")
+    assert (tmp_path / "sft" / "README.md").read_text() == "the user's own"
+    assert [path.name for path in tmp_path.iterdir()] == ["sft"]
+
+
+def test_the_saved_trie_is_the_one_that_the_codes_give(run_dir):
+    saved, sids = Recommender.load(run_dir, "sft"), SemanticIds.load(run_dir)
+    built = Recommender.build(saved.model, Renderer.load(run_dir / "sft", sids), sids)
+    assert saved.trie.sorted_codes().equal(built.trie.sorted_codes())
+    histories = [np.array([0, 5]), np.array([N_ITEMS - 1])]
+    found, expected = (recommender.recommend(histories, 10, exclude_seen=True) for recommender in (saved, built))
+    np.testing.assert_array_equal(found.items, expected.items)
+    np.testing.assert_array_equal(found.log_probs, expected.log_probs)
+    (run_dir / "sft" / "semantic_ids" / "trie.safetensors").unlink()
+    with pytest.raises(InputError, match=r"trie\.safetensors does not exist"):
+        Recommender.load(run_dir, "sft")

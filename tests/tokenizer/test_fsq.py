@@ -1,0 +1,253 @@
+"""Finite scalar quantization: against the paper's formulas, its codebooks against rounding, and the model that learns to use it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.quantizers.fsq import bound, codes_of, grid_codebooks, nearest_point, points
+from sidrec.tokenizer.quantizers.fsq_autoencoder import build_fsq, check_fsq, learn_fsq
+from sidrec.tokenizer.quantizers.kmeans_fsq import check_kmeans_fsq, fit_with_grid, residual_grid, step_width
+from sidrec.tokenizer.quantizers.quantizer_settings import (
+    FsqSettings,
+    KmeansSettings,
+    LoraSettings,
+    QuantizerSettings,
+    TrainingSettings,
+)
+
+LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4)
+
+
+def settings_of(**changed: object) -> QuantizerSettings:
+    """Settings of `fsq`; those of training and of the grid by name."""
+    grid = {name: value for name, value in changed.items() if name.startswith("fsq_")}
+    training = {name: value for name, value in changed.items() if name not in grid}
+    return QuantizerSettings("fsq", KmeansSettings(), TrainingSettings(**training), LoraSettings(), FsqSettings(**grid))
+
+
+def unit_vectors(n: int, dimensions: int, seed: int = 0) -> np.ndarray:
+    """Rows of length 1 that lie near 20 directions."""
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((20, dimensions))[rng.integers(0, 20, n)] + 0.5 * rng.standard_normal((n, dimensions))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(LEVELS, st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_a_code_is_the_papers_index(levels: list[int], seed: int) -> None:
+    """index = sum_i (ẑ_i + floor(L_i / 2)) prod_{j<i} L_j, with ẑ = round(tanh(z + atanh(o/h)) h - o); arXiv 2309.15505, appendix A.1."""
+    z = np.random.default_rng(seed).normal(0, 2, (50, len(levels)))
+    wanted = np.zeros(50, dtype=np.int64)
+    step = 1
+    for i, n in enumerate(levels):
+        half = (n - 1) * (1 + 1e-3) / 2
+        offset = 0.5 if n % 2 == 0 else 0.0
+        rounded = np.round(np.tanh(z[:, i] + math.atanh(offset / half)) * half - offset).astype(int)
+        assert rounded.min() >= -(n // 2)
+        assert rounded.max() <= (n - 1) // 2
+        wanted += (rounded + n // 2) * step
+        step *= n
+    found = codes_of(nearest_point(bound(torch.from_numpy(z), levels), levels), levels)
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+@pytest.mark.parametrize(("levels", "size"), [([8, 6, 5], 240), ([7, 5, 5, 5, 5], 4375), ([5, 3], 15), ([2], 2)])
+def test_points_are_all_different_and_in_the_order_of_their_codes(levels: list[int], size: int) -> None:
+    grid = points(levels)
+    assert grid.shape == (size, len(levels))
+    assert len(np.unique(grid, axis=0)) == size
+    np.testing.assert_array_equal(codes_of(torch.from_numpy(grid), levels).numpy(), np.arange(size))
+    assert (grid.min(axis=0) == -1).all()
+    for i, n in enumerate(levels):  # an even number of levels has one more below zero than above
+        np.testing.assert_allclose(np.unique(grid[:, i]), np.arange(-(n // 2), (n + 1) // 2) / (n // 2))
+
+
+@given(LEVELS, st.integers(1, 3), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_code_of_groups_is_rounding(levels: list[int], tokens: int, seed: int) -> None:
+    latents = np.random.default_rng(seed).uniform(-1.3, 1.3, (40, tokens * len(levels))).astype(np.float32)
+    codes = grid_codebooks(levels, tokens, "groups").encode(latents)
+    half = np.array(levels) // 2
+    for token in range(tokens):
+        part = latents[:, token * len(levels) : (token + 1) * len(levels)]
+        rounded = np.clip(np.round(part * half), -half, (np.array(levels) - 1) // 2)
+        clear = (np.abs(np.abs(part * half - np.floor(part * half)) - 0.5) > 1e-3).all(axis=1)  # not between two points
+        np.testing.assert_allclose(points(levels)[codes[clear, token]], (rounded / half)[clear], atol=1e-6)
+
+
+@given(st.lists(st.integers(3, 9), min_size=1, max_size=3), st.integers(1, 3), st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_the_nearest_code_of_residual_tokens_is_rounding_on_a_finer_grid(
+    levels: list[int], tokens: int, seed: int
+) -> None:
+    latents = np.random.default_rng(seed).uniform(-1, 1, (40, len(levels))).astype(np.float32)
+    books = grid_codebooks(levels, tokens, "residual")
+    codes = books.encode(latents)
+    half, left = np.array(levels) // 2, latents.astype(np.float64)
+    clear = np.ones(40, dtype=bool)
+    for token in range(tokens):
+        unit = (np.array(levels) - 1.0) ** -token / half  # between neighbouring values of this token
+        clear &= (np.abs(np.abs(left / unit - np.floor(left / unit)) - 0.5) > 1e-2).all(axis=1)
+        rounded = np.clip(np.round(left / unit), -half, (np.array(levels) - 1) // 2) * unit
+        np.testing.assert_allclose(books.books[token][codes[clear, token]], rounded[clear], atol=1e-6)
+        left = left - books.books[token][codes[:, token]]
+    if tokens > 1 and all(n % 2 for n in levels):  # with odd levels the finer grid covers what is left
+        assert np.abs(left).max() <= (0.5 * unit).max() + 1e-6
+
+
+@pytest.mark.parametrize(("form", "levels"), [("groups", [4, 3]), ("residual", [5, 4, 3])])
+def test_the_model_rounds_as_its_quantizer_does(form: str, levels: list[int]) -> None:
+    vectors = unit_vectors(300, 12)
+    model = build_fsq(settings_of(fsq_levels=levels, fsq_form=form, hidden_sizes=[16]), vectors, seed=0)
+    losses, rounded = model(torch.from_numpy(vectors))
+    quantizer = model.quantizer()
+    codes = quantizer.encode(vectors)
+    assert (codes == rounded.codes.numpy()).mean() > 0.999
+    same = (codes == rounded.codes.numpy()).all(axis=1)
+    np.testing.assert_allclose(quantizer.codebooks.reconstruct(codes)[same], rounded.points.numpy()[same], atol=1e-6)
+    error = quantizer.mean_squared_errors(vectors, codes)[-1] / 12
+    assert losses["loss"].item() == pytest.approx(error, rel=1e-3)
+
+
+def test_gradients_pass_straight_through_the_rounding() -> None:
+    """The encoder's gradient is that of the loss at the rounded points, taken as if they were the bounded latents themselves."""
+    vectors = torch.from_numpy(unit_vectors(30, 6))
+    model = build_fsq(settings_of(fsq_levels=[5, 4], fsq_tokens=2, hidden_sizes=[8]), vectors.numpy(), seed=0)
+    model(vectors)[0]["loss"].backward()
+    found = [parameter.grad.clone() for parameter in model.encoder.parameters()]
+    bounded = bound(model.encoder(vectors), [5, 4, 5, 4])
+    point = nearest_point(bounded.detach(), [5, 4, 5, 4]).requires_grad_()
+    ((model.decoder(point) - vectors) ** 2).mean().backward()
+    wanted = torch.autograd.grad(bounded, list(model.encoder.parameters()), point.grad)
+    for own, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(own, other)
+        assert own.abs().max() > 0
+
+
+def test_unit_vectors_do_not_fall_into_one_cell() -> None:
+    """Before the first step most codes are in use, although a unit vector's numbers are small; also for vectors 1000 times as long."""
+    for factor in (1.0, 1000.0):
+        vectors = factor * unit_vectors(2000, 384)
+        model = build_fsq(settings_of(fsq_levels=[4, 4]), vectors, seed=0)
+        codes = model.quantizer().encode(vectors)
+        assert min(len(np.unique(level)) for level in codes.T) >= 8
+
+
+def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
+    vectors = unit_vectors(600, 16)
+    chosen = settings_of(
+        fsq_levels=[5, 5],
+        hidden_sizes=[32],
+        training_steps=150,
+        evaluate_every=50,
+        batch_size=128,
+        learning_rate=0.01,
+    )
+    before = build_fsq(chosen, vectors, seed=0).quantizer()
+    quantizer = learn_fsq(chosen, vectors, seed=0, folder=tmp_path)
+    first, last = (q.mean_squared_errors(vectors, q.encode(vectors))[-1] for q in (before, quantizer))
+    assert last < 0.5 * min(first, vectors.var(axis=0).sum())
+    assert (tmp_path / "training.json").exists()
+    assert quantizer.codebooks.sizes == [25, 25, 25]
+    quantizer.save(tmp_path / "q.safetensors")
+    again = Quantizer.load(tmp_path / "q.safetensors")
+    assert again.fsq_levels == (5, 5) * 3
+    np.testing.assert_array_equal(again.encode(vectors), quantizer.encode(vectors))
+    resumed = learn_fsq(chosen, vectors, seed=0, folder=tmp_path)  # finished: nothing left to train
+    np.testing.assert_array_equal(resumed.encode(vectors), quantizer.encode(vectors))
+    assert learn_fsq(chosen, vectors, seed=0).encode(vectors).tobytes() == quantizer.encode(vectors).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"fsq_levels": [8, 1]}, r"fsq_levels is \[8, 1\]"),
+        ({"fsq_levels": []}, r"fsq_levels is \[\]"),
+        ({"fsq_levels": [9] * 6}, "give 531,441 codes, more than 65,536"),
+        ({"fsq_form": "both"}, "fsq_form is 'both'"),
+        ({"fsq_form": "residual", "fsq_levels": [2, 3]}, "gets no finer"),
+        ({"fsq_tokens": 0}, "fsq_tokens is 0"),
+        ({"commitment": 0.5}, "commitment is set, but the quantizer 'fsq' does not use it"),
+        ({"codebook_start": "random"}, "codebook_start is set"),
+        ({"e_dim": 32}, "e_dim is 32, but fsq_levels and fsq_tokens give 9 dimensions"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changed: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_fsq(settings_of(**changed))
+
+
+def test_e_dim_may_be_what_the_grid_gives() -> None:
+    check_fsq(settings_of(e_dim=9))
+    check_fsq(settings_of(e_dim=3, fsq_form="residual"))
+
+
+# k-means with a grid as its last level
+
+
+def test_the_nearest_grid_vector_is_rounding_along_principal_directions() -> None:
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((6, 6)))
+    scales = np.array([4.0, 2.0, 1.0, 0.3, 0.2, 0.1])
+    residuals = (rng.standard_normal((5000, 6)) * scales @ basis.T + 0.5).astype(np.float32)
+    levels = [5, 4]
+    grid = residual_grid(residuals, levels)
+    assert grid.shape == (20, 6)
+    centred = residuals - residuals.mean(axis=0)
+    values = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T  # along the two leading directions
+    found = ((residuals[:, None] - grid) ** 2).sum(axis=2).argmin(axis=1)
+    on_grid = (grid - residuals.mean(axis=0)) @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+    for i, n in enumerate(levels):
+        own = np.unique(on_grid[:, i].round(4))
+        assert len(own) == n
+        np.testing.assert_allclose(own, -own[::-1], atol=1e-3)  # symmetric, and evenly spaced
+        np.testing.assert_allclose(np.diff(own), own[1] - own[0], atol=1e-3)
+        nearest = np.abs(values[:, i : i + 1] - own).min(axis=1)
+        np.testing.assert_allclose(np.abs(values[:, i] - on_grid[found, i]), nearest, atol=2e-3)
+    np.testing.assert_allclose(grid.mean(axis=0), residuals.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 8])
+def test_the_step_width_has_the_least_error(n: int) -> None:
+    values = np.random.default_rng(n).standard_t(4, 4000)
+
+    def error(step: float) -> float:
+        grid = step * (np.arange(n) - (n - 1) / 2)
+        return float(np.square(values[:, None] - grid).min(axis=1).mean())
+
+    best = min(error(step) for step in np.linspace(0.01, 6, 600))
+    assert error(step_width(values, n)) <= best * 1.001
+    assert step_width(np.zeros(5), n) == 0
+
+
+def test_the_grid_follows_k_means_of_the_first_levels() -> None:
+    vectors = unit_vectors(2000, 16)
+    books = fit_with_grid(vectors, [8, 8, 60], 0, KmeansSettings(), FsqSettings(fsq_levels=[5, 4, 3]))
+    assert books.sizes == [8, 8, 60]
+    errors = Quantizer(books).mean_squared_errors(vectors, books.encode(vectors))
+    assert errors[0] > errors[1] > errors[2]
+    again = fit_with_grid(vectors, [8, 8, 60], 0, KmeansSettings(), FsqSettings(fsq_levels=[5, 4, 3]))
+    assert all(one.tobytes() == other.tobytes() for one, other in itertools.zip_longest(books.books, again.books))
+
+
+@pytest.mark.parametrize(
+    ("fsq", "sizes", "message"),
+    [
+        (FsqSettings(fsq_tokens=2), [8, 240], "fsq_tokens is set"),
+        (FsqSettings(fsq_form="residual"), [8, 240], "fsq_form is set"),
+        (FsqSettings(), [240], "needs two levels"),
+        (FsqSettings(fsq_levels=[2] * 7), [8, 128], "names 7 dimensions, but the item vectors have 6"),
+    ],
+)
+def test_settings_that_the_grid_does_not_use_are_refused(fsq: FsqSettings, sizes: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_kmeans_fsq(fsq, sizes, 6)

@@ -1,0 +1,75 @@
+"""Who takes what after what → item vectors: truncated SVD of the shifted positive PMI of co-occurring items."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import sparse
+from sklearn.utils.extmath import randomized_svd
+
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.embeddings.unit_rows import unit_rows
+
+SMALLEST_SINGULAR_VALUE = 1e-6  # relative to the largest; below it a component is rounding noise
+
+
+def cooccurrence(sequences: list[np.ndarray], n_items: int, window: int) -> sparse.csr_array:
+    """Weighted counts of items near each other: 1/d for every two positions of one user that lie d <= `window` apart.
+
+    sequences: each user's items (indices below `n_items`) in time order. Returns a symmetric sparse float64 [n_items,
+    n_items] with an empty diagonal (an item beside itself says nothing about others).
+    """
+    assert window >= 1, f"window must be at least 1, got {window}"
+    items = np.concatenate(sequences) if sequences else np.zeros(0, dtype=np.int64)
+    user = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    counts = sparse.csr_array((n_items, n_items), dtype=np.float64)
+    for distance in range(1, min(window, len(items) - 1) + 1):
+        first, second = items[:-distance], items[distance:]
+        counted = (user[:-distance] == user[distance:]) & (first != second)
+        pairs = (first[counted], second[counted])
+        weights = np.full(len(pairs[0]), 1.0 / distance)
+        counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()  # adds equal pairs up
+    return (counts + counts.T).tocsr()
+
+
+def shifted_ppmi(counts: sparse.csr_array, negatives: float = 1.0, alpha: float = 0.75) -> sparse.csr_array:
+    """Shifted positive pointwise mutual information of an item-item count matrix #(i, j).
+
+    SPPMI(i, j) = max( log( #(i, j) / (#(i) · P_alpha(j)) ) - log(negatives), 0 ),
+    #(i) = sum over j of #(i, j),  P_alpha(j) = #(j)^alpha / sum over j' of #(j')^alpha.
+    `alpha` < 1 smooths the contexts' distribution, so that rare contexts do not get the largest values. Sparse [N, N]
+    in and out.
+    """
+    assert counts.shape[0] == counts.shape[1]
+    assert negatives >= 1
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    smoothed = totals**alpha
+    context = smoothed / max(smoothed.sum(), np.finfo(np.float64).tiny)
+    pairs = counts.tocoo()
+    row, column = pairs.coords
+    values = np.log(pairs.data / (totals[row] * context[column])) - np.log(negatives)
+    positive = values > 0
+    kept = (values[positive], (row[positive], column[positive]))
+    return sparse.coo_array(kept, shape=counts.shape).tocsr()
+
+
+def ppmi_svd(
+    sequences: list[np.ndarray], n_items: int, dim: int, seed: int, window: int = 10, negatives: float = 1
+) -> np.ndarray:
+    """Embed items by truncated SVD of SPPMI = U S V^T, rows U·sqrt(S) scaled to length 1 (Levy & Goldberg, NIPS 2014).
+
+    What word2vec's skip-gram with `negatives` negative samples factorises implicitly, computed directly: no training,
+    one seed. The counts are `cooccurrence`'s, the formula `shifted_ppmi`'s; pass training sequences only. Returns
+    float32 [n_items, D], D = `dim` or less where the data allow less. An item without positive PMI (never seen in
+    training, or always alone) gets a vector of length 1e-4 in a direction drawn from `seed` (see `unit_rows`): close
+    to no item in particular. Raises InputError when that is all items.
+    """
+    assert dim >= 1, f"dim must be at least 1, got {dim}"
+    matrix = shifted_ppmi(cooccurrence(sequences, n_items, window), negatives)
+    if matrix.nnz == 0:
+        raise InputError(
+            "the training part of interactions.parquet has no two items that occur together more often than by chance, "
+            "so there is nothing to make collaborative vectors from; leave the source out with --sources text."
+        )
+    left, singular, _ = randomized_svd(matrix, min(dim, n_items), n_iter=7, random_state=seed)
+    kept = singular > SMALLEST_SINGULAR_VALUE * singular[0]
+    return unit_rows(left[:, kept] * np.sqrt(singular[kept]), seed)

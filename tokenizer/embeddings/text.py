@@ -1,0 +1,65 @@
+"""Item text → vectors: TF-IDF and SVD (no download, seconds), or any sentence-transformers encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.utils.extmath import randomized_svd
+
+from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.embeddings.unit_rows import unit_rows
+
+SMALLEST_SINGULAR_VALUE = 1e-6  # relative to the largest; below it a component is rounding noise
+
+
+def tfidf_svd(texts: list[str], dim: int, seed: int) -> np.ndarray:
+    """Embed texts by latent semantic analysis: SVD of the TF-IDF matrix of words and word pairs.
+
+    Returns float32 [N, D] with rows of length 1. D is `dim`, or less where the texts allow less (N, the number of
+    terms, or the rank of their matrix). Terms that occur in one text only are left out: they make no two items alike.
+    A text without any remaining term gets a vector of length 1e-4 in a direction drawn from `seed` (see `unit_rows`).
+    Words are what Unicode separates by spaces and signs; for Chinese, Japanese or Thai use a text encoder. Raises
+    InputError when no term occurs in two texts.
+    """
+    assert dim >= 1, f"dim must be at least 1, got {dim}"
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", min_df=2, dtype=np.float64
+    )
+    try:
+        matrix = vectorizer.fit_transform(texts)  # sparse [N, terms]
+    except ValueError as error:  # sklearn's "empty vocabulary" and "no terms remain"
+        raise InputError(
+            f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
+            "give the items text, or leave the source out with --sources collaborative."
+        ) from error
+    left, singular, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=7, random_state=seed)
+    kept = singular > SMALLEST_SINGULAR_VALUE * singular[0]
+    return unit_rows(left[:, kept] * singular[kept], seed)
+
+
+def encode_texts(texts: list[str], name_or_folder: str, batch_size: int) -> np.ndarray:
+    """Embed texts with a sentence-transformers model (a Hugging Face name, or a folder for use without a network).
+
+    Returns float32 [N, D] with rows of length 1; D is the model's own. Raises InputError when the package is not
+    installed or the model cannot be loaded.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            f"--text_encoder {name_or_folder} needs sentence-transformers, which is not installed: "
+            'run `pip install "sidrec[text]"`, or leave --text_encoder out to use TF-IDF.'
+        ) from error
+    try:
+        encoder = SentenceTransformer(name_or_folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"--text_encoder {name_or_folder} cannot be loaded ({reason}); give the name of a "
+            "sentence-transformers model that this machine can download, or a folder that holds one."
+        ) from error
+    vectors = encoder.encode(texts, batch_size=batch_size, show_progress_bar=True, convert_to_numpy=True)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    assert vectors.ndim == 2, f"expected [N, D], got {vectors.shape}"
+    assert len(vectors) == len(texts)
+    return unit_rows(vectors, seed=0)

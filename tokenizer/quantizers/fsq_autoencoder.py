@@ -1,0 +1,129 @@
+"""Encoder, finite scalar grid and decoder, trained together: the quantizer `fsq` (arXiv 2309.15505).
+
+With y = bound(encoder(x)) and ŷ the grid's nearest point: loss = ||x - decoder(y + sg[ŷ - y])||^2, a mean over rows and dimensions (or l1).
+No codebook is learnt, so there is no other loss.
+
+Where it starts matters: from item vectors of length 1 the encoder's outputs would lie near 0, and many items would round to one point.
+So the weights of the first layer start divided by the root mean square of the vectors' numbers (as if the vectors were standardised),
+and those of the decoder's last layer multiplied by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import l1_loss, mse_loss
+
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.tokenizer.autoencoders.mlp import Mlp
+from sidrec.tokenizer.autoencoders.training import Training
+from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.quantizers.fsq import bound, codes_of, grid_codebooks, nearest_point
+from sidrec.tokenizer.quantizers.quantizer_settings import QuantizerSettings, TrainingSettings
+
+USED = (  # of TrainingSettings
+    *("e_dim", "hidden_sizes", "training_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay"),
+    *("gradient_clip", "reconstruction", "evaluate_every", "keep"),
+)
+SAMPLED_ROWS = 4096
+
+
+@dataclass
+class Rounded:
+    """Points [n, e], the sum over tokens, and codes, int64 [n, L]."""
+
+    points: Tensor
+    codes: Tensor
+
+
+class FsqAutoencoder(nn.Module):
+    """encoder: [n, D] → [n, e]; decoder: [n, e] → [n, D]; e = tokens · d for `groups`, d for `residual`. levels: those of one token, d."""
+
+    def __init__(
+        self, encoder: Mlp, decoder: Mlp, levels: list[int], tokens: int, form: str, loss: str = "mse"
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+        self.levels, self.tokens, self.form = levels, tokens, form
+        self.loss = {"mse": mse_loss, "l1": l1_loss}[loss]
+
+    @property
+    def all_levels(self) -> list[int]:
+        """The levels of each of the e dimensions."""
+        return self.levels * (self.tokens if self.form == "groups" else 1)
+
+    def forward(self, x: Tensor, progress: float = 1.0) -> tuple[dict[str, Tensor], Rounded]:
+        """`loss`, and the same as `reconstruction`; and the codes. x: [n, D]."""
+        bounded = bound(self.encoder(x), self.all_levels)
+        rounded = self.round(bounded.detach())
+        reconstruction = self.loss(self.decoder(bounded + (rounded.points - bounded).detach()), x)
+        return {"loss": reconstruction, "reconstruction": reconstruction}, rounded
+
+    def round(self, bounded: Tensor) -> Rounded:
+        """The grids' nearest points, token by token. bounded: [n, e]."""
+        if self.form == "groups":
+            points = nearest_point(bounded, self.all_levels)
+            parts = points.split(len(self.levels), dim=1)
+            return Rounded(points, torch.stack([codes_of(part, self.levels) for part in parts], dim=1))
+        points, codes = torch.zeros_like(bounded), []
+        for token in range(self.tokens):
+            unit = (torch.tensor(self.levels, dtype=bounded.dtype) - 1) ** -token
+            point = nearest_point((bounded - points) / unit, self.levels)
+            codes.append(codes_of(point, self.levels))
+            points = points + point * unit
+        return Rounded(points, torch.stack(codes, dim=1))
+
+    def after_step(self, quantized: Rounded, step: int, rng: np.random.Generator) -> int:
+        """Nothing: a grid has no dead codes to revive."""
+        return 0
+
+    def quantizer(self) -> Quantizer:
+        """What has been learnt so far."""
+        books = grid_codebooks(self.levels, self.tokens, self.form)
+        return Quantizer(books, self.encoder, self.decoder, tuple(self.all_levels))
+
+
+def check_fsq(settings: QuantizerSettings) -> None:
+    """Raise InputError for training settings that do nothing here, and for an e_dim that is not the grid's."""
+    fsq, training, default = settings.fsq, settings.training, TrainingSettings()
+    for name in vars(default):
+        if name not in USED and getattr(training, name) != getattr(default, name):
+            raise InputError(f"{name} is set, but the quantizer 'fsq' does not use it; leave it out.")
+    e = len(fsq.fsq_levels) * (fsq.fsq_tokens if fsq.fsq_form == "groups" else 1)
+    if training.e_dim not in (None, e):
+        raise InputError(f"e_dim is {training.e_dim}, but fsq_levels and fsq_tokens give {e} dimensions; leave it out.")
+
+
+def build_fsq(settings: QuantizerSettings, vectors: Rows, seed: int) -> FsqAutoencoder:
+    """The model before the first step; its first and last layers know the scale of `vectors` [N, D], from a sample of them."""
+    fsq, training, (N, D) = settings.fsq, settings.training, vectors.shape
+    sample = np.sort(np.random.default_rng(seed).permutation(N)[:SAMPLED_ROWS])
+    scale = float(np.sqrt(np.square(vectors[sample], dtype=np.float64).mean())) or 1.0
+    e = len(fsq.fsq_levels) * (fsq.fsq_tokens if fsq.fsq_form == "groups" else 1)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        encoder = Mlp([(D, e)], training.hidden_sizes)
+        decoder = Mlp([(e, D)], training.hidden_sizes[::-1])
+        first, last = encoder.stacks[0][0], decoder.stacks[0][-1]  # type: ignore[index]
+        first.weight /= scale
+        last.weight *= scale
+    return FsqAutoencoder(encoder, decoder, fsq.fsq_levels, fsq.fsq_tokens, fsq.fsq_form, training.reconstruction)
+
+
+def learn_fsq(settings: QuantizerSettings, vectors: Rows, seed: int, folder: Path | None = None) -> Quantizer:
+    """Train on `vectors` [N, D]. folder: for checkpoints and training.json, None for neither.
+
+    Raises InputError when the loss is not finite.
+    """
+    model = build_fsq(settings, vectors, seed)
+    config = settings.recorded() | {"seed": seed, "shape": list(vectors.shape)}
+    curve = Training(model, vectors, settings.training, seed, config, folder).run(lambda: None)
+    if folder:
+        write_json(folder / "training.json", curve)
+    return model.quantizer()
