@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.autoencoders.checkpoint import TrainingState
+from sidrec.tokenizer.autoencoders.settings import TrainingSettings
 from sidrec.tokenizer.embeddings.item_vectors import Rows
-from sidrec.tokenizer.quantizers.quantizer_settings import TrainingSettings
 
 MEASURED_ROWS = 4096  # rows measured at once
 CHECKPOINT = Path("checkpoints") / "last.pt"

@@ -24,8 +24,8 @@ from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices, codes_of_equal_size
 from sidrec.tokenizer.kmeans.nearest import BLOCK, distances, nearest_codes
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.kmeans.training_rows import TrainingRows
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
 
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
 WARM_UP_ROWS_PER_CODE = 32  # enough rows for them

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sidrec.tokenizer.codebooks import fitted_codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.given_codes import fitted_codebooks
 from sidrec.tokenizer.report.sid_metrics import (
     DIGITS,
     category_agreement,
