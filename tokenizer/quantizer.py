@@ -14,10 +14,10 @@ from safetensors.torch import save
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.autoencoders.finite_scalar import bound
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, SourceScale, chunks
-from sidrec.tokenizer.autoencoders.finite_scalar import bound
 
 
 @dataclass(frozen=True)

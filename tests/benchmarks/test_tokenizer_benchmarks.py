@@ -37,8 +37,8 @@ def test_changes_win_over_the_file() -> None:
     training = read_settings("rqkmeans_plus_published", [256, 256])[0].training
     assert (training.decoder, training.commitment_levels, training.learning_rate) == ("mlp", "first", 1e-4)
     ema, rqvae = (read_settings(name, [256, 256])[0].training for name in ("ema_reset", "rqvae"))
-    assert (ema.codebook_start, ema.codebook_update, ema.reset_every > 0) == ("random", "ema", True)
-    assert (rqvae.codebook_start, rqvae.codebook_update) == ("random", "gradient")
+    assert (ema.codebook_init, ema.codebook_update, ema.reset_every > 0) == ("random", "ema", True)
+    assert (rqvae.codebook_init, rqvae.codebook_update) == ("random", "gradient")
 
 
 def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from sidrec.pipeline.files import write_json
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.autoencoders.autoencoder import Codebook, ResidualAutoencoder
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
@@ -65,7 +66,12 @@ def build(
 
 
 def start_codebooks(
-    model: ResidualAutoencoder, settings: CodebookTrainingSettings, vectors: Rows, level_sizes: list[int], seed: int
+    model: ResidualAutoencoder,
+    settings: CodebookTrainingSettings,
+    vectors: Rows,
+    level_sizes: list[int],
+    seed: int,
+    screen: Screen | None = None,
 ) -> None:
     """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of k-means on the latents of `vectors`.
 
@@ -79,11 +85,11 @@ def start_codebooks(
     elif settings.codebook_init == "kmeans":
         latents = model.quantizer().latents(vectors)
         if n_books == len(level_sizes):
-            model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings).books)
+            model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings, screen).books)
             return
         K, L = level_sizes[0], len(level_sizes)
         parts = [K * (level + 1) // L - K * level // L for level in range(L)]
-        books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings).books
+        books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings, screen).books
         model.start_codebooks([np.concatenate(books)])
 
 
@@ -94,15 +100,18 @@ def fit(
     level_sizes: list[int],
     seed: int,
     folder: Path | None,
+    screen: Screen | None,
     identity: dict[str, Any],
 ) -> Quantizer:
     """Start the codebooks of `model`, train it on `vectors` [N, D], and return what it learnt.
 
     folder: where checkpoints are written while it trains, and the training curve to training.json, with the `scale` of the vectors
-    whose losses it holds; None for neither. identity: the settings that decide the result, for the checkpoints. Raises InputError when the loss is not finite.
+    whose losses it holds; None for neither. screen: where progress is shown, None for nowhere. identity: the settings that decide the
+    result, for the checkpoints. Raises InputError when the loss is not finite.
     """
-    training = Training(model, vectors, settings, seed, {**identity, "level_sizes": level_sizes, "seed": seed, "shape": list(vectors.shape)}, folder)
-    curve = training.run(lambda: start_codebooks(model, settings, vectors, level_sizes, seed))
+    identity = identity | {"level_sizes": level_sizes, "seed": seed, "shape": list(vectors.shape)}
+    training = Training(model, vectors, settings, seed, identity, folder, screen)
+    curve = training.run(lambda: start_codebooks(model, settings, vectors, level_sizes, seed, screen))
     if folder:
         write_json(folder / "training.json", curve | {"scale": model.scale})
     return model.quantizer()

@@ -39,9 +39,7 @@ class LoraQuantized(Quantized):
 class LoraAutoencoder(ResidualAutoencoder):
     """encoder: [n, D] → [n, e] and decoder: [n, e] → [n, D], a block a source; codebooks: one module a level."""
 
-    def __init__(
-        self, encoder: Mlp, codebooks: list[LoraCodebook], decoder: Mlp, settings: Lora
-    ) -> None:
+    def __init__(self, encoder: Mlp, codebooks: list[LoraCodebook], decoder: Mlp, settings: Lora) -> None:
         super().__init__(encoder, codebooks, decoder, settings)  # type: ignore[arg-type]
         self.lora = settings
         self.soft: SoftAssignment | None = None

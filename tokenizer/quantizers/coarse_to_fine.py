@@ -23,6 +23,7 @@ from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -33,7 +34,9 @@ class CoarseToFine(KmeansSettings, Kind):
 
     summary: ClassVar[str] = "within every code of a level, the next level has a codebook of its own"
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Codebooks [K_0, D], [K_0, K_1, D], [K_1, K_2, D], …"""
         import torch
 
@@ -46,12 +49,12 @@ class CoarseToFine(KmeansSettings, Kind):
         n_train = min(len(vectors), self.train_rows_per_code * n_vectors)
         sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:n_train])
         residual = torch.tensor(vectors[sample], dtype=torch.float32)  # [n, D]
-        first = fit(residual.numpy(), level_sizes[:1], seed, self)
+        first = fit(residual.numpy(), level_sizes[:1], seed, self, screen)
         books, prices = list(first.books), list(first.prices)
         codes = torch.from_numpy(first.encode(residual.numpy())[:, 0]).long()  # [n]
         residual -= torch.from_numpy(books[0][codes])
         for level, size in enumerate(level_sizes[1:], start=1):
-            shared = torch.from_numpy(fit(residual.numpy(), [size], seed + level, self).books[0])
+            shared = torch.from_numpy(fit(residual.numpy(), [size], seed + level, self, screen).books[0])
             local, next_codes = local_kmeans(residual, codes, level_sizes[level - 1], shared, self.lloyd_iterations)
             residual -= local[codes, next_codes]
             codes = next_codes

@@ -20,6 +20,7 @@ from sidrec.tokenizer.quantizers.kind import Kind
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.autoencoders.fsq_autoencoder import FsqAutoencoder
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
@@ -61,13 +62,15 @@ class Fsq(GridSettings, TrainingSettings, Kind):
         check_level_sizes(sizes, shape[0], clustered=0, unique=unique == "assign")
         return sizes
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Raises InputError when the loss is not finite."""
         from sidrec.tokenizer.autoencoders.training import Training
 
         model = self.build(vectors, seed)
         identity = self.identity() | {"seed": seed, "shape": list(vectors.shape)}
-        curve = Training(model, vectors, self, seed, identity, folder).run(lambda: None)
+        curve = Training(model, vectors, self, seed, identity, folder, screen).run(lambda: None)
         if folder:
             write_json(folder / "training.json", curve)
         return model.quantizer()

@@ -14,6 +14,7 @@ from sidrec.tokenizer.quantizers.kind import Kind
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -26,7 +27,9 @@ class Given(Kind):
 
     codes_file: str | None = field(
         default=None,
-        metadata={"help": "SIDs from elsewhere: an .index.json as MiniOneRec writes it or an .npy with codes [items, levels]."},
+        metadata={
+            "help": "SIDs from elsewhere: an .index.json as MiniOneRec writes it or an .npy with codes [items, levels]."
+        },
     )
     codes_offset: int = field(
         default=0,
@@ -71,7 +74,9 @@ class Given(Kind):
         check_level_sizes(sizes, shape[0], clustered=0, unique=unique == "assign")
         return sizes
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         from sidrec.tokenizer.codebooks import Codebooks, fitted_codebooks
         from sidrec.tokenizer.quantizer import Quantizer
 
@@ -104,4 +109,6 @@ class Given(Kind):
         """The codebooks of `codebooks_file`, float32 [K_l, D] each; None where no file is named. level_sizes: empty for any."""
         from sidrec.tokenizer.interchange import read_codebooks
 
-        return read_codebooks(Path(self.codebooks_file), level_sizes or None, dimensions) if self.codebooks_file else None
+        return (
+            read_codebooks(Path(self.codebooks_file), level_sizes or None, dimensions) if self.codebooks_file else None
+        )

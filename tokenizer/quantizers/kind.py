@@ -14,6 +14,7 @@ import numpy as np
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, default_level_sizes
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -39,10 +40,13 @@ class Kind:
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         """Raise InputError for settings that do not suit the vectors [N, D] or the levels, before any work."""
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Learn codebooks of `level_sizes` from vectors [N, D]; the same bytes for the same seed.
 
-        folder: where a trained kind keeps checkpoints to go on from, and writes its reports; None for nowhere.
+        folder: where a trained kind writes checkpoints to go on from, and its reports; None for nowhere. screen: where progress is
+        shown; None for nowhere.
         """
         raise NotImplementedError
 

@@ -18,6 +18,7 @@ from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.autoencoders.lora_autoencoder import LoraAutoencoder
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
@@ -135,13 +136,15 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
                 f"--e_dim {self.e_dim + n_sources - self.e_dim % n_sources} is."
             )
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Writes lora.json beside training.json. Raises InputError when the loss is not finite."""
         from sidrec.tokenizer.autoencoders.fitting import fit
         from sidrec.tokenizer.report.lora import usage_report
 
         model = self.build(source_widths(vectors), level_sizes, seed)
-        quantizer = fit(model, self, vectors, level_sizes, seed, folder, self.identity())
+        quantizer = fit(model, self, vectors, level_sizes, seed, folder, screen, self.identity())
         if folder:
             write_json(folder / REPORT, usage_report(model, vectors))
         return quantizer

@@ -20,6 +20,7 @@ from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -38,7 +39,9 @@ class Product(KmeansSettings, Kind):
                 f"of {vectors.shape[1]} numbers; name fewer levels."
             )
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """One codebook [K_l, D] a level, zero outside its part."""
         from sidrec.tokenizer.codebooks import Codebooks
         from sidrec.tokenizer.kmeans.residual_kmeans import fit
@@ -51,7 +54,7 @@ class Product(KmeansSettings, Kind):
         rows = np.asarray(vectors[sample], dtype=np.float32)
         books, prices = [], []
         for level, (basis, size) in enumerate(zip(balanced_parts(rows, len(level_sizes)), level_sizes, strict=True)):
-            part = fit(rows @ basis, [size], seed + level, self)  # basis: [D, D_l]
+            part = fit(rows @ basis, [size], seed + level, self, screen)  # basis: [D, D_l]
             books.append(part.books[0] @ basis.T)
             prices.append(part.prices[0])
         return Quantizer(Codebooks(books, prices))

@@ -13,6 +13,7 @@ from sidrec.tokenizer.quantizers.kind import Kind
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, default_level_sizes
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -31,7 +32,9 @@ class Random(Kind):
         check_level_sizes(sizes, shape[0], clustered=0)
         return sizes
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         from sidrec.tokenizer.codebooks import fitted_codebooks
         from sidrec.tokenizer.quantizer import Quantizer
 

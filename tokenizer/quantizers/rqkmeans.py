@@ -10,6 +10,7 @@ from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -21,8 +22,10 @@ class Rqkmeans(KmeansSettings, Kind):
     summary: ClassVar[str] = "residual k-means"
     shares_rows: ClassVar[bool] = True
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         from sidrec.tokenizer.kmeans.residual_kmeans import fit
         from sidrec.tokenizer.quantizer import Quantizer
 
-        return Quantizer(fit(vectors, level_sizes, seed, self))
+        return Quantizer(fit(vectors, level_sizes, seed, self, screen))

@@ -20,6 +20,7 @@ from sidrec.tokenizer.quantizers.kind import Kind
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, default_level_sizes
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
 
@@ -59,7 +60,9 @@ class RqkmeansFsq(KmeansSettings, GridSettings, Kind):
                 f"fsq_levels names {len(self.fsq_levels)} dimensions, but the item vectors have {vectors.shape[1]}; name fewer."
             )
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """L codebooks [K_l, D], the last one the grid."""
         from sidrec.tokenizer.codebooks import Codebooks
         from sidrec.tokenizer.kmeans.residual_kmeans import fit
@@ -67,7 +70,7 @@ class RqkmeansFsq(KmeansSettings, GridSettings, Kind):
 
         self.check(vectors, level_sizes)
         assert level_sizes[-1] == self.n_codes
-        first = fit(vectors, level_sizes[:-1], seed, self)
+        first = fit(vectors, level_sizes[:-1], seed, self, screen)
         n_train = self.train_rows_per_code * max(level_sizes)
         sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:n_train])
         rows = np.asarray(vectors[sample], dtype=np.float32)

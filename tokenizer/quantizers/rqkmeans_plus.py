@@ -16,6 +16,7 @@ from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.autoencoders.autoencoder import ResidualAutoencoder
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
@@ -45,11 +46,15 @@ class RqkmeansPlus(AutoencoderSettings, Kind):
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         self.check_codebook_file(level_sizes, vectors.shape[1])
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Raises InputError when the loss is not finite."""
         from sidrec.tokenizer.autoencoders.fitting import fit
 
-        return fit(self.build(vectors, level_sizes, seed), self, vectors, level_sizes, seed, folder, self.identity())
+        return fit(
+            self.build(vectors, level_sizes, seed), self, vectors, level_sizes, seed, folder, screen, self.identity()
+        )
 
     def build(self, vectors: Rows, level_sizes: list[int], seed: int) -> ResidualAutoencoder:
         """The model for `vectors` [N, D], nothing learnt."""

@@ -11,6 +11,7 @@ from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, LatentSe
 from sidrec.tokenizer.quantizers.kind import Kind
 
 if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
     from sidrec.tokenizer.autoencoders.autoencoder import ResidualAutoencoder
     from sidrec.tokenizer.embeddings.item_vectors import Rows
     from sidrec.tokenizer.quantizer import Quantizer
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Rqvae(LatentSettings, AutoencoderSettings, Kind):
-    """Encoder and decoder are MLPs with random weights. Vectors are not scaled: codebooks would learn too slowly to follow their encoder."""
+    """Encoder and decoder are MLPs with random weights. Vectors are not scaled: codebooks would follow their encoder too slowly."""
 
     summary: ClassVar[str] = "RQ-VAE, residual codes of a learnt latent space"
     is_trained: ClassVar[bool] = True
@@ -38,11 +39,15 @@ class Rqvae(LatentSettings, AutoencoderSettings, Kind):
             )
         self.check_codebook_file(level_sizes[:1] if self.shared_codebook else level_sizes, self.e_dim)
 
-    def fit(self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None) -> Quantizer:
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
         """Raises InputError when the loss is not finite."""
         from sidrec.tokenizer.autoencoders.fitting import fit
 
-        return fit(self.build(vectors, level_sizes, seed), self, vectors, level_sizes, seed, folder, self.identity())
+        return fit(
+            self.build(vectors, level_sizes, seed), self, vectors, level_sizes, seed, folder, screen, self.identity()
+        )
 
     def build(self, vectors: Rows, level_sizes: list[int], seed: int) -> ResidualAutoencoder:
         """The model for `vectors` [N, D], nothing learnt."""
