@@ -23,19 +23,27 @@ class TrainingSettings:
     learning_rate: float = field(
         default=1e-3, metadata={"help": "Highest learning rate of AdamW; falls to 0 along a cosine."}
     )
-    warmup_steps: int = field(default=50, metadata={"help": "Steps in which the learning rate rises to its highest."})
-    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay."})
-    gradient_clip: float = field(
-        default=1.0, metadata={"help": "Largest norm of the gradient; longer ones are shortened."}
+    warmup_steps: int = field(
+        default=50, metadata={"help": "Steps in which the learning rate rises to its highest.", "rare": True}
     )
-    reconstruction: str = field(default="mse", metadata={"help": "Reconstruction loss: `mse` or `l1`."})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay.", "rare": True})
+    gradient_clip: float = field(
+        default=1.0,
+        metadata={
+            "help": "Largest norm of the gradient; longer ones are shortened.",
+            "rare": True,
+        },
+    )
+    reconstruction: str = field(default="mse", metadata={"help": "Reconstruction loss: `mse` or `l1`.", "rare": True})
     evaluate_every: int = field(
-        default=200, metadata={"help": "Steps between measurements of loss, collisions and perplexity."}
+        default=200,
+        metadata={"help": "Steps between measurements of loss, collisions and perplexity.", "rare": True},
     )
     keep: str = field(
         default="best_loss",
         metadata={
-            "help": "Which measured state makes the SIDs: `best_loss` (lowest reconstruction loss), `best_collision` or `last`."
+            "help": "Which measured state makes the SIDs: `best_loss` (lowest reconstruction loss), `best_collision` or `last`.",
+            "rare": True,
         },
     )
 
@@ -71,13 +79,18 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             "`random`, or an .npz file with codebook_0, codebook_1, …"
         },
     )
-    quantization_weight: float = field(default=1.0, metadata={"help": "Weight of codebook and commitment loss."})
+    quantization_weight: float = field(
+        default=1.0, metadata={"help": "Weight of codebook and commitment loss.", "rare": True}
+    )
     commitment_weight: float = field(
         default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
     )
     commitment_levels: str = field(
         default="all",
-        metadata={"help": "Levels whose commitment reaches the encoder: `all`, or `first` (as MiniOneRec trains)."},
+        metadata={
+            "help": "Levels whose commitment reaches the encoder: `all`, or `first` (as MiniOneRec trains).",
+            "rare": True,
+        },
     )
     reset_every: int = field(
         default=0,
@@ -87,7 +100,8 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
         default=0.05,
         metadata={
             "help": "A code is dead when it has fewer items than this share of an equal share (vector-quantize-pytorch's "
-            "threshold_ema_dead_code is a number of items instead)."
+            "threshold_ema_dead_code is a number of items instead).",
+            "rare": True,
         },
     )
     sinkhorn_epsilon: float = field(
@@ -96,17 +110,21 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             "help": "Balance the codes of each training batch by Sinkhorn at this temperature; 0 = off, 0.01 is usual."
         },
     )
-    sinkhorn_iterations: int = field(default=50, metadata={"help": "Iterations of Sinkhorn per batch and level."})
+    sinkhorn_iterations: int = field(
+        default=50, metadata={"help": "Iterations of Sinkhorn per batch and level.", "rare": True}
+    )
     rotation_trick: bool = field(
         default=False,
         metadata={
-            "help": "Pass gradients through the quantization by rotation (arXiv 2410.06424), not straight through."
+            "help": "Pass gradients through the quantization by rotation (arXiv 2410.06424), not straight through.",
+            "rare": True,
         },
     )
     diversity_weight: float = field(
         default=0.0,
         metadata={
-            "help": "Weight of a loss that rewards even use of the codes (soft assignment); 0 = off; above 0.1 hurts."
+            "help": "Weight of a loss that rewards even use of the codes (soft assignment); 0 = off; above 0.1 hurts.",
+            "rare": True,
         },
     )
 
@@ -147,7 +165,9 @@ class MovingAverageSettings:
         default="gradient",
         metadata={"help": "`gradient`, or `ema`: codes follow a moving average of their items (arXiv 2107.03312)."},
     )
-    ema_decay: float = field(default=0.95, metadata={"help": "ema: share of the old average that stays at each step."})
+    ema_decay: float = field(
+        default=0.95, metadata={"help": "ema: share of the old average that stays at each step.", "rare": True}
+    )
 
     def __post_init__(self) -> None:
         check_choice(self, "codebook_update", ("gradient", "ema"))

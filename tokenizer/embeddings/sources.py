@@ -14,7 +14,7 @@ from sidrec.tokenizer.embeddings.item_vectors import chunks
 
 def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
     """Every source's vectors, [N, D_s] each. Raises InputError when one is missing (naming the command) or wrong."""
-    command = f"python -m sidrec.tokenizer.embed --run_dir {config.run_dir} --sources {' '.join(config.sources)}"
+    command = f"sidrec tokenize --run_dir {config.run_dir} --sources {' '.join(config.sources)}"
     if config.computed_sources:
         require_finished(config.run_dir, "embeddings", command)
     for source in config.sources:

@@ -29,7 +29,8 @@ class KmeansSettings:
         default=5, metadata={"help": "Plain k-means iterations per level, after the balanced ones; for `plain` use 20."}
     )
     train_rows_per_code: int = field(
-        default=256, metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random."}
+        default=256,
+        metadata={"help": "Codebooks are learnt on at most this many items per code, drawn at random.", "rare": True},
     )
 
     def __post_init__(self) -> None:

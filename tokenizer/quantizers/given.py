@@ -46,16 +46,16 @@ class Given(Kind):
 
     def __post_init__(self) -> None:
         check_least(self, "codes_offset", 0)
-        if not self.codes_file:
-            raise InputError(
-                "the codes are to be given, but no --codes_file says which; give an .index.json or .npy file."
-            )
 
     def choose_level_sizes(self, asked: list[int], shape: tuple[int, ...], unique: str) -> list[int]:
         """Those of the codebooks, else those asked for, else what the largest codes need.
 
         Raises InputError when codes or codebooks do not fit the catalogue, the item vectors or each other.
         """
+        if not self.codes_file:
+            raise InputError(
+                "the codes are to be given, but no --codes_file says which; give an .index.json or .npy file."
+            )
         codes, books = self.read_codes(shape[0]), self.read_books(asked, shape[1])
         sizes = [len(book) for book in books] if books else asked
         sizes = sizes or [max(2, int(largest) + 1) for largest in codes.max(axis=0)]

@@ -42,39 +42,56 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     penalty_reduction: str = field(
         default="mean",
         metadata={
-            "help": "L2 and orthogonality penalties as `mean`, or as `sum` (which switches the low-rank part off)."
+            "help": "L2 and orthogonality penalties as `mean`, or as `sum` (which switches the low-rank part off).",
+            "rare": True,
         },
     )
     l2_weight: float = field(default=1e-4, metadata={"help": "Weight of the L2 penalty on A and B."})
-    orthogonality_weight: float = field(default=0.0, metadata={"help": "Weight of the penalty on A^T A - I."})
+    orthogonality_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the penalty on A^T A - I.", "rare": True}
+    )
     relative_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the penalty max(0, |AB| / |base| - --relative_limit)."}
+        default=0.0,
+        metadata={
+            "help": "Weight of the penalty max(0, |AB| / |base| - --relative_limit).",
+            "rare": True,
+        },
     )
     relative_limit: float = field(
-        default=0.1, metadata={"help": "Share of the base's norm that A B may reach without penalty."}
+        default=0.1, metadata={"help": "Share of the base's norm that A B may reach without penalty.", "rare": True}
     )
-    layer0_multiplier: float = field(default=1.0, metadata={"help": "Factor on the penalties of the first level."})
+    layer0_multiplier: float = field(
+        default=1.0, metadata={"help": "Factor on the penalties of the first level.", "rare": True}
+    )
     alignment_weight: float = field(
-        default=0.0, metadata={"help": "Weight of InfoNCE between the sources' latents of an item; 0 = off."}
+        default=0.0,
+        metadata={"help": "Weight of InfoNCE between the sources' latents of an item; 0 = off."},
     )
     assignment: str = field(
         default="hard",
         metadata={"help": "Codes in training: `hard`, `soft` (weights over all codes) or `topk`; both end hard."},
     )
-    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level."})
+    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level.", "rare": True})
     temperature_start: float = field(
         default=1.0,
         metadata={
-            "help": "soft, topk: temperature at the first step, in units of the gap between nearest and second code."
+            "help": "soft, topk: temperature at the first step, in units of the gap between nearest and second code.",
+            "rare": True,
         },
     )
-    temperature_end: float = field(default=0.01, metadata={"help": "soft, topk: temperature at the last step."})
+    temperature_end: float = field(
+        default=0.01, metadata={"help": "soft, topk: temperature at the last step.", "rare": True}
+    )
     condition_on_previous: bool = field(
-        default=False, metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."}
+        default=False,
+        metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."},
     )
     inherit_levels: bool = field(
         default=False,
-        metadata={"help": "A and B of a level are those of the level before plus a difference that is learnt."},
+        metadata={
+            "help": "A and B of a level are those of the level before plus a difference that is learnt.",
+            "rare": True,
+        },
     )
 
     def __post_init__(self) -> None:

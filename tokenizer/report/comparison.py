@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 
 from sidrec.pipeline.html import page, plot, table
+from sidrec.tokenizer.codebooks import fitted_codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.given_codes import fitted_codebooks
 from sidrec.tokenizer.report.figures import measure
 from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, counts_on_log_scale
 from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
