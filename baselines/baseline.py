@@ -46,11 +46,6 @@ class Baseline(Protocol):
         """The largest catalogue that it takes; None: any."""
         ...
 
-    @property
-    def blends(self) -> bool:
-        """Whether generative models may be blended with it."""
-        ...
-
     def fitted(self, dataset: Dataset, valid: EvalCases, plan: TrainingPlan, screen: Screen) -> Fitted:
         """Fitted on the train part, with the settings that are best on valid."""
         ...
@@ -61,17 +56,16 @@ class DirectBaseline:
     """One that is computed, without gradient descent.
 
     fit: (train sequences, number of items, settings by keyword) -> scorer. tune: (data set, valid cases, screen) -> the scorer with the
-    best settings on valid and what was tried; None: there is nothing to choose.
+    best settings on valid and what was tried; None: there is nothing to choose. blends: whether generative models may be blended with it.
     """
 
-    fit: Callable[..., Scorer] | None = None
+    fit: Callable[..., Scorer]
     tune: Callable[[Dataset, EvalCases, Screen], tuple[Scorer, Tuning]] | None = None
     blends: bool = False
     most_items: int | None = None
 
     def fitted(self, dataset: Dataset, valid: EvalCases, plan: TrainingPlan, screen: Screen) -> Fitted:
         if self.tune is None:
-            assert self.fit is not None
             return Fitted([self.fit(dataset.train_sequences, dataset.n_items)])
         scorer, tuning = self.tune(dataset, valid, screen)
         return Fitted([scorer], tuning)

@@ -77,7 +77,9 @@ def keep_first(sorted_entries: tuple[sparse.coo_array, np.ndarray], count: int) 
     """Of what `places_in_rows` gives, the entries at places below `count`."""
     entries, places = sorted_entries
     is_first = places < count
-    return sparse.csr_array((entries.data[is_first], (entries.row[is_first], entries.col[is_first])), shape=entries.shape)
+    return sparse.csr_array(
+        (entries.data[is_first], (entries.row[is_first], entries.col[is_first])), shape=entries.shape
+    )
 
 
 def tune_item_knn(dataset: Dataset, valid: EvalCases, screen: Screen | None = None) -> tuple[ItemKnn, Tuning]:

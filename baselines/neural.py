@@ -24,6 +24,14 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 
+NEURAL: dict[
+    str, dict[str, Any]
+] = {  # what makes each of them, beside a point of GRID and the defaults of SasRecSettings
+    "sasrec_bce": {"loss": "bce"},
+    "sasrec": {"loss": "softmax"},
+    "sasrec_sampled": {"loss": "sampled_softmax"},
+    "esasrec": {"loss": "sampled_softmax", "block": "ligr"},
+}
 GRID: tuple[dict[str, Any], ...] = (  # the same for every neural baseline; the first is what they are untuned
     {"dim": 64, "dropout": 0.2, "learning_rate": 2e-3},
     {"dim": 64, "dropout": 0.5, "learning_rate": 2e-3},
@@ -43,11 +51,10 @@ class CutShortError(Exception):
 
 @dataclass(frozen=True)
 class NeuralBaseline:
-    """A SASRec. settings: what makes it this one, beside a point of GRID and the defaults of `SasRecSettings`."""
+    """A SASRec. settings: a row of NEURAL."""
 
     name: str
     settings: dict[str, Any]
-    blends: bool = False
     most_items: int | None = None
 
     def grid(self, plan: TrainingPlan) -> list[SasRecSettings]:

@@ -32,8 +32,8 @@ from benchmarks.tokenizer_downstream import SPLITS, check_seeds, keep_ranks, run
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.evaluate import rank_recommender
-from sidrec.evaluation.statistics import Comparison, holm, paired_test
+from sidrec.evaluation.ranking import rank_recommender
+from sidrec.evaluation.statistics import PairedTest, holm, paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -219,7 +219,7 @@ def mean_gains(rows: list[Row], work_dir: Path) -> np.ndarray:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    less: Comparison | None = line["less"]
+    less: PairedTest | None = line["less"]
     return [
         line["lever"],
         str(line["seeds"]),

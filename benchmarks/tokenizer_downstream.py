@@ -30,11 +30,12 @@ from rich.console import Console
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.main_job import ROOT, describe_machine
 from benchmarks.quantizers import QUANTIZERS, check_names, flags_of, read_settings
-from sidrec.baselines.counting import fit_popularity, rank_cases
+from sidrec.baselines.popularity import fit_popularity
+from sidrec.baselines.scorer import rank_cases
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at, recall_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.evaluate import rank_recommender
+from sidrec.evaluation.ranking import rank_recommender
 from sidrec.evaluation.statistics import paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config

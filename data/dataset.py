@@ -106,7 +106,7 @@ class Dataset:
     @classmethod
     def load(cls, run_dir: Path) -> Dataset:
         """Read a finished `data` stage. Raises InputError when there is none."""
-        folder = require_finished(run_dir, "data", f"python -m sidrec.data.prepare --run_dir {run_dir}")
+        folder = require_finished(run_dir, "data", f"sidrec prepare --run_dir {run_dir}")
         return cls(
             pl.read_parquet(folder / "items.parquet"),
             pl.read_parquet(folder / "interactions.parquet"),
