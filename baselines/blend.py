@@ -179,8 +179,6 @@ def load_blend(run_dir: Path, name: str) -> Blend:
         raise InputError(f"{folder} has no {name}, only {measured}; run `{command} --overwrite true` first.")
     chosen = chosen_settings(comparison, name)
     expert = chosen["with"]
-    if expert not in comparison["tuning"]:
-        raise InputError(f"{folder} is of an older version; run `{command} --overwrite true` first.")
     runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
     dataset = Dataset.load(run_dir)
     scorer = EXPERTS[expert].fit(dataset.train_sequences, dataset.n_items, **chosen_settings(comparison, expert))
