@@ -9,10 +9,11 @@ import time
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
+from benchmarks.harness import cpu_seconds
 from benchmarks.masking_step import VOCABULARY
-from benchmarks.random_catalogues import cpu_seconds, uniform_codes
+from benchmarks.random_catalogues import small_qwen3, uniform_codes
 from sidrec.decoding.beam_search import beam_search
 from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.eligibility import Eligibility
@@ -25,29 +26,19 @@ N_THREADS = 8
 BEAMS = 20
 
 
-def small_qwen3(seed: int) -> Qwen3ForCausalLM:
-    """4 layers, 256 wide, random weights, 152 thousand tokens and those of the SIDs."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY + sum(SIZES), hidden_size=256, intermediate_size=768, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, head_dim=64, tie_word_embeddings=True,
-    )  # fmt: skip
-    return Qwen3ForCausalLM(config).eval()
-
-
 def measure_changes(n_items: int, seconds: float, repeats: int, seed: int) -> dict[str, float]:
     """Everything of this file, at `n_items` items; requests run for `seconds`."""
     n_more = n_items // 100
     codes = uniform_codes(n_items + 2 * n_more, SIZES, seed)
     trie = SidTrie(codes[:n_items], SIZES)
-    model = small_qwen3(seed)
+    model = small_qwen3(VOCABULARY + sum(SIZES), seed)
     return {
         "seen_share": round(seen_share(model, trie, repeats, seed), 3),
         "insert_seconds": round(insert_seconds(trie, codes[n_items : n_items + n_more].numpy(), repeats), 3),
     } | requests_under_change(model, LiveCatalogue(trie), codes[n_items:].numpy(), seconds)
 
 
-def seen_share(model: Qwen3ForCausalLM, trie: SidTrie, repeats: int, seed: int) -> float:
+def seen_share(model: PreTrainedModel, trie: SidTrie, repeats: int, seed: int) -> float:
     """How much longer 8 requests take when each excludes 200 items, as a share; the two are timed in turn."""
     rng = np.random.default_rng(seed)
     prompts = torch.from_numpy(rng.integers(0, VOCABULARY, (8, 128)))
@@ -72,7 +63,7 @@ def insert_seconds(trie: SidTrie, codes: np.ndarray, repeats: int) -> float:
 
 
 def requests_under_change(
-    model: Qwen3ForCausalLM, catalogue: LiveCatalogue, codes: np.ndarray, seconds: float
+    model: PreTrainedModel, catalogue: LiveCatalogue, codes: np.ndarray, seconds: float
 ) -> dict[str, float]:
     """Eight threads of requests; meanwhile new items come in hundreds and as many old ones, never to return, go.
 
@@ -90,14 +81,13 @@ def requests_under_change(
             while not finished.is_set():
                 gone, most = set(removed), first_new + len(codes)
                 snapshot = catalogue.snapshot
-                found = (
-                    beam_search(model, prompt, torch.ones_like(prompt), SIDS, snapshot.trie, BEAMS).items[0].tolist()
-                )
-                assert len(set(found)) == BEAMS, "an item twice, or too few"
-                assert not gone & set(found), "a removed item"
-                assert all(0 <= item < most for item in found), "an unknown item"
+                beams = beam_search(model, prompt, torch.ones_like(prompt), SIDS, snapshot.trie, BEAMS)
+                answer = beams.items[0].tolist()
+                assert len(set(answer)) == BEAMS, "an item twice, or too few"
+                assert not gone & set(answer), "a removed item"
+                assert all(0 <= item < most for item in answer), "an unknown item"
                 n_requests[thread] += 1
-                shown.put(found[0])
+                shown.put(answer[0])
         except Exception as error:
             failures.append(error)
             finished.set()

@@ -13,15 +13,12 @@ line is one JSON object.
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import announce, plain_console, print_figures
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -49,13 +46,10 @@ class ConstrainedDecodingConfig:
             raise InputError("--repeats and --seconds must be above 0.")
 
 
-def main() -> None:
-    config = parse_config(ConstrainedDecodingConfig)
-    console = Console()
-    command = shlex.join(["python", "-m", "benchmarks.constrained_decoding", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
-    figures = measure(config, console)
-    sys.stdout.write(json.dumps(figures) + "\n")
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(ConstrainedDecodingConfig, arguments), plain_console()
+    announce(console, "constrained_decoding", arguments)
+    print_figures(measure(config, console))
 
 
 def measure(config: ConstrainedDecodingConfig, console: Console) -> dict[str, float]:
@@ -71,15 +65,15 @@ def measure(config: ConstrainedDecodingConfig, console: Console) -> dict[str, fl
         if part == "a":
             from benchmarks.generate_comparison import compare_generate
 
-            found = compare_generate(repeats=config.repeats, seed=config.seed)
+            of_part = compare_generate(repeats=config.repeats, seed=config.seed)
         elif part == "b":
-            found = compare_masking(config.items, config.repeats, config.seed)
+            of_part = compare_masking(config.items, config.repeats, config.seed)
         elif part == "c":
-            found = measure_large_trie(config.large_items, config.repeats, config.seed)
+            of_part = measure_large_trie(config.large_items, config.repeats, config.seed)
         else:
-            found = measure_changes(config.items, config.seconds, config.repeats, config.seed)
-        figures |= found
-        show(console, part, found)
+            of_part = measure_changes(config.items, config.seconds, config.repeats, config.seed)
+        figures |= of_part
+        show(console, part, of_part)
     return figures
 
 

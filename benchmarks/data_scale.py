@@ -3,15 +3,13 @@
 python -m benchmarks.data_scale
 python -m benchmarks.data_scale --rows 1000000
 
-Writes a synthetic log in random order as one Parquet file, piece by piece, and a catalogue; prepares them with
-`sidrec.data.prepare` (5-core,
+Writes a synthetic log in random order as one Parquet file, piece by piece, and a catalogue; prepares them (5-core,
 leave-one-out, summary) in a process of its own. Prints the machine, then what the preparation prints; the last line is one JSON
 object: rows, seconds (of the preparation), peak_gib (the largest resident memory of the preparing process).
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import shutil
 import subprocess
@@ -26,10 +24,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import PREPARE, ROOT, announce, plain_console, print_figures, python_command, stage_environment
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -70,14 +67,14 @@ class DataScaleConfig:
             raise InputError(f"--work_dir {self.work_dir} is not empty and would be deleted; give a new folder.")
 
 
-def main() -> None:
-    config = parse_config(DataScaleConfig)
-    Console().print(describe_machine(), markup=False, highlight=False, soft_wrap=True)
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(DataScaleConfig, arguments)
+    announce(plain_console(), "data_scale", arguments)
     with _folder(config.work_dir) as folder:
         write_log(folder / "log.parquet", config.rows, config.seed)
         write_catalogue(folder / "items.parquet", config.rows)
         figures = {"rows": config.rows, **prepare(folder)}
-    sys.stdout.write(json.dumps(figures) + "\n")
+    print_figures(figures)
 
 
 @contextmanager
@@ -123,20 +120,11 @@ def _name(letter: str, column: str) -> pl.Expr:
 
 
 def prepare(folder: Path) -> dict[str, float]:
-    """Run `sidrec.data.prepare` on the two files; seconds, and the peak of its memory in GiB (no less than this process's own)."""
+    """Prepare the two files; the seconds it takes, and the peak of its memory in GiB (no less than this process's own)."""
     files = ["--interactions", str(folder / "log.parquet"), "--items", str(folder / "items.parquet")]
     start = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "sidrec.data.prepare",
-        "--dataset",
-        "own",
-        *files,
-        "--run_dir",
-        str(folder / "run"),
-    ]
-    done = subprocess.run(command, check=False)
+    command = python_command([*PREPARE, "--dataset", "own", *files], folder / "run")
+    done = subprocess.run(command, cwd=ROOT, env=stage_environment(), check=False)
     seconds = time.perf_counter() - start
     if done.returncode:
         sys.exit(done.returncode)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
@@ -39,6 +42,19 @@ class FinishedRows:
 
 def _as_json(value: Row) -> Row:
     return json.loads(json.dumps(value, default=str))
+
+
+def grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[Any, ...], list[Row]]:
+    """The rows by their values of `fields`, groups in the order of their first rows."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[field] for field in fields), []).append(row)
+    return groups
+
+
+def mean_figures(rows: list[Row], part: str) -> dict[str, float]:
+    """The mean over rows of every figure in `part`, a dictionary in each of them."""
+    return {figure: float(np.mean([row[part][figure] for row in rows])) for figure in rows[0][part]}
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

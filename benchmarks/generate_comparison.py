@@ -6,21 +6,19 @@ A random Qwen3 (4 layers, 256 wide, tied, 152k tokens), 4,000 items of 3 codes o
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-from benchmarks.random_catalogues import skewed_codes
+from benchmarks.harness import timed
+from benchmarks.random_catalogues import skewed_codes, small_qwen3
 from sidrec.decoding.beam_search import Beams, beam_search
 from sidrec.decoding.policy import Normaliser, SidVocabulary
 from sidrec.decoding.trie import SidTrie
 
-Result = TypeVar("Result")
 NORMALISERS: tuple[Normaliser, ...] = ("level", "full", "children")
 N_ITEMS, LEVEL_SIZES = 4000, [256, 256, 256]
 N_WORDS = 151_936  # tokens before the SIDs': Qwen3's
@@ -43,13 +41,14 @@ def compare_generate(repeats: int, seed: int) -> dict[str, float]:
     differences: list[float] = []
     for repeat in range(repeats + 1):  # the first is not counted
         prompts = torch.randint(N_WORDS, (N_REQUESTS, PROMPT_LENGTH), generator=generator)
-        (items, scores), taken = timed(partial(by_generate, model, prompts, trie, vocabulary, root))
-        found: dict[str, Beams] = {}
-        times = {"generate": taken}
+        (items, scores), generate_seconds = timed(partial(by_generate, model, prompts, trie, vocabulary, root))
+        searched: dict[str, Beams] = {}
+        times = {"generate": generate_seconds}
         for normaliser in NORMALISERS:
-            found[normaliser], times[normaliser] = timed(partial(search, model, prompts, trie, vocabulary, normaliser))
-        same += (found["full"].items == items).all(1).tolist()
-        differences.append(float((found["full"].log_probs - scores).abs().max()))
+            beams, times[normaliser] = timed(partial(search, model, prompts, trie, vocabulary, normaliser))
+            searched[normaliser] = beams
+        same += (searched["full"].items == items).all(1).tolist()
+        differences.append(float((searched["full"].log_probs - scores).abs().max()))
         for name, one in times.items():
             if repeat:
                 seconds[name].append(one)
@@ -69,34 +68,6 @@ def _catalogue(seed: int) -> tuple[SidTrie, SidVocabulary]:
     firsts = [N_WORDS + 64 + sum(LEVEL_SIZES[:level]) for level in range(len(LEVEL_SIZES))]
     vocabulary = SidVocabulary(N_WORDS, tuple(firsts), tuple(LEVEL_SIZES))
     return SidTrie(skewed_codes(N_ITEMS, LEVEL_SIZES, seed), LEVEL_SIZES), vocabulary
-
-
-def small_qwen3(n_tokens: int, seed: int) -> PreTrainedModel:
-    """A random Qwen3 whose logits are spread (embeddings of standard deviation 0.05), so that its choices differ."""
-    torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=n_tokens,
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=64,
-        tie_word_embeddings=True,
-        max_position_embeddings=4096,
-        attn_implementation="sdpa",
-    )
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        model.model.embed_tokens.weight.normal_(0, 0.05)
-    return model
-
-
-def timed(function: Callable[[], Result]) -> tuple[Result, float]:
-    """What the function returns, and its CPU seconds."""
-    start = time.process_time()
-    result = function()
-    return result, time.process_time() - start
 
 
 def search(

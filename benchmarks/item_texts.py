@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 
+from benchmarks.harness import plain_console, print_figures
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -57,8 +57,8 @@ class ItemTextsConfig:
             raise InputError("--dimensions and --batch_size must be at least 1.")
 
 
-def main() -> None:
-    config = parse_config(ItemTextsConfig)
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(ItemTextsConfig, arguments)
     texts = read_texts(config.items, config.columns)
     if config.encoder is None:
         vectors = tfidf_svd(texts, config.dimensions, config.seed)
@@ -67,7 +67,8 @@ def main() -> None:
     config.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(config.out) as temporary, temporary.open("wb") as handle:
         np.save(handle, vectors)
-    Console().print(f"{config.out}: {vectors.shape[0]:,} items, {vectors.shape[1]} numbers each", soft_wrap=True)
+    plain_console().print(f"{config.out}: {vectors.shape[0]:,} items, {vectors.shape[1]} numbers each")
+    print_figures({"items": vectors.shape[0], "dimensions": vectors.shape[1]})
 
 
 def read_texts(path: Path, columns: list[str]) -> list[str]:

@@ -8,21 +8,24 @@ itself. Prints each kill with the stage that it hit, then whether the files are 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-
-from benchmarks.main_job import ROOT, STAGE_LINE, STAGES, describe_machine
+from benchmarks.harness import (
+    QUICKSTART_LINE,
+    QUICKSTART_STAGES,
+    announce,
+    plain_console,
+    print_figures,
+    quickstart_command,
+)
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -48,10 +51,9 @@ class KillConfig:
     most_kills: int = field(default=60, metadata={"help": "Give up after this many kills."})
 
 
-def main() -> None:
-    config = parse_config(KillConfig)
-    console = Console()
-    console.print(describe_machine(), markup=False, highlight=False, soft_wrap=True)
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(KillConfig, arguments), plain_console()
+    announce(console, "kill_and_resume", arguments)
     with tempfile.TemporaryDirectory() as folder:
         undisturbed, killed = Path(folder) / "undisturbed", Path(folder) / "killed"
         run_for(undisturbed, seconds=None)
@@ -65,15 +67,15 @@ def main() -> None:
     for name, equal in same.items():
         console.print(f"{name}: {'the same bytes' if equal else 'DIFFERENT'}")
     figures = {"kills": hits.total(), "kills_by_stage": dict(hits), "same_table": same["evaluation/table.md"]}
-    sys.stdout.write(json.dumps(figures | {"same_bytes": all(same.values())}) + "\n")
+    print_figures(figures | {"same_bytes": all(same.values())})
 
 
 def run_for(run_dir: Path, seconds: float | None) -> str | None:
     """Run the demo; after `seconds` kill it and return the stage that was hit. None: it ended by itself."""
-    command = ["bash", str(ROOT / "run_quickstart.sh"), "demo", "--run_dir", str(run_dir)]
+    command = quickstart_command("demo", run_dir)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        begun = time.monotonic()
+        start = time.monotonic()
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -83,10 +85,10 @@ def run_for(run_dir: Path, seconds: float | None) -> str | None:
         output.seek(0)
         printed = output.read()
     if code is None:
-        stages = [STAGES[int(number) - 1] for number in re.findall(rf"^{STAGE_LINE.pattern}", printed, re.MULTILINE)]
-        return stages[-1] if stages else "install"
+        begun = re.findall(rf"^{QUICKSTART_LINE.pattern}", printed, re.MULTILINE)
+        return QUICKSTART_STAGES[int(begun[-1]) - 1] if begun else "install"
     if code:
-        raise InputError(f"the demo failed after {time.monotonic() - begun:.0f} s: {printed[-500:]}")
+        raise InputError(f"the demo failed after {time.monotonic() - start:.0f} s: {printed[-500:]}")
     return None
 
 

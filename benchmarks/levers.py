@@ -12,10 +12,7 @@ object.
 
 from __future__ import annotations
 
-import json
-import shlex
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,14 +22,23 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import describe_machine
-from benchmarks.results import BOTH, OURS, PLANS, Ours, prepare_flags, training_commands
-from benchmarks.tokenizer_downstream import SPLITS, check_seeds, keep_ranks, run_stage
+from benchmarks.case_ranks import SPLITS, mean_gains, rank_splits, save_ranks
+from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
+from benchmarks.harness import (
+    PREPARE,
+    announce,
+    check_at_least,
+    check_seeds,
+    plain_console,
+    prepare_flags,
+    print_figures,
+    run_stage,
+    timed,
+)
+from benchmarks.our_models import BOTH, OURS, PLANS, Ours, training_commands
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.ranking import rank_recommender
 from sidrec.evaluation.statistics import PairedTest, holm, paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
@@ -118,19 +124,16 @@ class LeversConfig:
         if unknown:
             raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
         check_seeds(self.seeds)
-        for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
-            if value < 1:
-                raise InputError(f"{flag} is {value}; it must be at least 1.")
+        check_at_least(1, cases=self.cases, threads=self.threads)
 
 
-def main() -> None:
-    config, console = parse_config(LeversConfig), Console(soft_wrap=True, highlight=False, markup=False)
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(LeversConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
-    command = shlex.join(["python", "-m", "benchmarks.levers", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}")
+    announce(console, "levers", arguments)
     base = config.work_dir / "base"
     base.mkdir(parents=True, exist_ok=True)
-    run_stage(["-m", "sidrec.data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+    run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
     dataset = Dataset.load(base)
     cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
     finished = FinishedRows(config.work_dir / "rows.json")
@@ -139,7 +142,7 @@ def main() -> None:
     table = summarise(rows, config.work_dir)
     console.print(f"\n## {config.dataset}: {len(cases['valid']):,} cases of valid, {len(cases['test']):,} of test\n")
     console.print(markdown(HEADER.split("|"), [in_words(line) for line in table]))
-    sys.stdout.write(json.dumps({"dataset": config.dataset, "rows": table}, default=vars) + "\n")
+    print_figures({"dataset": config.dataset, "rows": table})
 
 
 def run_or_find(
@@ -178,43 +181,27 @@ def train_and_measure(
     if not (run_dir / "data").exists():
         (run_dir / "data").symlink_to((config.work_dir / "base" / "data").resolve(), target_is_directory=True)
     seconds = sum(run_stage(command, run_dir, config.threads) for command in commands)
-    start, recommender = time.process_time(), Recommender.load(run_dir, "sft")
-    n_items = recommender.trie.n_items
-    ranks = {
-        split: rank_recommender(recommender, cases[split], n_items, True, f"{run_dir.name}: {split}")[0]
-        for split in SPLITS
-    }
+    ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), cases, run_dir.name))
     shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
-    return keep_ranks(run_dir, ranks) | {"seconds": round(seconds + time.process_time() - start, 1)}
+    return save_ranks(run_dir, ranks) | {"seconds": round(seconds + measuring, 1)}
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
     """One line a lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["lever"], []).append(row)
+    groups = {name: trainings for (name,), trainings in grouped(rows, "lever").items()}
+    gains = {name: mean_gains(trainings, work_dir, "valid", ndcg_at) for name, trainings in groups.items()}
     table = []
-    for name, own in groups.items():
-        line: Row = {"lever": name, "seeds": len(own), "less": None, "p": None}
-        for split in SPLITS:
-            line[split] = {metric: float(np.mean([row[split][metric] for row in own])) for metric in own[0][split]}
-        line["seconds"] = float(np.mean([row["seconds"] for row in own]))
+    for name, trainings in groups.items():
+        line: Row = {"lever": name, "seeds": len(trainings), "less": None, "p": None}
+        line |= {split: mean_figures(trainings, split) for split in SPLITS}
+        line["seconds"] = float(np.mean([row["seconds"] for row in trainings]))
         if name != CONFIG:
-            line["less"] = paired_test(mean_gains(own, work_dir), mean_gains(groups[CONFIG], work_dir), seed=0)
+            line["less"] = paired_test(gains[name], gains[CONFIG], seed=0)
         table.append(line)
     compared = [line for line in table if line["less"] is not None]
     for line, p in zip(compared, holm([line["less"].p for line in compared]), strict=True):
         line["p"] = p
     return table
-
-
-def mean_gains(rows: list[Row], work_dir: Path) -> np.ndarray:
-    """Valid NDCG@10 of every case, the mean over rows: float64 [cases]."""
-    found = []
-    for row in rows:
-        with np.load(work_dir / row["run_dir"] / "ranks.npz") as ranks:
-            found.append(ndcg_at(ranks["valid"], 10))
-    return np.mean(found, axis=0)
 
 
 def in_words(line: Row) -> list[str]:

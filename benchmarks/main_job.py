@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import re
 import shlex
 import signal
 import subprocess
@@ -22,21 +20,24 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness import (
+    QUICKSTART_LINE,
+    QUICKSTART_STAGES,
+    ROOT,
+    describe_machine,
+    plain_console,
+    print_figures,
+    quickstart_command,
+)
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-
-ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("data", "tokenizer", "sft", "rl", "evaluation", "recommend")
-STAGE_LINE = re.compile(r"── (\d+)  ")
 
 
 @dataclass
@@ -66,33 +67,20 @@ class MainJobConfig:
             )
 
 
-def main() -> None:
-    config = parse_config(MainJobConfig)
-    console = Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(MainJobConfig, arguments), plain_console()
     subprocess.run(["bash", "-c", "source ./install.sh"], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory() if config.run_dir is None else nullcontext(config.run_dir) as folder:
         run_dir = Path(folder).resolve()
-        command = quickstart_command(config, run_dir)
-        console.print(f"{describe_machine()}\n{shlex.join(command)}", markup=False, highlight=False, soft_wrap=True)
+        raw = [] if config.raw_dir is None else ["--raw_dir", str(config.raw_dir.resolve())]
+        command = quickstart_command(config.dataset, run_dir, *raw)
+        console.print(f"{describe_machine()}\n{shlex.join(command)}")
         code, seconds, stage_seconds = run_timed(command)
         if code:
             sys.exit(code)
         figures = {"seconds": round(seconds, 1), "stage_seconds": stage_seconds} | key_figures(run_dir / "evaluation")
     show(console, figures)
-    sys.stdout.write(json.dumps(figures) + "\n")
-
-
-def quickstart_command(config: MainJobConfig, run_dir: Path) -> list[str]:
-    raw = [] if config.raw_dir is None else ["--raw_dir", str(config.raw_dir.resolve())]
-    return ["bash", str(ROOT / "run_quickstart.sh"), config.dataset, *raw, "--run_dir", str(run_dir)]
-
-
-def describe_machine() -> str:
-    """Processor, the cores that this process may use, accelerator, memory, Python and torch, in one line."""
-    from sidrec.pipeline.provenance import machine
-
-    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB"
-    return f"{machine()}, {memory}, Python {platform.python_version()}, torch {version('torch')}"
+    print_figures(figures)
 
 
 def run_timed(
@@ -112,8 +100,8 @@ def run_timed(
         assert process.stdout is not None
         try:
             for line in process.stdout:
-                if found := STAGE_LINE.match(line):
-                    begun.append((STAGES[int(found.group(1)) - 1], clock()))
+                if begins := QUICKSTART_LINE.match(line):
+                    begun.append((QUICKSTART_STAGES[int(begins.group(1)) - 1], clock()))
                 sys.stdout.write(line)
                 sys.stdout.flush()
             code = process.wait()
@@ -146,9 +134,9 @@ def key_figures(evaluation: Path) -> dict[str, Any]:
         "best_baseline": baseline,
         "recall10_valid_sft": recall10("sft", "valid"),
         "recall10_valid_rl": recall10("rl", "valid"),
-        "invalid": sum(found["invalid"] for found in checks),
-        "duplicates": sum(found["repeats"] for found in checks),
-        "short_lists": sum(found["short"] for found in checks),
+        "invalid": sum(check["invalid"] for check in checks),
+        "duplicates": sum(check["repeats"] for check in checks),
+        "short_lists": sum(check["short"] for check in checks),
     }
 
 
@@ -163,9 +151,7 @@ def show(console: Console, figures: dict[str, Any]) -> None:
     possible = f", the best possible {oracle:.4f}" if oracle else ""
     console.print(
         f"test Recall@10, seen items masked: SFT {figures['recall10_sft']:.4f}, RL {figures['recall10_rl']:.4f}, "
-        f"{figures['best_baseline']} (best baseline) {figures['recall10_best_baseline']:.4f}{possible}",
-        highlight=False,
-        soft_wrap=True,
+        f"{figures['best_baseline']} (best baseline) {figures['recall10_best_baseline']:.4f}{possible}"
     )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.random_catalogues import cpu_seconds, skewed_codes, uniform_codes
+from benchmarks.harness import cpu_seconds
+from benchmarks.random_catalogues import skewed_codes, uniform_codes
 from sidrec.decoding.trie import SidTrie
 from sidrec.decoding.trie_file import open_trie, save_trie
 
@@ -80,14 +81,14 @@ def compare_masking(n_items: int, repeats: int, seed: int) -> dict[str, float]:
     level_scores = scores[:, first_tokens[depth] :].contiguous()
     by_dict, csr = DictProcessor(codes, first_tokens, depth), PaddedCsr(trie, depth)
 
-    rows, _, found = children_scores(trie, depth, nodes, level_scores)
+    rows, _, ours = children_scores(trie, depth, nodes, level_scores)
     by_row = torch.where(trie.children_mask(depth, nodes), level_scores, -torch.inf)
-    assert torch.equal(found, by_row[by_row > -torch.inf]), "the mask allows other codes"
+    assert torch.equal(ours, by_row[by_row > -torch.inf]), "the mask allows other codes"
     assert torch.equal(by_dict.mask(tokens, scores)[:, first_tokens[depth] :], by_row), (
         "the dictionary allows other codes"
     )
     padded = csr(nodes, level_scores)[0]
-    assert torch.equal(found, padded[padded > -torch.inf]), "the padded rows allow other codes"
+    assert torch.equal(ours, padded[padded > -torch.inf]), "the padded rows allow other codes"
     step = cpu_seconds(lambda: children_scores(trie, depth, nodes, level_scores), 5 * repeats)
     mask_step = cpu_seconds(lambda: trie.children_mask(depth, nodes), 5 * repeats)
     dict_step = cpu_seconds(lambda: by_dict(tokens, scores), min(repeats, DICT_REPEATS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 
-from benchmarks.main_job import ROOT
+from benchmarks.harness import ROOT
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.config import TokenizerConfig
@@ -45,7 +45,7 @@ def check_names(names: list[str]) -> None:
 
 
 def flags_of(name: str, level_sizes: list[int]) -> list[str]:
-    """What `sidrec.tokenizer.quantize` is called with for this quantizer and these level sizes, or FSQ's own nearest ones."""
+    """What `sidrec tokenize` is called with for this quantizer and these level sizes, or FSQ's own nearest ones."""
     first, *changes = shlex.split(QUANTIZERS[name])
     config = ROOT / "configs" / "tokenizer" / f"{first}.yaml"
     flags = ["--config", str(config)] if config.exists() else ["--quantizer", first]

@@ -1,13 +1,10 @@
-"""Semantic IDs of large catalogues, without the items; and seconds of one thread."""
+"""Random semantic IDs of large catalogues, without the items, and a random model to search them with."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import numpy as np
 import torch
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 ZIPF_EXPONENT = 0.8
 
@@ -43,12 +40,22 @@ def _draw(n: int, level_sizes: list[int], rng: np.random.Generator, exponent: fl
     return numbers
 
 
-def cpu_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median CPU seconds of a call, after one that is not counted."""
-    function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.process_time()
-        function()
-        seconds.append(time.process_time() - start)
-    return statistics.median(seconds)
+def small_qwen3(n_tokens: int, seed: int) -> PreTrainedModel:
+    """A random Qwen3 whose logits are spread (embeddings of standard deviation 0.05), so that its choices differ."""
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=n_tokens,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        attn_implementation="sdpa",
+    )
+    model = Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_(0, 0.05)
+    return model

@@ -25,30 +25,28 @@ K = 10
 LOSSES = ("softmax", "BCE", "sampled_softmax")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--run_dir", type=Path, required=True, help="run directory with data/, prepared leave-one-out")
     parser.add_argument(
         "--epochs", type=int, default=0, help="passes of RecTools' SASRec over the users; 0: metrics only"
     )
     parser.add_argument("--loss", choices=LOSSES, default="softmax", help="loss of RecTools' SASRec")
-    arguments = parser.parse_args()
-    log = arguments.run_dir / "data" / "interactions.parquet"
+    options = parser.parse_args(arguments)
+    log = options.run_dir / "data" / "interactions.parquet"
     if not log.exists():
-        fail(
-            f"{log} is missing; run `python -m sidrec.data.prepare --run_dir {arguments.run_dir}` in the project's environment first."
-        )
+        fail(f"{log} is missing; run `sidrec prepare --run_dir {options.run_dir}` in the project's environment first.")
     try:
         import rectools  # noqa: F401
     except ImportError:
         fail("RecTools is not in this environment; the head of this file says how to make one that has it.")
     interactions = pl.read_parquet(log)
     figures: dict[str, Any] = {}
-    if (arguments.run_dir / "evaluation" / "lists.parquet").exists():
-        figures |= our_figures(arguments.run_dir / "evaluation")
-    if arguments.epochs:
+    if (options.run_dir / "evaluation" / "lists.parquet").exists():
+        figures |= our_figures(options.run_dir / "evaluation")
+    if options.epochs:
         start = time.perf_counter()
-        figures["rectools_sasrec"] = rectools_sasrec(interactions, arguments)
+        figures["rectools_sasrec"] = rectools_sasrec(interactions, options)
         figures["rectools_sasrec"]["seconds"] = round(time.perf_counter() - start)
     sys.stdout.write(json.dumps(figures) + "\n")
 
@@ -78,7 +76,7 @@ def our_figures(evaluation: Path) -> dict[str, dict[str, float]]:
     return figures
 
 
-def rectools_sasrec(interactions: pl.DataFrame, arguments: argparse.Namespace) -> dict[str, float]:
+def rectools_sasrec(interactions: pl.DataFrame, options: argparse.Namespace) -> dict[str, float]:
     """RecTools' SASRec, fitted on the train part, asked with train and valid as the history."""
     import pandas
     import torch
@@ -97,11 +95,11 @@ def rectools_sasrec(interactions: pl.DataFrame, arguments: argparse.Namespace) -
     model = SASRecModel(
         n_factors=64,
         session_max_len=200,
-        loss=arguments.loss,
+        loss=options.loss,
         n_negatives=256,
         lr=1e-3,
         batch_size=32,
-        epochs=arguments.epochs,
+        epochs=options.epochs,
         deterministic=True,
     )
     model.fit(Dataset.construct(part["train"]))

@@ -13,11 +13,8 @@ a grid of the same size for all. With --json the last line is one JSON object.
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +23,17 @@ import polars as pl
 from rich.console import Console
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import describe_machine
-from benchmarks.tokenizer_downstream import run_stage
+from benchmarks.harness import (
+    EVALUATE,
+    PREPARE,
+    announce,
+    check_at_least,
+    plain_console,
+    prepare_flags,
+    print_figures,
+    run_stage,
+)
+from benchmarks.our_models import OURS, PLANS, training_commands
 from sidrec.baselines.blend import ENSEMBLES
 from sidrec.baselines.neural import NEURAL
 from sidrec.evaluation import table
@@ -54,69 +60,8 @@ HEADER = (
     "R@10 less the best baseline's (95 %)|p|hours"
 )
 SIGNIFICANT = 0.05
-
-
-@dataclass(frozen=True)
-class Ours:
-    """tokenizer: flags that say what the semantic IDs are made from. models: of `sidrec.evaluation.evaluate`, by the name of their row."""
-
-    tokenizer: str
-    models: dict[str, str]
-
-
-BOTH = "--sources text collaborative --weights 0.5 1.0"
-OURS = {
-    "random": Ours(f"{BOTH} --quantizer random", {"sft": "SFT, random codes"}),
-    "text": Ours("--sources text --weights 1.0", {"sft": "SFT, text"}),
-    "collaborative": Ours("--sources collaborative --weights 1.0", {"sft": "SFT, collaborative"}),
-    "both": Ours(
-        BOTH,
-        {
-            "sft": "SFT, both",
-            "rl": "SFT + RL, both",
-            "sft_blend": "SFT, blended",
-            "rl_blend": "SFT + RL, blended",
-            "sft_ensemble": "SFT, ensemble of the seeds, blended",
-        },
-    ),
-}
 PIECES = (*BASELINES[:5], *reversed(OURS), *BASELINES[5:])  # quick ones first
 BLEND_WITH = ("item_knn", "slit")  # what our rows may be blended with, chosen on valid
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs. valid_cases: most that rows
-    are measured on, 0 for all; rl: None where RL is left out of the table (`benchmarks.rl_gain` measures it)."""
-
-    tokenizer: str
-    sft: str
-    rl: str | None
-    minutes: int
-    valid_cases: int = 0
-
-
-PLANS = {
-    "ml-100k": Plan(
-        tokenizer="--config configs/tokenizer/ml-100k.yaml",
-        sft="--config configs/sft/ml-100k.yaml",
-        rl="--config configs/rl/ml-100k.yaml",
-        minutes=60,
-    ),
-    "amazon-beauty": Plan(
-        tokenizer="--config configs/tokenizer/amazon-beauty.yaml",
-        sft="--config configs/sft/amazon-beauty.yaml",
-        rl=None,
-        minutes=240,
-        valid_cases=4000,
-    ),
-    "ml-1m": Plan(
-        tokenizer="--config configs/tokenizer/ml-1m.yaml",
-        sft="--config configs/sft/ml-1m.yaml",
-        rl=None,
-        minutes=240,
-    ),
-}
 
 
 @dataclass
@@ -154,13 +99,8 @@ class ResultsConfig:
         unknown = [name for name in self.pieces if name not in PIECES]
         if unknown:
             raise InputError(f"--pieces has {unknown[0]!r}; give any of {' '.join(PIECES)}.")
-        for flag, value, least in (
-            ("--seeds", self.seeds, 1),
-            ("--baseline_seeds", self.baseline_seeds, 0),
-            ("--threads", self.threads, 1),
-        ):
-            if value < least:
-                raise InputError(f"{flag} is {value}; it must be at least {least}.")
+        check_at_least(1, seeds=self.seeds, threads=self.threads)
+        check_at_least(0, baseline_seeds=self.baseline_seeds)
         self.pieces = [name for name in PIECES if name in self.pieces]
 
     @property
@@ -168,10 +108,9 @@ class ResultsConfig:
         return self.work_dir or Path("outputs") / f"results-{self.dataset}"
 
 
-def main() -> None:
-    config, console = parse_config(ResultsConfig), Console(soft_wrap=True, highlight=False, markup=False)
-    command = shlex.join(["python", "-m", "benchmarks.results", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}")
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(ResultsConfig, arguments), plain_console()
+    command = announce(console, "results", arguments)
     data = prepare(config)
     for done, piece in enumerate(config.pieces, start=1):
         run_or_find(piece, config, data, console, f"[{done}/{len(config.pieces)}]")
@@ -184,7 +123,7 @@ def main() -> None:
     notes = [*notes_on(figures, rows, data, command), *training_notes(config, rows)]
     console.print("\n" + "\n".join(f"* {note}" for note in notes))
     if config.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
+        print_figures(figures)
 
 
 def prepare(config: ResultsConfig) -> str:
@@ -192,32 +131,22 @@ def prepare(config: ResultsConfig) -> str:
     base = config.folder / "base"
     base.mkdir(parents=True, exist_ok=True)
     if config.raw_dir is not None or not (base / "data" / "manifest.json").exists():
-        run_stage(["-m", "sidrec.data.prepare", *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
+        run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
     require_finished(base, "data", f"python -m benchmarks.results --dataset {config.dataset} --raw_dir DIR")
     return sha256(base / "data" / "interactions.parquet")
-
-
-def prepare_flags(dataset: str, raw_dir: Path | None) -> list[str]:
-    """Of `sidrec.data.prepare`: files of one's own are taken as they are, the publisher's as the data set's config says."""
-    if raw_dir is not None and (raw_dir / "interactions.parquet").exists():
-        raw = raw_dir.resolve()
-        files = ["--interactions", str(raw / "interactions.parquet"), "--items", str(raw / "items.csv")]
-        return ["--dataset", "own", *files, "--k_user", "1", "--k_item", "1", "--protocol", "leave_one_out"]
-    flags = ["--config", f"configs/data/{dataset}.yaml"]
-    return flags if raw_dir is None else [*flags, "--raw_dir", str(raw_dir.resolve())]
 
 
 def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
     """All that decides a piece's figures."""
     plan = PLANS[config.dataset]
     if piece not in OURS:
-        own: Row = {"valid_cases": plan.valid_cases, "data": data}
+        baseline: Row = {"valid_cases": plan.valid_cases, "data": data}
         if piece in NEURAL:
-            own |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
-            own |= {"seeds": config.baseline_seeds or config.seeds}
-        return own
-    own = {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
-    return own | {"blend_with": BLEND_WITH, "data": data, "seeds": config.seeds}
+            baseline |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
+            baseline |= {"seeds": config.baseline_seeds or config.seeds}
+        return baseline
+    ours = {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
+    return ours | {"blend_with": BLEND_WITH, "data": data, "seeds": config.seeds}
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
@@ -277,23 +206,10 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
 
 
 def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> None:
-    """`sidrec.evaluation.evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained
-    baselines are kept."""
+    """`sidrec evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained baselines are kept."""
     valid_cases = ["--valid_cases", str(PLANS[config.dataset].valid_cases)]
-    command = ["-m", "sidrec.evaluation.evaluate", "--models", *flags, *valid_cases, "--overwrite", "true"]
+    command = [*EVALUATE, "--models", *flags, *valid_cases, "--overwrite", "true"]
     run_stage(command, run_dir, config.threads)
-
-
-def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) -> list[list[str]]:
-    """The stages that one of our runs is made by, before it is measured."""
-    own = ["--seed", str(seed)]
-    tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *own]
-    quiet = ["--disable_tqdm", "true", *own]
-    commands = [["-m", "sidrec.tokenizer.embed", *tokenizer], ["-m", "sidrec.tokenizer.quantize", *tokenizer]]
-    commands.append(["sft/train.py", *shlex.split(plan.sft), *quiet])
-    if plan.rl is not None and "rl" in models:
-        commands.append(["rl/grpo.py", *shlex.split(plan.rl), *quiet])
-    return commands
 
 
 def run_folder(config: ResultsConfig, piece: str, seed: int) -> Path:
@@ -315,11 +231,11 @@ def make_run_dir(config: ResultsConfig, piece: str, seed: int) -> Path:
 
 def finished_pieces(config: ResultsConfig, data: str) -> dict[str, Row]:
     """The rows of all finished pieces, asked for now or not, made from what they would be made from now."""
-    found = {
+    rows = {
         piece: row_file(config.folder, piece).find(piece, made_from(piece, config, data))
         for piece in [*OURS, *BASELINES]
     }
-    return {piece: row for piece, row in found.items() if row is not None}
+    return {piece: row for piece, row in rows.items() if row is not None}
 
 
 def joined(work_dir: Path, rows: dict[str, Row]) -> pl.DataFrame:
@@ -350,11 +266,11 @@ class Comparison:
         """ranks: as `joined` gives them."""
         names = ranks["model"].unique(maintain_order=True).to_list()
         ours, baselines = ([name for name in names if (name in BASELINES) == wanted] for wanted in (False, True))
-        pairs = [(own, other) for own in ours for other in baselines]
-        found = table.compare_pairs(ranks, pairs, seed=0) if pairs else []
+        pairs = [(our_row, baseline) for our_row in ours for baseline in baselines]
+        compared = table.compare_pairs(ranks, pairs, seed=0) if pairs else []
         tests = {
             (row["model"], row["against"]): row
-            for row in found
+            for row in compared
             if (row["seen"], row["metric"]) == ("masked", "recall@10")
         }
         metrics = table.summarise(ranks, seed=0) if names else {}
@@ -370,11 +286,11 @@ def figures_of(comparison: Comparison) -> dict[str, Any]:
     """
     metrics, baseline = comparison.metrics, comparison.best_baseline
     best = max(comparison.ours, key=lambda name: metrics[name]["valid"]["masked"]["recall@10"], default=None)
-    own = metrics[best]["test"]["masked"] if best else {}
+    best_metrics = metrics[best]["test"]["masked"] if best else {}
     against = [comparison.tests[best, name] for name in comparison.baselines] if best else []
     return {
-        "recall10": own.get("recall@10"),
-        "ndcg10": own.get("ndcg@10"),
+        "recall10": best_metrics.get("recall@10"),
+        "ndcg10": best_metrics.get("ndcg@10"),
         "best_row": best,
         "best_baseline": baseline,
         "best_baseline_recall10": metrics[baseline]["test"]["masked"]["recall@10"] if baseline else None,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import describe_machine
-from benchmarks.tokenizer_downstream import check_seeds, run_stage
+from benchmarks import harness
+from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
+from benchmarks.harness import announce, check_seeds, plain_console, print_figures, run_stage
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import CUTOFFS, ndcg_at, ranks_in_lists, recall_at
 from sidrec.decoding.recommender import Recommender
@@ -118,28 +117,28 @@ class RlGainConfig:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
 
 
-def main() -> None:
-    config, console = parse_config(RlGainConfig), Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(RlGainConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
     for stage in ("data", "sid", "sft"):
         require_finished(config.run_dir, stage, f"bash run_quickstart.sh {config.dataset} --run_dir {config.run_dir}")
-    command = shlex.join(["python", "-m", "benchmarks.rl_gain", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
+    announce(console, "rl_gain", arguments)
     cases = sample_cases(Dataset.load(config.run_dir).cases("test"), config.cases, seed=0)
     finished = FinishedRows(config.work_dir / "rows.json")
     first, *others = config.seeds
     asked = [(SFT, first)] + [(CONTINUED, seed) for seed in config.seeds]
     asked += [(name, seed) for name in config.settings for seed in ([first, *others] if name in REPEATED else [first])]
-    rows = [run_or_find(name, seed, finished, config, cases) for name, seed in asked]
+    rows = [run_or_find(name, seed, finished, config, cases, console) for name, seed in asked]
 
     table = summarise(rows, config.work_dir, cases)
-    console.print(f"\n## {config.dataset}: {len(cases):,} test cases\n", highlight=False)
-    lines = [in_words(line) for line in table.values()]
-    console.print(markdown(HEADER.split("|"), lines), markup=False, highlight=False, soft_wrap=True)
-    sys.stdout.write(json.dumps(key_figures(table) | {"rows": table}, default=vars) + "\n")
+    console.print(f"\n## {config.dataset}: {len(cases):,} test cases\n")
+    console.print(markdown(HEADER.split("|"), [in_words(line) for line in table.values()]))
+    print_figures(key_figures(table) | {"rows": table})
 
 
-def run_or_find(name: str, seed: int, finished: FinishedRows, config: RlGainConfig, cases: EvalCases) -> Row:
+def run_or_find(
+    name: str, seed: int, finished: FinishedRows, config: RlGainConfig, cases: EvalCases, console: Console
+) -> Row:
     """A setting's row, run unless it is finished, with a line on what came out."""
     plan = PLANS[config.dataset]
     origin = json.loads((config.run_dir / "sft" / "manifest.json").read_text(encoding="utf-8"))["outputs"]
@@ -157,22 +156,12 @@ def run_or_find(name: str, seed: int, finished: FinishedRows, config: RlGainConf
         run_dir = config.work_dir / "runs" / "".join(letter if letter.isalnum() else "_" for letter in row_name)
         seconds, stage = train(name, seed, run_dir, config)
         figures = training_figures(run_dir, stage)
-        kept_sft = figures["kept_step"] == 0
-        figures |= measure(
-            run_dir, Recommender.load(*((config.run_dir, "sft") if kept_sft else (run_dir, stage))), cases
-        )
-        figures |= {
-            "setting": name,
-            "seed": seed,
-            "run_dir": str(run_dir.relative_to(config.work_dir)),
-            "seconds": seconds,
-        }
-        row = finished.keep(row_name, made_from, figures)
-        Console().print(
-            f"{time.strftime('%H:%M:%S')}  {row_name}: valid NDCG@10 {row['valid']['ndcg@10']:.4f}, {seconds:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
+        chosen = (config.run_dir, "sft") if figures["kept_step"] == 0 else (run_dir, stage)
+        figures |= measure(run_dir, Recommender.load(*chosen), cases)
+        about = {"setting": name, "seed": seed, "run_dir": str(run_dir.relative_to(config.work_dir))}
+        row = finished.keep(row_name, made_from, about | figures | {"seconds": seconds})
+        valid = row["valid"]["ndcg@10"]
+        console.print(f"{time.strftime('%H:%M:%S')}  {row_name}: valid NDCG@10 {valid:.4f}, {seconds:.0f} s")
     return row
 
 
@@ -186,15 +175,15 @@ def train(name: str, seed: int, run_dir: Path, config: RlGainConfig) -> tuple[fl
             (run_dir / stage).symlink_to((config.run_dir / stage).resolve(), target_is_directory=True)
     if name == SFT:
         return 0.0, "sft"
-    plan, own = PLANS[config.dataset], ["--seed", str(seed), "--learning_rate", str(config.learning_rate)]
-    quiet = ["--disable_tqdm", "true"]
+    plan = PLANS[config.dataset]
+    common = ["--seed", str(seed), "--learning_rate", str(config.learning_rate), "--disable_tqdm", "true"]
     if name == CONTINUED:
         start = ["--model_name_or_path", str((config.run_dir / "sft").resolve())]
-        command = ["sft/train.py", *shlex.split(f"{FURTHER} {plan.further}"), *start]
-        return run_stage([*command, *own, *quiet], run_dir, config.threads), "sft"
-    script = ["-m", "benchmarks.rival_recipe"] if name == RIVAL else ["rl/grpo.py"]
+        command = [*harness.SFT, *shlex.split(f"{FURTHER} {plan.further}"), *start]
+        return run_stage([*command, *common], run_dir, config.threads), "sft"
+    script = ["-m", "benchmarks.rival_recipe"] if name == RIVAL else harness.RL
     command = [*script, *shlex.split(f"{plan.rl} {SETTINGS[name]}")]
-    return run_stage([*command, *own, *quiet], run_dir, config.threads), "rl"
+    return run_stage([*command, *common], run_dir, config.threads), "rl"
 
 
 def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
@@ -203,15 +192,15 @@ def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
     ranks = ranks_in_lists(items, cases.targets)
     with atomic_path(run_dir / "ranks.npy") as temporary, temporary.open("wb") as handle:
         np.save(handle, ranks, allow_pickle=False)
-    own = spread(count_items(items[:, :10], recommender.trie.n_items))
+    first_ten = spread(count_items(items[:, :10], recommender.trie.n_items))
     return {
         "test": {
             "recall@10": float(recall_at(ranks, 10).mean()),
             "ndcg@10": float(ndcg_at(ranks, 10).mean()),
             "recall@50": float(recall_at(ranks, 50).mean()),
         },
-        "coverage": own["coverage"],
-        "entropy": own["entropy"],
+        "coverage": first_ten["coverage"],
+        "entropy": first_ten["entropy"],
     }
 
 
@@ -219,22 +208,20 @@ def training_figures(run_dir: Path, stage: str) -> Row:
     """Which step was kept (0: the SFT model), its figures on valid, and the mean share of groups without a signal."""
     folder = run_dir / stage
     measured = json.loads((folder / "valid.json").read_text(encoding="utf-8"))
-    kept, zero_signal = max(measured, key=lambda row: row["eval_ndcg@10"]), None
+    best, zero_signal = max(measured, key=lambda row: row["eval_ndcg@10"]), None
     if stage == "rl":
         log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
-        kept = next(row for row in measured if row["step"] == log["kept_step"])
+        best = next(row for row in measured if row["step"] == log["kept_step"])
         zero_signal = float(np.mean([row["zero_signal"] for row in log["log"] if "zero_signal" in row]))
-    elif measured[0]["step"] == 0 and kept["eval_recall@50"] < measured[0]["eval_recall@50"]:
-        kept = measured[0]  # the same rule as RL's
-    valid = {name: kept[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
-    return {"kept_step": kept["step"], "valid": valid, "zero_signal": zero_signal}
+    elif measured[0]["step"] == 0 and best["eval_recall@50"] < measured[0]["eval_recall@50"]:
+        best = measured[0]  # the same rule as RL's
+    valid = {name: best[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
+    return {"kept_step": best["step"], "valid": valid, "zero_signal": zero_signal}
 
 
 def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Row]:
     """A line a setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row["setting"], []).append(row)
+    groups = {name: trainings for (name,), trainings in grouped(rows, "setting").items()}
     users = np.asarray(cases.user_ids)
 
     def gains(name: str) -> np.ndarray:
@@ -242,13 +229,13 @@ def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Ro
         return np.mean([ndcg_at(np.load(work_dir / row["run_dir"] / "ranks.npy"), 10) for row in groups[name]], axis=0)
 
     table: dict[str, Row] = {}
-    for name, own in groups.items():
-        line: Row = {"setting": name, "seeds": len(own), "kept_steps": " ".join(str(row["kept_step"]) for row in own)}
-        for part in ("valid", "test"):
-            line[part] = {metric: float(np.mean([row[part][metric] for row in own])) for metric in own[0][part]}
+    for name, trainings in groups.items():
+        steps = " ".join(str(row["kept_step"]) for row in trainings)
+        line: Row = {"setting": name, "seeds": len(trainings), "kept_steps": steps}
+        line |= {part: mean_figures(trainings, part) for part in ("valid", "test")}
         for figure in ("coverage", "entropy", "seconds"):
-            line[figure] = float(np.mean([row[figure] for row in own]))
-        shares = [row["zero_signal"] for row in own if row["zero_signal"] is not None]
+            line[figure] = float(np.mean([row[figure] for row in trainings]))
+        shares = [row["zero_signal"] for row in trainings if row["zero_signal"] is not None]
         line["zero_signal"] = float(np.mean(shares)) if shares else None
         line["less"] = {
             other: paired_test(gains(name), gains(other), seed=0, users=users) for other in (CONTINUED, SFT)
@@ -279,8 +266,8 @@ def in_words(line: Row) -> list[str]:
     test, zero_signal = line["test"], line["zero_signal"]
 
     def difference(other: str) -> str:
-        found: PairedTest = line["less"][other]
-        return "" if line["setting"] == other else f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+        less: PairedTest = line["less"][other]
+        return "" if line["setting"] == other else f"{less.difference:+.4f} ({less.low:+.4f} to {less.high:+.4f})"
 
     return [
         line["setting"],

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,15 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset as TrainingRows
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.generate_comparison import small_qwen3
-from benchmarks.main_job import describe_machine
-from benchmarks.random_catalogues import cpu_seconds, skewed_codes
+from benchmarks.harness import RL, announce, cpu_seconds, plain_console, print_figures, run_stage
+from benchmarks.random_catalogues import skewed_codes, small_qwen3
 from sidrec.decoding.beam_search import Beams, beam_search
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.output_head import OutputHead
@@ -42,6 +39,7 @@ from sidrec.pipeline.config import parse_config
 from sidrec.rl.group_log_probs import group_log_probs
 from sidrec.rl.groups import Draw, draw_groups
 from sidrec.rl.objectives import Clip, group_advantages, grpo
+from sidrec.rl.settings import SidGRPOConfig
 from sidrec.sft.backbone import byte_tokenizer
 from sidrec.tokenizer.interchange import read_codes
 
@@ -67,23 +65,23 @@ class RlStepConfig:
     seed: int = field(default=0, metadata={"help": "Seed of models, catalogues and draws."})
 
 
-def main() -> None:
-    config, console = parse_config(RlStepConfig), Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(RlStepConfig, arguments), plain_console()
     torch.set_num_threads(1)
-    console.print(describe_machine(), markup=False, highlight=False, soft_wrap=True)
+    announce(console, "rl_step", arguments)
     figures: dict[str, object] = {}
 
-    def keep(found: dict[str, object]) -> None:
-        figures.update(found)
-        for name, value in found.items():
-            console.print(f"{name}: {value}", highlight=False, soft_wrap=True)
+    def record(**measured: object) -> None:
+        figures.update(measured)
+        for name, value in measured.items():
+            console.print(f"{name}: {value}")
 
-    keep(dict(step_ratio(config)))
+    record(**step_ratio(config))
     cosines = gradient_cosines(config)
-    keep({"gradient_cosine": cosines["gumbel"], "cosines": cosines})
+    record(gradient_cosine=cosines["gumbel"], cosines=cosines)
     if config.run_dir is not None:
-        keep({"kl_max": kl_max(config.run_dir, config)})
-    sys.stdout.write(json.dumps(figures) + "\n")
+        record(kl_max=kl_max(config.run_dir, config))
+    print_figures(figures)
 
 
 def vocabulary_of(level_sizes: list[int]) -> SidVocabulary:
@@ -130,10 +128,8 @@ def step_ratio(config: RlStepConfig) -> dict[str, float]:
     head = OutputHead.of(model)
 
     def ours() -> None:
-        found = group_log_probs(model, head, prompt_ids, inputs["prompt_mask"], items, vocabulary, trie)
-        grpo(
-            found.chosen, found.chosen.detach(), advantages[:, None], torch.ones(len(items)), Clip(0.2, 0.2)
-        ).backward()
+        chosen = group_log_probs(model, head, prompt_ids, inputs["prompt_mask"], items, vocabulary, trie).chosen
+        grpo(chosen, chosen.detach(), advantages[:, None], torch.ones(len(items)), Clip(0.2, 0.2)).backward()
         model.zero_grad()
 
     ours_seconds = cpu_seconds(ours, config.repeats)
@@ -150,15 +146,15 @@ def gradient_cosines(config: RlStepConfig) -> dict[str, float]:
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(SHARPNESS)
     draws: tuple[Draw, ...] = ("gumbel", "independent", "beams")
-    found: dict[str, list[float]] = {name: [] for name in (*draws, "gumbel, all alike")}
+    cosines: dict[str, list[float]] = {name: [] for name in (*draws, "gumbel, all alike")}
     for rank in track(RANKS, "questions", transient=True):
         question = Question.ask(model, vocabulary, trie, rank, config)
         exact = question.gradient(question.exact_coefficients())
-        for name in found:
+        for name in cosines:
             draw: Draw = "gumbel" if name.startswith("gumbel") else name  # type: ignore[assignment]
             coefficients = question.drawn_coefficients(draw, config.groups, weighted="alike" not in name)
-            found[name].append(cosine(question.gradient(coefficients), exact))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            cosines[name].append(cosine(question.gradient(coefficients), exact))
+    return {name: float(np.mean(values)) for name, values in cosines.items()}
 
 
 @dataclass(frozen=True)
@@ -215,10 +211,10 @@ class Question:
         head = OutputHead.of(self.model)
         for items in coefficients.nonzero().flatten().split(256):
             prompts = self.prompt.expand(len(items), -1)
-            found = group_log_probs(
+            log_probs = group_log_probs(
                 self.model, head, prompts, torch.ones_like(prompts), items, self.vocabulary, self.trie
             )
-            (found.chosen.sum(1) * coefficients[items]).sum().backward()
+            (log_probs.chosen.sum(1) * coefficients[items]).sum().backward()
         gradients = [parameter.grad.flatten() for parameter in self.model.parameters() if parameter.grad is not None]
         return torch.cat(gradients).clone()
 
@@ -229,28 +225,20 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
-    from sidrec.rl import grpo
-    from sidrec.rl.settings import SidGRPOConfig
-
-    default = SidGRPOConfig.learning_rate
+    flags = {
+        "kl_weight": 0.001, "learning_rate": 10 * SidGRPOConfig.learning_rate, "lr_scheduler_type": "constant",
+        "max_steps": config.kl_steps, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
+        "load_best_model_at_end": "false", "disable_tqdm": "true", "eval_on_start": "false", "early_stopping_patience": 0,
+        "per_device_train_batch_size": 128,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"
         shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("rl", "evaluation"))
-        logs: list[dict[str, float]] = []
-        finish = grpo.finish
-        arguments = sys.argv
-        try:
-            grpo.finish = lambda stage, trainer, *rest: logs.extend(trainer.state.log_history)
-            sys.argv = [
-                "rl/grpo.py", "--run_dir", str(copy), "--kl_weight", "0.001", "--learning_rate", str(10 * default),
-                "--lr_scheduler_type", "constant", "--max_steps", str(config.kl_steps), "--logging_steps", "1",
-                "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--disable_tqdm", "true",
-                "--eval_on_start", "false", "--early_stopping_patience", "0", "--per_device_train_batch_size", "128",
-            ]  # fmt: skip
-            grpo.main()
-        finally:
-            grpo.finish, sys.argv = finish, arguments
-    return max(row["kl/max"] for row in logs if "kl/max" in row)
+        run_stage(
+            [*RL, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))], copy, threads=1
+        )
+        log = json.loads((copy / "rl" / "log.json").read_text(encoding="utf-8"))["log"]
+    return max(row["kl/max"] for row in log if "kl/max" in row)
 
 
 if __name__ == "__main__":

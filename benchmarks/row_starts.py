@@ -15,9 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shlex
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,7 +36,7 @@ from transformers import (
 )
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import announce, check_at_least, plain_console, print_figures
 from benchmarks.plain_loop import endless_batches, step
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.output_head import OutputHead
@@ -92,9 +90,8 @@ class RowStartsConfig:
         unknown = [name for name in self.row_starts if name not in ROW_STARTS]
         if unknown or not self.row_starts:
             raise InputError(f"--row_starts has {unknown or 'nothing'}; give one or more of {' '.join(ROW_STARTS)}.")
-        for name in ("steps", "text_steps", "measure_every", "cases", "batch_size", "layers"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} is {getattr(self, name)}; it must be at least 1.")
+        counts = ("steps", "text_steps", "measure_every", "cases", "batch_size", "layers")
+        check_at_least(1, **{name: getattr(self, name) for name in counts})
         if self.max_items < 2 or self.words < 300:
             raise InputError("--max_items must be at least 2 and --words at least 300; raise them.")
 
@@ -122,13 +119,12 @@ class Run:
         return self.dataset.items["text"].to_list()
 
 
-def main() -> None:
-    config, console = parse_config(RowStartsConfig), Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(RowStartsConfig, arguments), plain_console()
     runs = [read_run(run_dir, config) for run_dir in config.run_dirs]
     if len({run.name for run in runs}) < len(runs):
         raise InputError("--run_dirs has two folders of one name; rename one.")
-    command = shlex.join(["python", "-m", "benchmarks.row_starts", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
+    announce(console, "row_starts", arguments)
     config.work_dir.mkdir(parents=True, exist_ok=True)
     finished = FinishedRows(config.work_dir / "rows.json")
     tables = {}
@@ -136,13 +132,12 @@ def main() -> None:
         folders = {"scratch": None, "pretrained": text_model(run, config)}
         table = []
         for kind, folder in folders.items():
-            rows = [run_or_find(run, kind, folder, name, config, finished) for name in config.row_starts]
+            rows = [run_or_find(run, kind, folder, name, config, finished, console) for name in config.row_starts]
             table += with_shares(rows, config.steps)
         tables[run.name] = [{name: value for name, value in row.items() if name != "made_from"} for row in table]
-        console.print(f"\n## {run.name}: {run.dataset.n_items:,} items, {len(run.cases):,} cases\n", highlight=False)
-        lines = [in_words(row) for row in table]
-        console.print(markdown(HEADER.split("|"), lines), markup=False, highlight=False, soft_wrap=True)
-    sys.stdout.write(json.dumps({"steps": config.steps, "seed": config.seed, "tables": tables}) + "\n")
+        console.print(f"\n## {run.name}: {run.dataset.n_items:,} items, {len(run.cases):,} cases\n")
+        console.print(markdown(HEADER.split("|"), [in_words(row) for row in table]))
+    print_figures({"steps": config.steps, "seed": config.seed, "tables": tables})
 
 
 def read_run(run_dir: Path, config: RowStartsConfig) -> Run:
@@ -206,7 +201,13 @@ def text_tokenizer(texts: list[str], words: int) -> PreTrainedTokenizerFast:
 
 
 def run_or_find(
-    run: Run, kind: str, folder: Path | None, row_start: str, config: RowStartsConfig, finished: FinishedRows
+    run: Run,
+    kind: str,
+    folder: Path | None,
+    row_start: str,
+    config: RowStartsConfig,
+    finished: FinishedRows,
+    console: Console,
 ) -> Row:
     """A method's row, run unless it is finished."""
     settings = {
@@ -221,9 +222,7 @@ def run_or_find(
         row = finished.keep(name, made_from, train_and_measure(run, kind, folder, row_start, config))
         losses = row["losses"]
         last = losses[max(losses, key=int)]
-        Console().print(
-            f"{name}: loss {losses['0']:.4f} at the start, {last:.4f} at the end", highlight=False, soft_wrap=True
-        )
+        console.print(f"{name}: loss {losses['0']:.4f} at the start, {last:.4f} at the end")
     return row
 
 
@@ -307,11 +306,11 @@ def effective_rank(rows: Tensor) -> float:
 def with_shares(rows: list[Row], steps: int) -> list[Row]:
     """The rows with the share of `steps` after which each is, for the first time, where `mean` ends; None where it never is."""
     ends = [row["losses"][str(steps)] for row in rows if row["row_start"] == "mean"]
-    found = []
+    with_share = []
     for row in rows:
         reached = [int(done) for done, loss in row["losses"].items() if ends and loss <= ends[0]]
-        found.append(row | {"share": min(reached) / steps if reached else None})
-    return found
+        with_share.append(row | {"share": min(reached) / steps if reached else None})
+    return with_share
 
 
 def in_words(row: Row) -> list[str]:

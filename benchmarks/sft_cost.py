@@ -18,9 +18,6 @@ The last line is one JSON object, by run directory.
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +32,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 from transformers import TrainerCallback
 
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import announce, plain_console, print_figures
 from benchmarks.plain_loop import endless_batches, step
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.catalogue import LiveCatalogue
@@ -134,11 +131,10 @@ class PlainLoop:
 
     def recall(self, cases: EvalCases) -> float:
         self.model.eval()
-        found = Recommender(self.model, self.renderer, LiveCatalogue(self.trie)).recommend(
-            cases.histories, K, exclude_seen=True
-        )
+        recommender = Recommender(self.model, self.renderer, LiveCatalogue(self.trie))
+        items = recommender.recommend(cases.histories, K, exclude_seen=True).items
         self.model.train()
-        return float((found.items == cases.targets[:, None]).any(1).mean())
+        return float((items == cases.targets[:, None]).any(1).mean())
 
     def learn(self, cases: EvalCases) -> list[Point]:
         """Train, and measure Recall at even distances; CPU seconds of training alone."""
@@ -169,15 +165,14 @@ class PlainLoop:
         return (time.process_time() - start) / n
 
 
-def main() -> None:
-    config, backbone = parse_configs((SftCostConfig, SmallBackbone))
+def main(arguments: list[str] | None = None) -> None:
+    config, backbone = parse_configs((SftCostConfig, SmallBackbone), arguments)
     if not config.run_dirs:
         raise InputError("--run_dirs is empty; give one folder or more.")
-    console = Console()
-    command = shlex.join(["python", "-m", "benchmarks.sft_cost", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
+    console = plain_console()
+    announce(console, "sft_cost", arguments)
     figures = {run_dir.name: measure(run_dir, backbone, config, console) for run_dir in config.run_dirs}
-    sys.stdout.write(json.dumps(figures) + "\n")
+    print_figures(figures)
 
 
 @dataclass
@@ -191,9 +186,7 @@ def measure(run_dir: Path, backbone: BackboneConfig, config: SftCostConfig, cons
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     cases = sample_cases(dataset.cases("valid"), config.cases, config.seed)
     kinds = kinds_of(dataset, sids, config)
-    console.print(
-        f"\n{run_dir}: {dataset.n_items:,} items, {len(cases):,} valid cases", highlight=False, soft_wrap=True
-    )
+    console.print(f"\n{run_dir}: {dataset.n_items:,} items, {len(cases):,} valid cases")
     curves: dict[str, list[Point]] = {}
     for kind in kinds:
         loop = PlainLoop(kind, dataset, sids, backbone, config)
@@ -201,16 +194,14 @@ def measure(run_dir: Path, backbone: BackboneConfig, config: SftCostConfig, cons
         best = max(points, key=lambda point: point.recall)
         console.print(
             f"{kind.name}: {loop.steps} steps of {loop.batch_size} rows, {points[-1].tokens:,} tokens, {points[-1].seconds:.0f} CPU s; "
-            f"best Recall@{K} {best.recall:.4f} after {best.tokens:,} tokens",
-            highlight=False,
-            soft_wrap=True,
+            f"best Recall@{K} {best.recall:.4f} after {best.tokens:,} tokens"
         )
     figures = ratios(curves)
     large = {kind.name: large_step(kind, dataset, sids, backbone, config) for kind in kinds if kind.name != "windows"}
     figures["likelihood_ratio_152k"] = large["full"] / large["all_positions"]
     figures["trainer_overhead"] = trainer_overhead(PlainLoop(kinds[0], dataset, sids, backbone, config), cases)
     for name, value in figures.items():
-        console.print(f"{name}: {value:,.3f}", highlight=False)
+        console.print(f"{name}: {value:,.3f}")
     return figures | {"curves": {name: [vars(point) for point in points] for name, points in curves.items()}}
 
 

@@ -11,13 +11,8 @@ reaches on IDs without meaning. Finished rows are kept in --work_dir and not run
 
 from __future__ import annotations
 
-import json
-import os
-import resource
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,28 +22,36 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import ROOT, describe_machine
+from benchmarks.case_ranks import SPLITS, K, mean_gains, rank_splits, save_ranks
+from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
+from benchmarks.harness import (
+    EMBED,
+    PREPARE,
+    QUANTIZE,
+    SFT,
+    announce,
+    check_at_least,
+    check_seeds,
+    plain_console,
+    print_figures,
+    run_stage,
+    timed,
+)
 from benchmarks.quantizers import QUANTIZERS, check_names, flags_of, read_settings
 from sidrec.baselines.popularity import fit_popularity
 from sidrec.baselines.scorer import rank_cases
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
-from sidrec.data.metrics import ndcg_at, recall_at
+from sidrec.data.metrics import recall_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.ranking import rank_recommender
 from sidrec.evaluation.statistics import paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
-from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import atomic_path
 from sidrec.sft.validation import sample_cases
 
-SPLITS: tuple[SplitName, ...] = ("valid", "test")
-K = 10
 DEFAULT, PLAIN, RANDOM = "rqkmeans", "rqkmeans_plain", "random"
 HEADER = "quantizer|codes|seeds|valid R@10|valid N@10|test R@10|test N@10|test R@10 less plain's (95 %)|CPU s"
 EMBEDDING = "--sources text collaborative --weights 0.5 1.0"
-SFT = (
+SFT_FLAGS = (
     "--hidden_size 128 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 384 --dropout 0.2 --disable_tqdm true "
     "--valid_users 500 --eval_strategy steps --eval_steps 0.5 --save_strategy steps --save_steps 0.5"
 )
@@ -67,13 +70,13 @@ class Plan:
 PLANS = {
     "ml-100k": Plan(
         prepare="--dataset ml-100k --raw_dir {raw_dir}",
-        sft=f"{SFT} --max_items 200 --num_train_epochs 4",
+        sft=f"{SFT_FLAGS} --max_items 200 --num_train_epochs 4",
         level_sizes=[64, 64],
         deeper=[64, 64, 64],
     ),
     "amazon-beauty": Plan(
         prepare="--dataset own --interactions {raw_dir}/interactions.parquet --items {raw_dir}/items.csv",
-        sft=f"{SFT} --max_items 20 --num_train_epochs 5 --per_device_train_batch_size 64",
+        sft=f"{SFT_FLAGS} --max_items 20 --num_train_epochs 5 --per_device_train_batch_size 64",
         level_sizes=[256, 256],
         deeper=[256, 256, 256],
     ),
@@ -107,24 +110,21 @@ class DownstreamConfig:
     def __post_init__(self) -> None:
         check_names(self.quantizers)
         check_seeds(self.seeds)
-        for flag, value in (("--cases", self.cases), ("--threads", self.threads)):
-            if value < 1:
-                raise InputError(f"{flag} is {value}; it must be at least 1.")
+        check_at_least(1, cases=self.cases, threads=self.threads)
 
 
-def main() -> None:
-    config = parse_config(DownstreamConfig)
-    plan, console = PLANS[config.dataset], Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(DownstreamConfig, arguments), plain_console()
+    plan = PLANS[config.dataset]
     torch.set_num_threads(config.threads)
-    command = shlex.join(["python", "-m", "benchmarks.tokenizer_downstream", *sys.argv[1:]])
-    console.print(f"{describe_machine()}\n{command}", markup=False, highlight=False, soft_wrap=True)
+    announce(console, "tokenizer_downstream", arguments)
     base = prepare(config, plan)
     dataset = Dataset.load(base)
     cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
     finished = FinishedRows(config.work_dir / "rows.json")
 
     def run(name: str, level_sizes: list[int], seed: int) -> Row:
-        return run_or_find(name, level_sizes, seed, finished, config, cases)
+        return run_or_find(name, level_sizes, seed, finished, config, cases, console)
 
     first, *others = config.seeds
     rows = [popularity_row(config.work_dir, dataset, cases)]
@@ -135,13 +135,9 @@ def main() -> None:
         rows.append(run(DEFAULT, plan.deeper, first))
 
     table = summarise(rows, config.work_dir)
-    console.print(
-        f"\n## {config.dataset}: {dataset.n_items:,} items, {len(cases['test']):,} test cases\n", highlight=False
-    )
-    console.print(
-        markdown(HEADER.split("|"), [in_words(row) for row in table]), markup=False, highlight=False, soft_wrap=True
-    )
-    sys.stdout.write(json.dumps({"dataset": config.dataset, "repeated": repeated, "rows": table}) + "\n")
+    console.print(f"\n## {config.dataset}: {dataset.n_items:,} items, {len(cases['test']):,} test cases\n")
+    console.print(markdown(HEADER.split("|"), [in_words(row) for row in table]))
+    print_figures({"dataset": config.dataset, "repeated": repeated, "rows": table})
 
 
 def prepare(config: DownstreamConfig, plan: Plan) -> Path:
@@ -149,42 +145,9 @@ def prepare(config: DownstreamConfig, plan: Plan) -> Path:
     base = config.work_dir / "base"
     base.mkdir(parents=True, exist_ok=True)
     flags = shlex.split(plan.prepare.format(raw_dir=shlex.quote(str(config.raw_dir.resolve()))))
-    run_stage(["-m", "sidrec.data.prepare", *flags], base, config.threads)
-    run_stage(["-m", "sidrec.tokenizer.embed", *shlex.split(EMBEDDING)], base, config.threads)
+    run_stage([*PREPARE, *flags], base, config.threads)
+    run_stage([*EMBED, *shlex.split(EMBEDDING)], base, config.threads)
     return base
-
-
-def check_seeds(seeds: list[int]) -> None:
-    """Raise InputError unless they are one or more different numbers from 0."""
-    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise InputError(f"--seeds {seeds} must be one or more different numbers from 0.")
-
-
-def run_stage(command: list[str], run_dir: Path, threads: int) -> float:
-    """Run a stage of the project on `run_dir`, its output added to log.txt there; returns its processor seconds.
-
-    Raises InputError with its last words when it fails.
-    """
-    start, log = seconds_of_children(), run_dir / "log.txt"
-    with log.open("a", encoding="utf-8") as output:
-        done = subprocess.run(
-            [sys.executable, *command, "--run_dir", str(run_dir.resolve())],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    if done.returncode:
-        words = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
-        raise InputError(f"{shlex.join(command)} ended with code {done.returncode} ({words}); see {log}.")
-    return round(seconds_of_children() - start, 1)
-
-
-def seconds_of_children() -> float:
-    """Processor seconds of all stages that have ended: other than clock time, they do not depend on what else the machine does."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 def run_or_find(
@@ -194,6 +157,7 @@ def run_or_find(
     finished: FinishedRows,
     config: DownstreamConfig,
     cases: dict[SplitName, EvalCases],
+    console: Console,
 ) -> Row:
     """A quantizer's row, run unless it is finished, with a line on what came out."""
     plan = PLANS[config.dataset]
@@ -214,11 +178,7 @@ def run_or_find(
         wall = round(time.perf_counter() - start, 1)
         row = finished.keep(row_name, made_from, about | figures | {"wall_seconds": wall})
         valid, seconds = row["valid"]["recall@10"], sum(row["seconds"].values())
-        Console().print(
-            f"{time.strftime('%H:%M:%S')}  {row_name}: valid Recall@10 {valid:.4f}, {seconds:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
+        console.print(f"{time.strftime('%H:%M:%S')}  {row_name}: valid Recall@10 {valid:.4f}, {seconds:.0f} s")
     return row
 
 
@@ -234,20 +194,14 @@ def train_and_measure(
     if run_dir.exists():
         shutil.rmtree(run_dir)
     shutil.copytree(config.work_dir / "base", run_dir)
-    own = ["--seed", str(seed)]
-    quantize = ["-m", "sidrec.tokenizer.quantize", *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *own]
-    seconds = {"quantize": run_stage(quantize, run_dir, config.threads)}
-    sft = ["sft/train.py", *shlex.split(PLANS[config.dataset].sft), *own]
-    seconds["sft"] = run_stage(sft, run_dir, config.threads)
-    start = time.process_time()
-    recommender = Recommender.load(run_dir, "sft")
-    n_items = recommender.trie.n_items
-    ranks = {
-        split: rank_recommender(recommender, cases[split], n_items, True, f"{name}: {split}")[0] for split in SPLITS
-    }
-    seconds["evaluate"] = round(time.process_time() - start, 1)
+    seeded = ["--seed", str(seed)]
+    quantize = [*QUANTIZE, *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *seeded]
+    sft = [*SFT, *shlex.split(PLANS[config.dataset].sft), *seeded]
+    seconds = {"quantize": run_stage(quantize, run_dir, config.threads), "sft": run_stage(sft, run_dir, config.threads)}
+    ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), cases, name))
+    seconds["evaluate"] = round(measuring, 1)
     shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
-    return keep_ranks(run_dir, ranks) | {"seconds": seconds}
+    return save_ranks(run_dir, ranks) | {"seconds": seconds}
 
 
 def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, EvalCases]) -> Row:
@@ -255,17 +209,7 @@ def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, Eval
     scorer = fit_popularity(dataset.train_sequences, dataset.n_items)
     ranks = {split: rank_cases(scorer, cases[split], masked=True) for split in SPLITS}
     about = {"quantizer": "(popularity)", "level_sizes": [], "seed": 0, "run_dir": "base", "seconds": {}}
-    return about | keep_ranks(work_dir / "base", ranks)
-
-
-def keep_ranks(run_dir: Path, ranks: dict[SplitName, np.ndarray]) -> Row:
-    """Recall@10 and NDCG@10 per split; the ranks themselves go to ranks.npz, for paired tests."""
-    with atomic_path(run_dir / "ranks.npz") as temporary, temporary.open("wb") as handle:
-        np.savez(handle, allow_pickle=False, **ranks)
-    return {
-        split: {f"recall@{K}": float(recall_at(own, K).mean()), f"ndcg@{K}": float(ndcg_at(own, K).mean())}
-        for split, own in ranks.items()
-    }
+    return about | save_ranks(work_dir / "base", ranks)
 
 
 def to_repeat(rows: list[Row]) -> list[str]:
@@ -281,33 +225,21 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
 
     The difference is of the hits of each case, averaged over the seeds that both have run with.
     """
-    groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        groups.setdefault((row["quantizer"], "x".join(map(str, row["level_sizes"]))), []).append(row)
+    named = [row | {"sizes": "x".join(map(str, row["level_sizes"]))} for row in rows]
     plain = [row for row in rows if row["quantizer"] == PLAIN]
     table = []
-    for (name, sizes), own in groups.items():
-        line: Row = {"quantizer": name, "level_sizes": sizes, "seeds": len(own)}
-        for split in SPLITS:
-            line[split] = {metric: float(np.mean([row[split][metric] for row in own])) for metric in own[0][split]}
-        line["test_range"] = [pick(row["test"][f"recall@{K}"] for row in own) for pick in (min, max)]
-        line["seconds"] = float(np.mean([sum(row["seconds"].values()) for row in own]))
+    for (name, sizes), trainings in grouped(named, "quantizer", "sizes").items():
+        line: Row = {"quantizer": name, "level_sizes": sizes, "seeds": len(trainings)}
+        line |= {split: mean_figures(trainings, split) for split in SPLITS}
+        line["test_range"] = [pick(row["test"][f"recall@{K}"] for row in trainings) for pick in (min, max)]
+        line["seconds"] = float(np.mean([sum(row["seconds"].values()) for row in trainings]))
         line["minus_plain"] = None
         if plain and name != PLAIN:
-            both = min(len(plain), len(own))
-            hits, plain_hits = (mean_hits(some[:both], work_dir) for some in (own, plain))
+            both = min(len(plain), len(trainings))
+            hits, plain_hits = (mean_gains(some[:both], work_dir, "test", recall_at) for some in (trainings, plain))
             line["minus_plain"] = asdict(paired_test(hits, plain_hits, seed=0))
         table.append(line)
     return table
-
-
-def mean_hits(rows: list[Row], work_dir: Path) -> np.ndarray:
-    """Test Recall@10 of every case, the mean over rows: float64 [cases]."""
-    hits = []
-    for row in rows:
-        with np.load(work_dir / row["run_dir"] / "ranks.npz") as ranks:
-            hits.append(recall_at(ranks["test"], K))
-    return np.mean(hits, axis=0)
 
 
 def in_words(line: Row) -> list[str]:

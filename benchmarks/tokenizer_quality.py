@@ -11,21 +11,16 @@ object: the figures that the bars are about, for each file.
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import announce, plain_console, print_figures, timed
 from benchmarks.quantizers import QUANTIZERS, check_names, read_settings
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
@@ -81,27 +76,21 @@ class QualityConfig:
             raise InputError(f"--held_out is {self.held_out}; it must lie between 0 and 1.")
 
 
-def main() -> None:
-    config = parse_config(QualityConfig)
-    console = Console()
-    command = shlex.join(["python", "-m", "benchmarks.tokenizer_quality", *sys.argv[1:]])
-    console.print(
-        f"{describe_machine()}, {torch.get_num_threads()} threads\n{command}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(QualityConfig, arguments), plain_console()
+    announce(console, "tokenizer_quality", arguments)
+    console.print(f"{torch.get_num_threads()} threads")
     sources = {path.stem: read_items(path, config.level_sizes) for path in config.embeddings}
     finished = FinishedRows(config.out)
     for path in config.embeddings:
-        rows = {name: measure_or_find(name, path, sources[path.stem], finished, config) for name in config.quantizers}
-        console.print(f"\n## {path.stem}: {len(sources[path.stem]):,} items\n", markup=False, highlight=False)
-        cells = [in_words(name, row) for name, row in rows.items()]
-        console.print(markdown(HEADER.split("|"), cells), markup=False, highlight=False, soft_wrap=True)
+        source = sources[path.stem]
+        rows = {name: measure_or_find(name, path, source, finished, config, console) for name in config.quantizers}
+        console.print(f"\n## {path.stem}: {len(source):,} items\n")
+        console.print(markdown(HEADER.split("|"), [in_words(name, row) for name, row in rows.items()]))
     figures = {path.stem: figures_of_bars(path.stem, finished) for path in config.embeddings}
-    for name, own in figures.items():
-        console.print(f"{name}: {'; '.join(verdicts(own))}", markup=False, highlight=False, soft_wrap=True)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    for name, file_figures in figures.items():
+        console.print(f"{name}: {'; '.join(verdicts(file_figures))}")
+    print_figures(figures)
 
 
 def read_items(path: Path, level_sizes: list[int]) -> np.ndarray:
@@ -114,7 +103,9 @@ def read_items(path: Path, level_sizes: list[int]) -> np.ndarray:
     return source
 
 
-def measure_or_find(name: str, path: Path, source: np.ndarray, finished: FinishedRows, config: QualityConfig) -> Row:
+def measure_or_find(
+    name: str, path: Path, source: np.ndarray, finished: FinishedRows, config: QualityConfig, console: Console
+) -> Row:
     """A quantizer's row, computed unless it is finished, with a line on what came out."""
     settings, level_sizes = read_settings(name, config.level_sizes)
     made_from = settings.recorded() | {"level_sizes": level_sizes, "seed": config.seed, "held_out": config.held_out}
@@ -125,11 +116,8 @@ def measure_or_find(name: str, path: Path, source: np.ndarray, finished: Finishe
         start = time.perf_counter()
         row = measure(settings, source, level_sizes, config.seed, config.held_out)
         row = finished.keep(row_name, made_from, row | {"seconds": round(time.perf_counter() - start, 1)})
-        Console().print(
-            f"{time.strftime('%H:%M:%S')}  {row_name}: error {row['error']:.4f}, {row['seconds']:.0f} s",
-            highlight=False,
-            soft_wrap=True,
-        )
+        error, seconds = row["error"], row["seconds"]
+        console.print(f"{time.strftime('%H:%M:%S')}  {row_name}: error {error:.4f}, {seconds:.0f} s")
     return row
 
 
@@ -158,18 +146,11 @@ def measure(settings: QuantizerSettings, source: np.ndarray, level_sizes: list[i
         "collisions_raw": collisions(raw)["rate"],
         "collisions": collisions(codes)["rate"],
         "neighbour_preservation": neighbourhoods(vectors, reconstruction, codes, seed)["preserved"],
-        "cpu_seconds": {"learn": learning, "unique": assigning},
+        "cpu_seconds": {"learn": round(learning, 2), "unique": round(assigning, 2)},
     }
     if settings.quantizer == "rqkmeans_plus":
         row["error_of_start"] = error_of_start(settings, vectors, level_sizes, seed)
     return row
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the processor seconds of all threads that it took."""
-    start = time.process_time()
-    result = work()
-    return result, round(time.process_time() - start, 2)
 
 
 def held_out_error(
@@ -178,8 +159,8 @@ def held_out_error(
     """The error on items that are kept out of learning, drawn by the seed; of their own codes, before any are made unique."""
     order = np.random.default_rng(seed).permutation(len(source))
     n_held = max(1, round(share * len(source)))
-    held, kept = np.sort(order[:n_held]), np.sort(order[n_held:])
-    quantizer = learn(settings, ItemVectors([source[kept]], [1.0]), level_sizes, seed)
+    held, learnt = np.sort(order[:n_held]), np.sort(order[n_held:])
+    quantizer = learn(settings, ItemVectors([source[learnt]], [1.0]), level_sizes, seed)
     vectors = ItemVectors([source[held]], [1.0])
     return quantizer.mean_squared_errors(vectors, quantizer.encode(vectors))[-1]
 

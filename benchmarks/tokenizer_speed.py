@@ -9,7 +9,6 @@ counts; the rivals run in the same process, on the same rows. Prints the machine
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import sys
@@ -29,7 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.main_job import describe_machine
+from benchmarks.harness import announce, plain_console, print_figures, timed
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -71,18 +70,13 @@ class SpeedConfig:
             )
 
 
-def main() -> None:
-    config = parse_config(SpeedConfig)
-    console = Console()
+def main(arguments: list[str] | None = None) -> None:
+    config, console = parse_config(SpeedConfig, arguments), plain_console()
     require_rivals()
     one_thread()
-    console.print(describe_machine(), markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"python -m benchmarks.tokenizer_speed {' '.join(sys.argv[1:])}: {config.rows:,} x {config.dim}, K = {config.codes}, one thread, "
-        f"products in {'bfloat16' if bf16_is_faster() else 'float32'}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    announce(console, "tokenizer_speed", arguments)
+    products = "bfloat16" if bf16_is_faster() else "float32"
+    console.print(f"{config.rows:,} x {config.dim}, K = {config.codes}, one thread, products in {products}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npy"
         write_rows(path, config)
@@ -91,7 +85,7 @@ def main() -> None:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:  # its own peak of memory
             figures |= process.submit(end_to_end, path, config).result()
     show(console, figures)
-    sys.stdout.write(json.dumps(figures) + "\n")
+    print_figures(figures)
 
 
 def require_rivals() -> None:
@@ -121,17 +115,10 @@ def write_rows(path: Path, config: SpeedConfig) -> None:
         n = min(2**16, config.rows - start)
         group = rng.choice(GROUPS, n, p=shares / shares.sum())
         subgroup = group * SUBGROUPS + rng.integers(0, SUBGROUPS, n)
-        own = rng.standard_normal((n, config.dim), dtype=np.float32)
-        chunk = (groups[group] + 0.6 * subgroups[subgroup] + 0.7 * own) * spectrum
+        noise = rng.standard_normal((n, config.dim), dtype=np.float32)
+        chunk = (groups[group] + 0.6 * subgroups[subgroup] + 0.7 * noise) * spectrum
         rows[start : start + n] = chunk / np.linalg.norm(chunk, axis=1, keepdims=True)
     rows.flush()
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What `work` returns, and the CPU seconds it took."""
-    start = time.process_time()
-    result = work()
-    return result, time.process_time() - start
 
 
 def in_turns(*rivals: Callable[[], Any]) -> list[tuple[Any, float]]:
@@ -238,7 +225,7 @@ def end_to_end(path: Path, config: SpeedConfig) -> dict[str, float]:
 
     (learnt, vectors, codes, unique, clock), seconds = timed(work)
     peak = peak_gib()
-    errors = [sum(learnt_errors(learnt, vectors, found)) / len(found) for found in (codes, unique)]
+    errors = [sum(learnt_errors(learnt, vectors, rows)) / len(rows) for rows in (codes, unique)]
     return {
         "million_seconds": seconds,
         "million_fit_seconds": clock[1] - clock[0],

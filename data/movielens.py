@@ -63,7 +63,7 @@ def read_ml_100k(folder: Path) -> RawLog:
         genres=genres.list.join(", "),
         year=pl.coalesce(_year_in_title(), pl.col("release_date").str.extract(r"(\d{4})$")),
     )
-    return checked(log_path, log.lazy(), items_path, items, "line")
+    return checked(log_path, log.lazy().with_columns(_rating()), items_path, items, "line")
 
 
 def read_ml_1m(folder: Path) -> RawLog:
@@ -71,17 +71,22 @@ def read_ml_1m(folder: Path) -> RawLog:
     log_path, items_path = folder / "ratings.dat", folder / "movies.dat"
     log = _read_delimited(log_path, "::", ["user_id", "item_id", "rating", "timestamp"], "utf-8")
     items = _read_delimited(items_path, "::", ["item_id", "title", "genres"], "latin-1")
-    return checked(log_path, log.lazy(), items_path, items.with_columns(_genres(), _year_in_title()), "line")
+    log_with_ratings = log.lazy().with_columns(_rating())
+    return checked(log_path, log_with_ratings, items_path, items.with_columns(_genres(), _year_in_title()), "line")
 
 
 def read_ml_csv(folder: Path) -> RawLog:
     """MovieLens latest-small, 20M or 32M from `ratings.csv` and `movies.csv` (UTF-8, titles with commas in quotation marks)."""
     log_path, items_path = folder / "ratings.csv", folder / "movies.csv"
     log = read_table(log_path, ["userId", "movieId", "timestamp"])
-    log = log.select("timestamp", user_id="userId", item_id="movieId")
+    log = log.rename({"userId": "user_id", "movieId": "item_id"})
     items = collect(items_path, read_table(items_path, ["movieId", "title", "genres"]))
     items = items.select("title", _genres(), _year_in_title(), item_id="movieId")
     return checked(log_path, log, items_path, items, "row")
+
+
+def _rating() -> pl.Expr:
+    return pl.col("rating").cast(pl.Float64, strict=False)
 
 
 def _genres() -> pl.Expr:

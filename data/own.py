@@ -8,9 +8,11 @@ from sidrec.data.readers import RawLog, checked
 from sidrec.data.tables import collect, read_table
 from sidrec.pipeline.errors import InputError
 
+WRITTEN = ("item_index", "split")
+
 
 def read_own(interactions_file: Path, items_file: Path) -> RawLog:
-    """Your own log (user_id, item_id, timestamp) and catalogue (item_id, title, anything else), each CSV or Parquet.
+    """Your own log (user_id, item_id, timestamp, anything else) and catalogue (item_id, title, anything else), each CSV or Parquet.
 
     Ids of any type become strings. Timestamps: integers are kept as they are; floats, datetimes and ISO dates (without an offset:
     UTC) become seconds, or microseconds when some lie between two seconds, so that the order is kept. An empty title becomes the
@@ -18,7 +20,8 @@ def read_own(interactions_file: Path, items_file: Path) -> RawLog:
     """
     log = read_table(interactions_file, ["user_id", "item_id", "timestamp"])
     items = collect(items_file, read_table(items_file, ["item_id", "title"]))
-    if "item_index" in items.columns:
-        raise InputError(f"{items_file}: the column 'item_index' is one that this command writes; rename yours.")
-    log = log.select("user_id", "item_id", "timestamp")
+    for file, names in ((interactions_file, log.collect_schema().names()), (items_file, items.columns)):
+        written = [name for name in WRITTEN if name in names]
+        if written:
+            raise InputError(f"{file}: the column {written[0]!r} is one that this command writes; rename yours.")
     return checked(interactions_file, log, items_file, items, "row")

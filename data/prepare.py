@@ -1,22 +1,20 @@
 """Prepare a data set: read, filter, split, write the run's `data/`.
 
-python -m sidrec.data.prepare --dataset demo --run_dir outputs/demo
-python -m sidrec.data.prepare --config configs/data/ml-100k.yaml
-python -m sidrec.data.prepare --dataset amazon-2014 --category Beauty --run_dir outputs/beauty
-python -m sidrec.data.prepare --dataset own --interactions log.csv --items catalogue.csv --run_dir outputs/mine
+sidrec prepare --dataset demo
+sidrec prepare --config configs/data/ml-100k.yaml
+sidrec prepare --dataset amazon-2014 --category Beauty --run_dir outputs/beauty
+sidrec prepare --dataset own --interactions log.csv --items catalogue.csv --run_dir outputs/mine
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 
 from sidrec.data.amazon import EDITIONS, find_amazon, read_amazon
 from sidrec.data.codes import codes
@@ -27,171 +25,36 @@ from sidrec.data.minionerec import find_minionerec, read_minionerec
 from sidrec.data.movielens import FILES, read_movielens
 from sidrec.data.own import read_own
 from sidrec.data.readers import RawLog
+from sidrec.data.settings import CACHE, NOT_DECISIVE, PrepareConfig, default_k
 from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
-from sidrec.data.summary import known_counts_note, show_summary
+from sidrec.data.summary import known_counts_note, summary
 from sidrec.data.synthetic import DemoModel
 from sidrec.pipeline.command import run_as_command
-from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.config import parse_config, peek
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.fingerprint import fingerprint
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 
-CACHE = Path("~/.cache/sidrec")
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
 SECONDS_PER_DAY = 86400
 LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
 
 
-@dataclass
-class PrepareConfig:
-    """Read a catalogue and an interaction log, filter and split them, and write `data/` of a run directory."""
-
-    run_dir: Path = field(metadata={"help": "Run directory, for example outputs/demo; its data/ is written."})
-    dataset: Literal[
-        "demo",
-        "ml-100k",
-        "ml-1m",
-        "ml-latest-small",
-        "ml-20m",
-        "ml-32m",
-        "amazon-2014",
-        "amazon-2018",
-        "amazon-2023",
-        "minionerec",
-        "own",
-    ] = field(
-        default="demo",
-        metadata={
-            "help": "demo: drawn from a known model, no download; ml-*: MovieLens; amazon-*: Amazon reviews, one category; "
-            "minionerec: a folder that MiniOneRec prepared; own: your two files."
-        },
-    )
-    category: str | None = field(
-        default=None,
-        metadata={"help": "amazon-*, minionerec: the category as in the publisher's file names, for example Beauty."},
-    )
-    raw_dir: Path | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with the publisher's files (ml-*: unpacked; amazon-*: the reviews and meta files of the category; "
-            f"minionerec: train/, valid/, test/, info/, index/). None: ml-* and amazon-* are downloaded once to {CACHE}."
-        },
-    )
-    interactions: Path | None = field(
-        default=None, metadata={"help": "own: CSV or Parquet with the columns user_id, item_id, timestamp."}
-    )
-    items: Path | None = field(
-        default=None,
-        metadata={
-            "help": "own: CSV or Parquet with item_id, title; every further column of strings becomes part of the text."
-        },
-    )
-    from_date: str | None = field(
-        default=None,
-        metadata={"help": "ml-*, amazon-*: drop interactions before this day (2016-10-01, UTC), ahead of the k-core."},
-    )
-    to_date: str | None = field(
-        default=None,
-        metadata={"help": "ml-*, amazon-*: drop interactions after this day (2018-11-01, UTC), ahead of the k-core."},
-    )
-    k_user: int = field(
-        default=0,
-        metadata={
-            "help": "Keep users with at least this many interactions (k-core, with k_item); 1 keeps all. 0: 5 for own and amazon-* "
-            "(as in the papers); 1 for demo (its best possible Recall needs whole histories), for ml-* (published tables use all "
-            "users and items) and for minionerec (filtered already)."
-        },
-    )
-    k_item: int = field(
-        default=0,
-        metadata={
-            "help": "Keep items with at least this many interactions; 1 keeps all. 0: 5 for own and amazon-*, 1 for the others."
-        },
-    )
-    protocol: Literal["leave_one_out", "leave_one_out_ties_shuffled", "global_time", "published"] = field(
-        default="leave_one_out",
-        metadata={
-            "help": "leave_one_out: each user's last interaction is test, the last but one valid; equal timestamps in input order. "
-            "leave_one_out_ties_shuffled: the same with a user's equal timestamps in an order drawn by seed. global_time: of all "
-            "interactions in time order, the first 8 tenths are train, the next tenth valid, the last tenth test. published: as the "
-            "files of minionerec say."
-        },
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the demo data and of shuffled ties; nothing else uses randomness."}
-    )
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Delete the run's data/ and make it again, even from other inputs or settings."},
-    )
-
-    def __post_init__(self) -> None:
-        self._check_inputs()
-        self._check_window()
-        if self.protocol == "published" and self.dataset != "minionerec":
-            raise InputError(f"--protocol published is for --dataset minionerec only, not {self.dataset}.")
-        for flag, number in (("--k_user", self.k_user), ("--k_item", self.k_item), ("--seed", self.seed)):
-            if number < 0:
-                raise InputError(f"{flag} is {number}; it must not be negative.")
-        self.k_user = self.k_user or default_k(self.dataset)
-        self.k_item = self.k_item or default_k(self.dataset)
-
-    def _check_inputs(self) -> None:
-        for flag, file in (("--interactions", self.interactions), ("--items", self.items)):
-            if self.dataset == "own" and file is None:
-                raise InputError(f"--dataset own needs {flag}, a CSV or Parquet file.")
-            if self.dataset != "own" and file is not None:
-                raise InputError(f"{flag} is for --dataset own only, not {self.dataset}; leave it out.")
-        if self.raw_dir is not None and self.dataset in ("demo", "own"):
-            raise InputError(f"--raw_dir is for a publisher's files, not for {self.dataset}; leave it out.")
-        if self.raw_dir is None and self.dataset == "minionerec":
-            raise InputError("--dataset minionerec needs --raw_dir, the folder with valid/, test/, info/ and index/.")
-        has_category = self.dataset in EDITIONS or self.dataset == "minionerec"
-        if has_category and not re.fullmatch(r"\w+", self.category or ""):
-            raise InputError(
-                f"--dataset {self.dataset} needs --category, as in the publisher's file names (for example Beauty)."
-            )
-        if not has_category and self.category is not None:
-            raise InputError(f"--category is for amazon-* and minionerec, not {self.dataset}; leave it out.")
-
-    def _check_window(self) -> None:
-        given = {"--from_date": self.from_date, "--to_date": self.to_date}
-        days = []
-        for flag, text in given.items():
-            if text is None:
-                continue
-            if self.dataset not in EDITIONS and self.dataset not in FILES:
-                raise InputError(
-                    f"{flag} is for ml-* and amazon-*, whose times are dates, not {self.dataset}; leave it out."
-                )
-            try:
-                days.append(date.fromisoformat(text))
-            except ValueError as error:
-                raise InputError(f"{flag} is {text!r}; write a day as 2016-10-01.") from error
-        if len(days) == 2 and days[1] < days[0]:
-            raise InputError(f"--to_date {self.to_date} lies before --from_date {self.from_date}; exchange them.")
-
-
-def default_k(dataset: str) -> int:
-    return 5 if dataset == "own" or dataset in EDITIONS else 1
-
-
-def main() -> None:
-    config = parse_config(PrepareConfig)
+def main(arguments: Sequence[str] | None = None) -> None:
+    named = peek("dataset", arguments, run_dir=Path())  # another data set begins with its own settings
+    config = parse_config(PrepareConfig, arguments, stage=None if named else "data")
+    assert config.run_dir is not None
     inputs = find_inputs(config)
-    stage = Stage(config.run_dir, "data", decisive_settings(config), inputs)
+    stage = Stage(config.run_dir, "data", fingerprint(config, leave_out=NOT_DECISIVE), inputs)
+    screen = Screen("data")
     if config.overwrite or not stage.is_finished():
-        dataset = build(config, inputs)
-        stage.begin(config.overwrite)
-        _tell("writing", len(dataset.interactions), "interactions")
-        stage.finish(*dataset.save(stage.folder))
-        del dataset  # the summary reads the files: the same one whether they were made now or before
-    show_summary(stage.folder)
-
-
-def decisive_settings(config: PrepareConfig) -> dict[str, Any]:
-    names = ["dataset", "k_user", "k_item", "protocol"] + (["seed"] if uses_seed(config) else [])
-    optional = [name for name in ("category", "from_date", "to_date") if getattr(config, name) is not None]
-    return {name: getattr(config, name) for name in names + optional}
+        with stage.building(config.overwrite) as folder:
+            dataset = build(config, inputs, screen)
+            tell(screen, "writing", len(dataset.interactions), "interactions")
+            dataset.save(folder)
+            del dataset  # the summary reads the files: the same one whether they were made now or before
+    screen.summary("data", summary(stage.folder))
 
 
 def uses_seed(config: PrepareConfig) -> bool:
@@ -233,12 +96,12 @@ def read(config: PrepareConfig, inputs: tuple[Path, ...]) -> RawLog:
     return read_movielens(config.dataset, inputs[0].parent)
 
 
-def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
+def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Dataset:
     """Read, filter and split. Raises InputError when nothing is left after the date window or the k-core.
 
     Every step works on integers, 4 bytes an id: 100 million interactions take less than 8 GiB.
     """
-    _tell("reading", sum(file.stat().st_size for file in inputs), "bytes")
+    tell(screen, "reading", sum(file.stat().st_size for file in inputs), "bytes")
     raw = read(config, inputs)
     interactions, source, notes = raw.interactions, raw.items, list(raw.notes)
     del raw  # with a large log, each step's result takes the place of the one before
@@ -249,7 +112,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
             f"{n_read - len(interactions):,} of {n_read:,} interactions lie outside the dates and are left out."
         )
     n_filtered = len(interactions)
-    _tell("k-core", n_filtered, "interactions")
+    tell(screen, "k-core", n_filtered, "interactions")
     interactions = k_core(interactions, config.k_user, config.k_item)
     if interactions.is_empty():
         raise InputError(
@@ -257,7 +120,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
             f"that have {config.k_item} each; lower --k_user or --k_item."
         )
     items = catalogue(source, interactions)
-    _tell("split", len(interactions), "interactions")
+    tell(screen, "split", len(interactions), "interactions")
     if config.protocol == "leave_one_out_ties_shuffled":
         interactions = leave_one_out_ties_shuffled(interactions, config.seed)
     else:
@@ -286,10 +149,10 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...]) -> Dataset:
     return Dataset(items, numbered(interactions, items), info)
 
 
-def _tell(step: str, size: int, unit: str) -> None:
+def tell(screen: Screen, step: str, size: int, unit: str) -> None:
     """Say that a step begins when it will take more than a few seconds; one call of a library has no time left to show."""
     if size >= LARGE:
-        Console().print(f"{datetime.now():%H:%M:%S} {step}: {size:,} {unit}", highlight=False)
+        screen.say(f"data: {datetime.now():%H:%M:%S} {step}: {size:,} {unit}")
 
 
 def is_whole(config: PrepareConfig) -> bool:
@@ -319,21 +182,23 @@ def _second(day: str) -> int:
 
 
 def numbered(interactions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
-    """The log with `item_index`, the number of each row's item in the catalogue, in place of its id."""
+    """The log with `item_index`, the number of each row's item in the catalogue, in place of its id; other columns stand behind."""
     index_of = np.full(int(codes(interactions["item_id"]).max()) + 1, -1, dtype=np.int64)
     index_of[codes(items["item_id"])] = items["item_index"].to_numpy()
     item_index = pl.Series("item_index", index_of[codes(interactions["item_id"])])
-    return interactions.select("user_id", item_index, "timestamp", "split")
+    first = ("user_id", "item_id", "timestamp", "split")
+    return interactions.select("user_id", item_index, "timestamp", "split", pl.exclude(first))
 
 
 def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
     """The items that occur in the log, numbered in the order of the source, with `text`: the title, then `column: value`.
 
-    Columns of strings and of lists of strings become part of the text; runs of white space in title and text become one space.
+    Columns of strings and of lists of strings become part of the text; runs of white space in title and text become one space. Every
+    column of the source is kept, one that is called `text` as `given_text`.
     """
-    taken = interactions["item_id"].unique().cast(pl.String)
-    kept = items.filter(pl.col("item_id").is_in(taken.implode()))
-    kept = kept.with_columns(title=_one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
+    in_log = interactions["item_id"].unique().cast(pl.String)
+    table = items.filter(pl.col("item_id").is_in(in_log.implode()))
+    table = table.with_columns(title=_one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
     parts = [pl.col("title").str.strip_chars_end(".")]
     for name, dtype in items.schema.items():
         if name in ("item_id", "title") or dtype not in (pl.String, pl.List(pl.String)):
@@ -341,9 +206,11 @@ def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
         words = pl.col(name) if dtype == pl.String else pl.col(name).list.drop_nulls().list.join(", ")
         words = _one_line(words).str.strip_chars_end(".")
         parts.append(pl.when(words != "").then(pl.lit(f"{name}: ") + words))
-    kept = kept.with_columns(text=pl.concat_str(parts, separator=". ", ignore_nulls=True))
+    if "text" in table.columns:
+        table = table.with_columns(given_text=pl.col("text"))
+    table = table.with_columns(text=pl.concat_str(parts, separator=". ", ignore_nulls=True))
     first = ["item_id", "item_index", "title", "text"]
-    return kept.select(*first, pl.exclude(first))
+    return table.select(*first, pl.exclude(first))
 
 
 def _one_line(text: pl.Expr) -> pl.Expr:

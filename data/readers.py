@@ -21,8 +21,9 @@ from sidrec.pipeline.errors import InputError
 class RawLog:
     """What was read, before any filter.
 
-    interactions: user_id, item_id (categoricals, 4 bytes each), timestamp (int64), in input order; `split` where the publisher made
-    one. items: item_id (strings, unique), title (never empty), then any other column of the source. notes: sentences about what was
+    interactions: user_id, item_id (categoricals, 4 bytes each), timestamp (int64), in input order, then any other column of the source
+    (`split` where the publisher made one). items: item_id (strings, unique), title (never empty), then any other column of the
+    source. notes: sentences about what was
     found, for the summary.
     """
 
@@ -56,8 +57,8 @@ def _coded(path: Path, log: pl.LazyFrame, unit: str) -> pl.DataFrame:
         if schema[name].is_nested():
             raise InputError(f"{path}: column {name!r} has type {schema[name]}; ids must be numbers or strings.")
     ids = [pl.col(name).cast(pl.String).cast(pl.Categorical) for name in ("user_id", "item_id")]
-    kept = [name for name in ("timestamp", "split") if name in schema]
-    table = collect(path, log.select(*ids, *kept)).rechunk()
+    others = [name for name in schema if name not in ("user_id", "item_id", "timestamp")]
+    table = collect(path, log.select(*ids, "timestamp", *others)).rechunk()
     for name in ("user_id", "item_id"):
         _refuse_blank(path, table[name], unit)
     return table

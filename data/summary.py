@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
-from rich.table import Table
 
 from sidrec.data.codes import codes, run_ends
+from sidrec.pipeline.files import read_json
 
 # users, items, interactions as their publishers (MovieLens) and the papers that use them (Amazon 2014, 5-core) give them
 KNOWN_COUNTS: dict[tuple[str, str | None], tuple[int, int, int]] = {
@@ -31,39 +29,32 @@ def known_counts_note(dataset: str, category: str | None, counts: dict[str, int]
     known = KNOWN_COUNTS.get((dataset, category))
     if known is None or not is_whole:
         return []
-    found = (counts["users"], counts["items"], counts["interactions"])
+    here = (counts["users"], counts["items"], counts["interactions"])
     published = "{:,} users, {:,} items, {:,} interactions".format(*known)
-    if found == known:
+    if here == known:
         return [f"These are the published counts: {published}."]
     return [
-        f"Warning: the published counts are {published}, but these files gave {found[0]:,}, {found[1]:,}, {found[2]:,}; "
+        f"Warning: the published counts are {published}, but these files gave {here[0]:,}, {here[1]:,}, {here[2]:,}; "
         "check that they are whole before comparing with published results."
     ]
 
 
-def show_summary(folder: Path) -> None:
-    """Print the counts of the data set in `folder`, the share of users whose test item is a matter of input order, and notes."""
-    info: dict[str, Any] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+def summary(folder: Path) -> list[str]:
+    """The data set in `folder` in a few lines: its counts, the share of users whose test item is a matter of input order, notes."""
+    info: dict[str, Any] = read_json(folder / "dataset.json")
     counts = info["counts"]
     lengths, tied = _histories(folder / "interactions.parquet")
     title = " ".join(part for part in (info["name"], info.get("category")) if part)
-    table = Table("what", "value", title=f"{title}, {info['protocol']}", min_width=40)
-    rows = {
-        "users": f"{counts['users']:,}",
-        "items": f"{counts['items']:,}",
-        "interactions": f"{counts['interactions']:,} ({counts['removed_interactions']:,} removed by k-core)",
-        "density": f"{counts['interactions'] / counts['users'] / counts['items']:.3%}",
-        "median history": f"{np.median(lengths):g} interactions a user",
-        "train / valid / test": f"{counts['train']:,} / {counts['valid']:,} / {counts['test']:,}",
-        "last two at one time": f"{tied.mean():.1%} of users (then input order decides)",
-        "files": f"{folder}/",
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console = Console()
-    console.print(table)
-    for note in info.get("notes", []):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+    density = counts["interactions"] / counts["users"] / counts["items"]
+    splits = f"{counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test interactions"
+    return [
+        f"{title}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions "
+        f"({counts['removed_interactions']:,} removed by k-core), density {density:.3%}",
+        f"{info['protocol']}: {splits}; median history {np.median(lengths):g}; {tied.mean():.1%} of users have their last two "
+        "at one time (then input order decides)",
+        *info.get("notes", []),
+        f"files: {folder}",
+    ]
 
 
 def _histories(path: Path) -> tuple[np.ndarray, np.ndarray]:

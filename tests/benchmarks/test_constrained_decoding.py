@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import changing_catalogue, masking_step
 from benchmarks.constrained_decoding import ConstrainedDecodingConfig
-from benchmarks.random_catalogues import skewed_codes, uniform_codes
+from benchmarks.random_catalogues import skewed_codes, small_qwen3, uniform_codes
 from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
@@ -49,7 +49,7 @@ def test_threads_of_requests_report_a_removed_item(monkeypatch):
     monkeypatch.setattr(changing_catalogue, "VOCABULARY", 100)
     monkeypatch.setattr(changing_catalogue, "SIZES", [16] * 3)
     monkeypatch.setattr(changing_catalogue, "SIDS", changing_catalogue.SidVocabulary(0, (100, 116, 132), (16,) * 3))
-    model = changing_catalogue.small_qwen3(0)
+    model = small_qwen3(148, 0)
     codes = uniform_codes(1200, [16] * 3, 0)
     figures = changing_catalogue.requests_under_change(model, live(codes), codes[1000:].numpy(), seconds=1.5)
     assert figures["requests"] > 0
@@ -69,7 +69,7 @@ def test_seen_items_and_insertions_are_timed(monkeypatch):
     monkeypatch.setattr(changing_catalogue, "SIDS", changing_catalogue.SidVocabulary(0, (100, 116, 132), (16,) * 3))
     codes = uniform_codes(1200, [16] * 3, 0)
     trie = SidTrie(codes[:1000], [16] * 3)
-    assert np.isfinite(changing_catalogue.seen_share(changing_catalogue.small_qwen3(0), trie, repeats=1, seed=0))
+    assert np.isfinite(changing_catalogue.seen_share(small_qwen3(148, 0), trie, repeats=1, seed=0))
     assert changing_catalogue.insert_seconds(trie, codes[1000:].numpy(), repeats=1) > 0
 
 

@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -26,11 +25,8 @@ def test_the_log_is_drawn_by_the_seed_in_pieces_of_any_size(tmp_path: Path, monk
     assert not log["timestamp"].is_sorted()
 
 
-def test_prepares_and_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["data_scale.py", "--rows", "20000", "--work_dir", str(tmp_path / "work")])
-    data_scale.main()
+def test_prepares_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data_scale.main(["--rows", "20000", "--work_dir", str(tmp_path / "work")])
     printed = capfd.readouterr().out
     figures = json.loads(printed.splitlines()[-1])
     assert set(figures) == {"rows", "seconds", "peak_gib"}

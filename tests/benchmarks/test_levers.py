@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from run_dirs import ROOT, small_dataset
 
-from benchmarks import levers
+from benchmarks import case_ranks, levers
+from benchmarks.case_ranks import save_ranks
 from benchmarks.levers import CONFIG, NAMES, SIZES, LeversConfig, levers_of, stages_of, summarise
-from benchmarks.results import PLANS
-from benchmarks.tokenizer_downstream import keep_ranks
+from benchmarks.our_models import PLANS
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import ndcg_at
 from sidrec.evaluation.statistics import holm, paired_test
@@ -33,12 +33,12 @@ TAKERS = {
 
 def settings(dataset: str, name: str, run_dir: Path) -> dict[str, object]:
     """Every setting of a lever's stages, as the stages themselves read it."""
-    found: dict[str, object] = {}
+    every: dict[str, object] = {}
     for command in stages_of(dataset, levers_of(dataset)[name], seed=3):
         stage, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
         for part in parse_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)]):
-            found |= {f"{stage} {key}": value for key, value in vars(part).items() if not key.startswith("_")}
-    return found
+            every |= {f"{stage} {key}": value for key, value in vars(part).items() if not key.startswith("_")}
+    return every
 
 
 @pytest.mark.parametrize("dataset", PLANS)
@@ -49,10 +49,9 @@ def test_a_lever_changes_one_thing(dataset: str, monkeypatch: pytest.MonkeyPatch
     base = settings(dataset, CONFIG, tmp_path)
     assert base["sft/train.py seed"] == 3
     for name in NAMES[1:]:
-        found = settings(dataset, name, tmp_path)
-        changed = {key.split()[1] for key in base if str(base[key]) != str(found[key]) and "logging_dir" not in key} | {
-            key.split()[1] for key in found.keys() - base.keys()
-        }
+        with_lever = settings(dataset, name, tmp_path)
+        changed = {key for key in base if str(base[key]) != str(with_lever[key]) and "logging_dir" not in key}
+        changed = {key.split()[1] for key in changed | (with_lever.keys() - base.keys())}
         if name == "no item left out" and dataset == "ml-1m":
             assert not changed, "its config leaves none out"
         else:
@@ -94,17 +93,15 @@ def test_trainings_are_kept_and_compared_with_the_configs(
 
     monkeypatch.setattr(levers, "run_stage", stages)
     monkeypatch.setattr(levers.Recommender, "load", load)
-    monkeypatch.setattr(levers, "rank_recommender", ranked)
-    command = ["levers", "--dataset", "ml-100k", "--work_dir", str(tmp_path), "--seeds", "0", "1"]
-    monkeypatch.setattr("sys.argv", [*command, "--levers", "text alone"])
-    levers.main()
+    monkeypatch.setattr(case_ranks, "rank_recommender", ranked)
+    flags = ["--dataset", "ml-100k", "--work_dir", str(tmp_path), "--seeds", "0", "1"]
+    levers.main([*flags, "--levers", "text alone"])
     trained = ["sidrec.tokenizer.embed", "sidrec.tokenizer.quantize", "sft/train.py"]
     runs = [f"{name}_seed_{seed}" for name in ("as_configured", "text_alone") for seed in (0, 1)]
     assert stages.calls == [("base", "sidrec.data.prepare"), *((run, stage) for run in runs for stage in trained)]
     stages.calls = []
     capsys.readouterr()
-    monkeypatch.setattr("sys.argv", [*command, "--levers", "text alone", "random codes"])
-    levers.main()
+    levers.main([*flags, "--levers", "text alone", "random codes"])
     assert {run for run, _ in stages.calls} == {"base", "random_codes_seed_0", "random_codes_seed_1"}
 
     rows = {row["lever"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]}
@@ -132,7 +129,7 @@ def test_the_difference_is_on_valid(tmp_path: Path) -> None:
     for name, test in ((CONFIG, 50), ("text alone", 0)):
         (tmp_path / name).mkdir()
         ranks = {"valid": np.arange(20), "test": np.full(20, test)}
-        rows.append(keep_ranks(tmp_path / name, ranks) | {"lever": name, "run_dir": name, "seconds": 1.0})  # type: ignore[arg-type]
+        rows.append(save_ranks(tmp_path / name, ranks) | {"lever": name, "run_dir": name, "seconds": 1.0})  # type: ignore[arg-type]
     line = summarise(rows, tmp_path)[1]
     assert (line["less"].difference, line["test"]["recall@10"]) == (0, 1)
 

@@ -12,16 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import main_job
-from benchmarks.main_job import (
-    STAGE_LINE,
-    STAGES,
-    MainJobConfig,
-    describe_machine,
-    key_figures,
-    quickstart_command,
-    run_timed,
-)
+from benchmarks import harness, main_job
+from benchmarks.harness import QUICKSTART_LINE, QUICKSTART_STAGES, describe_machine, quickstart_command
+from benchmarks.main_job import MainJobConfig, key_figures, run_timed
 from sidrec.pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_stage_names_are_those_of_the_quickstart() -> None:
     text = (ROOT / "run_quickstart.sh").read_text(encoding="utf-8")
     titles = [line.removeprefix('run "').split('"')[0] for line in text.splitlines() if line.startswith('run "')]
-    assert [int(title.split()[0]) for title in titles] == list(range(1, len(STAGES) + 1))
-    assert [title.split()[1].rstrip(":") for title in titles[:-1]] == list(STAGES[:-1])
+    assert [int(title.split()[0]) for title in titles] == list(range(1, len(QUICKSTART_STAGES) + 1))
+    assert [title.split()[1].rstrip(":") for title in titles[:-1]] == list(QUICKSTART_STAGES[:-1])
     assert "sidrec.serving.recommend" in text.split(titles[-1])[1]
-    assert all(STAGE_LINE.match(f"── {title}\n") for title in titles)
+    assert all(QUICKSTART_LINE.match(f"── {title}\n") for title in titles)
 
 
 def test_a_stage_lasts_until_the_next_begins(capfd: pytest.CaptureFixture[str]) -> None:
@@ -52,7 +45,7 @@ def test_a_command_without_stages_has_no_stage_seconds() -> None:
 def test_an_interrupted_benchmark_leaves_nothing_running(tmp_path: Path) -> None:
     """The grandchild, as a stage would be, is gone after SIGTERM to the benchmark."""
     program = (
-        "from sidrec.pipeline.stage import run_as_command; from benchmarks.main_job import run_timed; "
+        "from sidrec.pipeline.command import run_as_command; from benchmarks.main_job import run_timed; "
         f"run_as_command(lambda: run_timed(['bash', '-c', 'sleep 60 & echo $! > {tmp_path}/pid; wait']))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -113,9 +106,9 @@ def run_main(monkeypatch: pytest.MonkeyPatch, quickstart: str, *flags: str) -> N
     folder = Path.cwd()
     (folder / "install.sh").write_text("")
     (folder / "run_quickstart.sh").write_text(quickstart)
-    monkeypatch.setattr(main_job, "ROOT", folder)
-    monkeypatch.setattr(sys, "argv", ["main_job", *flags])
-    main_job.main()
+    for module in (main_job, harness):
+        monkeypatch.setattr(module, "ROOT", folder)
+    main_job.main(list(flags))
 
 
 def test_the_last_line_is_one_json_object(
@@ -165,9 +158,14 @@ def test_a_run_directory_with_something_in_it_is_refused(tmp_path: Path) -> None
 
 def test_the_raw_folder_is_passed_on_as_a_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    command = quickstart_command(MainJobConfig("ml-100k", raw_dir=Path("raw")), tmp_path / "run")
-    assert command[2:] == ["ml-100k", "--raw_dir", str(tmp_path / "raw"), "--run_dir", str(tmp_path / "run")]
-    assert quickstart_command(MainJobConfig(), tmp_path)[2:] == ["demo", "--run_dir", str(tmp_path)]
+    command = quickstart_command("ml-1m", tmp_path / "run", "--raw_dir", "raw")
+    assert command[2:] == ["ml-1m", "--raw_dir", "raw", "--run_dir", str(tmp_path / "run")]
+    assert quickstart_command("demo", tmp_path)[2:] == ["demo", "--run_dir", str(tmp_path)]
+    ran: list[list[str]] = []
+    monkeypatch.setattr(main_job, "run_timed", lambda command: ran.append(command) or (3, 0.0, {}))
+    with pytest.raises(SystemExit):
+        run_main(monkeypatch, "", "--dataset", "ml-100k", "--raw_dir", "raw", "--run_dir", "new")
+    assert ran[0][2:] == ["ml-100k", "--raw_dir", str(tmp_path / "raw"), "--run_dir", str(tmp_path / "new")]
 
 
 def test_the_machine_is_described_in_one_line() -> None:

@@ -21,17 +21,17 @@ def run(*flags: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_it_lacks_is_said_in_a_sentence(tmp_path: Path) -> None:
-    found = run("--run_dir", tmp_path)
-    assert found.returncode == 2
-    assert found.stderr.startswith(
-        f"error: {tmp_path}/data/interactions.parquet is missing; run `python -m sidrec.data.prepare"
+    done = run("--run_dir", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        f"error: {tmp_path}/data/interactions.parquet is missing; run `sidrec prepare --run_dir"
     )
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "interactions.parquet").touch()
     if importlib.util.find_spec("rectools") is None:
-        found = run("--run_dir", tmp_path)
-        assert found.returncode == 2
-        assert found.stderr == (
+        done = run("--run_dir", tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
             "error: RecTools is not in this environment; the head of this file says how to make one that has it.\n"
         )
 

@@ -15,16 +15,9 @@ import pytest
 from run_dirs import ROOT, small_dataset
 
 from benchmarks import results
-from benchmarks.results import (
-    BASELINES,
-    OURS,
-    PIECES,
-    PLANS,
-    ResultsConfig,
-    models_of,
-    prepare_flags,
-    training_commands,
-)
+from benchmarks.harness import prepare_flags
+from benchmarks.our_models import OURS, PLANS, training_commands
+from benchmarks.results import BASELINES, PIECES, ResultsConfig, models_of
 from sidrec.baselines.blend import ENSEMBLES
 from sidrec.data.prepare import PrepareConfig
 from sidrec.evaluation.evaluate import EvaluateConfig
@@ -93,11 +86,11 @@ class Stages:
             write_json(run_dir / "evaluation" / "comparison.json", {"repeats": {asked.models[0]: [0.1, 0.3]}})
         return 0.0
 
-    def taken(self) -> list[tuple[str, str]]:
+    def pop_calls(self) -> list[tuple[str, str]]:
         """(run directory, stage) of the calls since the last time."""
-        found = [(run, command[0] if command[0] != "-m" else command[1]) for run, command in self.calls]
+        calls = [(run, command[0] if command[0] != "-m" else command[1]) for run, command in self.calls]
         self.calls = []
-        return found
+        return calls
 
 
 @pytest.fixture
@@ -108,9 +101,8 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     return fake
 
 
-def run(monkeypatch: pytest.MonkeyPatch, work_dir: Path, *flags: str) -> None:
-    monkeypatch.setattr("sys.argv", ["results", "--dataset", "ml-100k", "--work_dir", str(work_dir), *flags])
-    results.main()
+def run(work_dir: Path, *flags: str) -> None:
+    results.main(["--dataset", "ml-100k", "--work_dir", str(work_dir), *flags])
 
 
 @pytest.mark.parametrize("dataset", PLANS)
@@ -123,18 +115,23 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
         )
         for command in commands:
             name, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
-            found = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
+            configs = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
             if name.startswith("tokenizer"):
-                assert (found[0].seed, len(found[0].level_sizes), found[0].unique) == (3, 1, "own_token")
-                assert (found[0].quantizer == "random") == (piece == "random")
-                assert found[0].sources == SOURCES.get(piece, ["text", "collaborative"])
+                assert (configs[0].seed, len(configs[0].level_sizes), configs[0].unique) == (3, 1, "own_token")
+                assert (configs[0].quantizer == "random") == (piece == "random")
+                assert configs[0].sources == SOURCES.get(piece, ["text", "collaborative"])
             else:
-                assert found[-1].seed == 3
+                assert configs[-1].seed == 3
     assert not parse_config(PrepareConfig, [*prepare_flags(dataset, None), "--run_dir", "x"]).interactions
     (tmp_path / "interactions.parquet").touch()
-    own = parse_config(PrepareConfig, [*prepare_flags(dataset, tmp_path), "--run_dir", "x"])
-    assert (own.dataset, own.k_user, own.k_item, own.protocol) == ("own", 1, 1, "leave_one_out")
-    assert own.items == tmp_path.resolve() / "items.csv"
+    from_files = parse_config(PrepareConfig, [*prepare_flags(dataset, tmp_path), "--run_dir", "x"])
+    assert (from_files.dataset, from_files.k_user, from_files.k_item, from_files.protocol) == (
+        "own",
+        1,
+        1,
+        "leave_one_out",
+    )
+    assert from_files.items == tmp_path.resolve() / "items.csv"
 
 
 def test_the_pieces_are_all_rows_of_the_table() -> None:
@@ -148,14 +145,14 @@ def test_a_piece_is_prepared_trained_and_measured_once(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = ["sidrec.tokenizer.embed", "sidrec.tokenizer.quantize", "sft/train.py"]
-    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "text", "markov")
+    run(tmp_path, "--seeds", "2", "--pieces", "text", "markov")
     expected = [("base", "sidrec.data.prepare"), ("markov", "sidrec.evaluation.evaluate")]
     expected += [(f"text-seed{seed}", stage) for seed in (0, 1) for stage in trained]
-    assert stages.taken() == [*expected, ("text-seed0", "sidrec.evaluation.evaluate")]
-    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "markov", "text")
-    assert stages.taken() == []
+    assert stages.pop_calls() == [*expected, ("text-seed0", "sidrec.evaluation.evaluate")]
+    run(tmp_path, "--seeds", "2", "--pieces", "markov", "text")
+    assert stages.pop_calls() == []
     # a further seed asks for the earlier stages, which find themselves finished, and measures anew
-    run(monkeypatch, tmp_path, "--seeds", "3", "--pieces", "both")
+    run(tmp_path, "--seeds", "3", "--pieces", "both")
     calls = stages.calls
     assert [run for run, command in calls if command[0] == "rl/grpo.py"] == [f"both-seed{seed}" for seed in range(3)]
     evaluated = parse_config(EvaluateConfig, calls[-1][1][2:])
@@ -179,11 +176,11 @@ def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pyte
     clock = iter(range(0, 1000, 7))
     monkeypatch.setattr(results.time, "perf_counter", lambda: next(clock))
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
-    assert stages.taken()[1][0] == "popularity"
+        run(tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
+    assert stages.pop_calls()[1][0] == "popularity"
     stages.stop_at = lambda run, command: False
-    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
-    assert {run for run, _ in stages.taken()} == {"text-seed0", "text-seed1"}
+    run(tmp_path, "--seeds", "2", "--pieces", "popularity", "text")
+    assert {run for run, _ in stages.pop_calls()} == {"text-seed0", "text-seed1"}
     row = json.loads((tmp_path / "rows" / "text.json").read_text())["rows"]["text"]
     assert row["seconds"] == 14, "both attempts count"
 
@@ -191,7 +188,7 @@ def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pyte
 def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "item_knn", "markov", "text", "both", "--json")
+    run(tmp_path, "--seeds", "2", "--pieces", "item_knn", "markov", "text", "both", "--json")
     lines = capsys.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
     assert figures["best_row"] == "SFT, text", "although another one is better on test"
@@ -201,8 +198,8 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     hits = {}
     for name, path in [("sft", "text-seed0"), ("item_knn", "item_knn"), ("markov", "markov")]:
         frame = pl.read_parquet(tmp_path / "runs" / path / "evaluation" / "ranks.parquet")
-        own = frame.filter((pl.col("model") == name) & (pl.col("split") == "test") & pl.col("masked"))
-        hits[name] = (own["rank"].to_numpy().reshape(2, USERS) < 10).mean(axis=0)
+        of_test = frame.filter((pl.col("model") == name) & (pl.col("split") == "test") & pl.col("masked"))
+        hits[name] = (of_test["rank"].to_numpy().reshape(2, USERS) < 10).mean(axis=0)
     ps = [paired_test(hits["sft"], hits[name], seed=0).p for name in ("item_knn", "markov")]
     assert ps[0] < 0.01
     assert holm(ps)[0] < figures["paired_p"] < 12 * max(ps[0], 1e-4) + 1e-9, "corrected for the 6 × 2 pairs"
@@ -221,16 +218,16 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
 def test_what_is_not_finished_has_no_figure(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, tmp_path, "--seeds", "1", "--pieces", "markov", "--json")
+    run(tmp_path, "--seeds", "1", "--pieces", "markov", "--json")
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["recall10"], figures["paired_p"], figures["best_baseline_recall10"]) == (None, None, 0.2)
-    run(monkeypatch, tmp_path, "--seeds", "2", "--pieces", "text", "--json")
+    run(tmp_path, "--seeds", "2", "--pieces", "text", "--json")
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["recall10"], figures["best_baseline_recall10"]) == (0.3, 0.2), "markov is the same for all seeds"
 
 
 def test_neural_baselines_may_have_fewer_seeds(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, tmp_path, "--seeds", "2", "--baseline_seeds", "1", "--pieces", "sasrec", "text")
+    run(tmp_path, "--seeds", "2", "--baseline_seeds", "1", "--pieces", "sasrec", "text")
     asked = {run: parse_config(EvaluateConfig, command[2:]) for run, command in stages.calls if "--models" in command}
     assert asked["sasrec"].seeds == 1
     assert len(asked["text-seed0"].other_runs) == 1
@@ -238,11 +235,11 @@ def test_neural_baselines_may_have_fewer_seeds(stages: Stages, tmp_path: Path, m
 
 def test_only_what_is_trained_depends_on_how(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = ["--pieces", "markov", "sasrec"]
-    run(monkeypatch, tmp_path, *pieces)
+    run(tmp_path, *pieces)
     stages.calls = []
     for flags in (["--no_tune_baselines"], ["--baseline_seeds", "1"], ["--seeds", "2"]):
-        run(monkeypatch, tmp_path, *pieces, *flags)
-        assert stages.taken() == [("sasrec", "sidrec.evaluation.evaluate")]
+        run(tmp_path, *pieces, *flags)
+        assert stages.pop_calls() == [("sasrec", "sidrec.evaluation.evaluate")]
 
 
 def test_bad_settings_are_refused() -> None:

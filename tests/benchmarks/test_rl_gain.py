@@ -58,7 +58,7 @@ def test_the_rivals_loss_and_gradient_are_its_formula(run_dir, monkeypatch):
     model.zero_grad()
     loss = trainer._compute_loss(model, inputs)
     loss.backward()
-    found = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
 
     def token_log_probs(some_model):
         ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], 1)
@@ -74,38 +74,18 @@ def test_the_rivals_loss_and_gradient_are_its_formula(run_dir, monkeypatch):
     expected.backward()
     assert float((ratio - 1).abs().max()) > 0.1
     for name, weight in model.named_parameters():
-        torch.testing.assert_close(found[name], weight.grad, rtol=1e-3, atol=1e-7, msg=name)
+        torch.testing.assert_close(gradients[name], weight.grad, rtol=1e-3, atol=1e-7, msg=name)
 
 
 def test_the_table_is_made_once_and_its_differences_are_the_ranks(run_dir, tmp_path, monkeypatch, capsys):
-    kept = {
-        name: value for name, value in {**RL_FLAGS, **SHORT}.items() if name not in ("learning_rate", "open_questions")
-    }
-    kept = {
-        name: value
-        for name, value in kept.items()
-        if name in ("num_generations", "per_device_train_batch_size", *SHORT)
-    }
+    sizes = {name: RL_FLAGS[name] for name in ("num_generations", "per_device_train_batch_size")} | SHORT
     more = {name: SFT_FLAGS[name] for name in ("max_items", "per_device_train_batch_size")} | SHORT
-    plan = Plan(*(" ".join(f"--{name} {value}" for name, value in some.items()) for some in (kept, more)))
+    plan = Plan(*(" ".join(f"--{name} {value}" for name, value in some.items()) for some in (sizes, more)))
     monkeypatch.setitem(rl_gain.PLANS, "ml-100k", plan)
     work = tmp_path / "work"
-    arguments = [
-        "--dataset",
-        "ml-100k",
-        "--run_dir",
-        run_dir,
-        "--work_dir",
-        work,
-        "--seeds",
-        0,
-        1,
-        "--settings",
-        RIVAL,
-        OURS,
-    ]
-    monkeypatch.setattr(sys, "argv", ["rl_gain", *map(str, arguments)])
-    rl_gain.main()
+    arguments = ["--dataset", "ml-100k", "--run_dir", str(run_dir), "--work_dir", str(work)]
+    arguments += ["--seeds", "0", "1", "--settings", RIVAL, OURS]
+    rl_gain.main(arguments)
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = json.loads((work / "rows.json").read_text())["rows"]
     assert set(rows) == {
@@ -119,8 +99,8 @@ def test_the_table_is_made_once_and_its_differences_are_the_ranks(run_dir, tmp_p
     assert first["rows"][SFT]["test"]["ndcg@10"] == pytest.approx(sft.mean())
     gains = {}
     for name in (CONTINUED, OURS):
-        own = [work / rows[f"{name} seed {seed}"]["run_dir"] for seed in (0, 1)]
-        gains[name] = np.mean([ndcg_at(np.load(folder / "ranks.npy"), 10) for folder in own], axis=0)
+        run_dirs = [work / rows[f"{name} seed {seed}"]["run_dir"] for seed in (0, 1)]
+        gains[name] = np.mean([ndcg_at(np.load(folder / "ranks.npy"), 10) for folder in run_dirs], axis=0)
     difference = (gains[OURS] - gains[CONTINUED]).mean()
     assert first["ndcg10_gain"] == pytest.approx(difference / gains[CONTINUED].mean())
     assert first["rows"][OURS]["seeds"] == 2
@@ -130,5 +110,5 @@ def test_the_table_is_made_once_and_its_differences_are_the_ranks(run_dir, tmp_p
         raise AssertionError("a finished row was run again")
 
     monkeypatch.setattr(rl_gain, "train", refuse)
-    rl_gain.main()
+    rl_gain.main(arguments)
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == first

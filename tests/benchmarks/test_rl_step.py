@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from conftest import make_sids
 from run_dirs import finished_sft_run
 
 from benchmarks import rl_step
-from benchmarks.generate_comparison import small_qwen3
+from benchmarks.random_catalogues import small_qwen3
 from benchmarks.rl_step import Question, RlStepConfig, cosine, vocabulary_of
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import item_log_probs
@@ -30,7 +29,7 @@ def question(tmp_path):
 def test_the_exact_gradient_is_that_of_the_targets_probability(question):
     assert question.probabilities.sum() == pytest.approx(1, abs=1e-5)
     assert int((question.probabilities > question.probabilities[question.target]).sum()) == 2, "the rank asked for"
-    found = question.gradient(question.exact_coefficients())
+    gradient = question.gradient(question.exact_coefficients())
     model, trie, vocabulary = question.model, question.trie, question.vocabulary
     model.zero_grad()
     item = torch.tensor([question.target])
@@ -39,17 +38,17 @@ def test_the_exact_gradient_is_that_of_the_targets_probability(question):
     states = model(ids, output_hidden_states=True).hidden_states[-1][:, -4:-1]
     item_log_probs(states, item, OutputHead.of(model), vocabulary, trie).sum().exp().backward()
     expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_weighted_draws_come_nearer_to_it_than_beams(question):
     exact = question.gradient(question.exact_coefficients())
-    found = {
+    cosines = {
         draw: cosine(question.gradient(question.drawn_coefficients(draw, 300, weighted=True)), exact)
         for draw in ("gumbel", "beams")
     }
-    assert found["gumbel"] > 0.98
-    assert found["gumbel"] > found["beams"]
+    assert cosines["gumbel"] > 0.98
+    assert cosines["gumbel"] > cosines["beams"]
 
 
 def test_a_short_run_prints_all_keys(tmp_path_factory, tmp_path, monkeypatch, capfd):
@@ -76,8 +75,7 @@ def test_a_short_run_prints_all_keys(tmp_path_factory, tmp_path, monkeypatch, ca
         "--repeats",
         1,
     ]
-    monkeypatch.setattr(sys, "argv", ["rl_step", *map(str, flags)])
-    rl_step.main()
+    rl_step.main([str(flag) for flag in flags])
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     assert figures["step_ratio"] == pytest.approx(figures["trl_seconds"] / figures["step_seconds"])
     assert set(figures["cosines"]) == {"gumbel", "independent", "beams", "gumbel, all alike"}

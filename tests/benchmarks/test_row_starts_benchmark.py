@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +20,14 @@ SMALL = ["--steps", "20", "--text_steps", "30", "--measure_every", "10", "--case
 SMALL += ["--max_items", "8", "--hidden_size", "16", "--layers", "1", "--words", "300"]
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["row_starts", *map(str, flags)])
-    row_starts.main()
+def run(*flags: object) -> None:
+    row_starts.main([str(flag) for flag in flags])
 
 
-def test_every_method_is_trained_alike_on_both_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_method_is_trained_alike_on_both_models(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run_dir = make_run_dir(tmp_path / "rings")
     flags = ["--run_dirs", run_dir, "--work_dir", tmp_path / "work", *SMALL]
-    run(monkeypatch, *flags)
+    run(*flags)
     result = json.loads(capfd.readouterr().out.splitlines()[-1])
     rows = result["tables"]["rings"]
     assert [(row["kind"], row["row_start"]) for row in rows] == [
@@ -49,29 +45,29 @@ def test_every_method_is_trained_alike_on_both_models(
     means = [row["losses"]["0"] for row in rows if row["row_start"] == "mean"]
     assert means[0] == pytest.approx(means[1], abs=1e-3)
 
-    kept = (tmp_path / "work" / "rows.json").read_text()
-    run(monkeypatch, *flags, "--row_starts", "mean", "text")
+    rows_before = (tmp_path / "work" / "rows.json").read_text()
+    run(*flags, "--row_starts", "mean", "text")
     printed = capfd.readouterr().out
     assert "at the start" not in printed, "finished rows are run again"
     assert "| pretrained | text |" in printed
-    run(monkeypatch, *flags, "--row_starts", "codebook", "--overwrite", "true")
-    assert (tmp_path / "work" / "rows.json").read_text() == kept, "two runs differ"
+    run(*flags, "--row_starts", "codebook", "--overwrite", "true")
+    assert (tmp_path / "work" / "rows.json").read_text() == rows_before, "two runs differ"
 
 
 def test_the_text_model_has_learnt_the_texts(tmp_path: Path) -> None:
     config = RowStartsConfig([make_run_dir(tmp_path / "rings")], tmp_path / "work", hidden_size=32, layers=1, words=300)
     config.text_steps = 150
-    found = row_starts.read_run(config.run_dirs[0], config)
-    folder = text_model(found, config)
+    small_run = row_starts.read_run(config.run_dirs[0], config)
+    folder = text_model(small_run, config)
     model, tokenizer = load_backbone(BackboneConfig(model_name_or_path=str(folder)), seed=0)
-    assert tokenizer.decode(tokenizer(found.texts[3])["input_ids"]) == found.texts[3]
+    assert tokenizer.decode(tokenizer(small_run.texts[3])["input_ids"]) == small_run.texts[3]
     ids = torch.tensor([tokenizer("<eos>The blue lamp")["input_ids"]])
     with torch.no_grad():
         loss = float(model(input_ids=ids, labels=ids).loss)
     assert loss < 0.6 * np.log(len(tokenizer))
-    assert text_model(found, config) == folder
+    assert text_model(small_run, config) == folder
     config.text_steps = 1
-    assert text_model(found, config) != folder
+    assert text_model(small_run, config) != folder
 
 
 def test_spread_and_effective_rank() -> None:
@@ -103,13 +99,13 @@ def test_the_share_is_that_of_the_first_step_where_mean_ends() -> None:
     assert words == ["scratch", "text", "1.000", "3.0", "3.0000", "", "1.4000", "0.25"]
 
 
-def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="words"):
         RowStartsConfig([tmp_path], row_starts=["words"])
     with pytest.raises(InputError, match="--steps is 0"):
         RowStartsConfig([tmp_path], steps=0)
     one, two = make_run_dir(tmp_path / "a" / "x"), make_run_dir(tmp_path / "b" / "x")
     with pytest.raises(InputError, match="two folders of one name"):
-        run(monkeypatch, "--run_dirs", one, two, "--work_dir", tmp_path / "work")
+        run("--run_dirs", one, two, "--work_dir", tmp_path / "work")
     with pytest.raises(InputError, match="no finished 'data' stage"):
-        run(monkeypatch, "--run_dirs", tmp_path, "--work_dir", tmp_path / "work")
+        run("--run_dirs", tmp_path, "--work_dir", tmp_path / "work")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from run_dirs import make_run_dir
@@ -18,12 +17,12 @@ def test_ratios_by_hand():
         "windows": [Point(1000, 8.0, 0.1), Point(2000, 16.0, 0.2), Point(3000, 24.0, 0.15)],
         "full": [Point(100, 5.0, 0.05), Point(200, 10.0, 0.1), Point(300, 15.0, 0.21)],
     }
-    found = ratios(curves)
-    assert found["recall_reached"] == 0.2
-    assert found["token_ratio"] == 2000 / 200
-    assert found["cpu_ratio"] == 16 / 2
-    assert found["likelihood_ratio"] == 15 / 2
-    assert found["tokens_per_second"] == 100
+    by_name = ratios(curves)
+    assert by_name["recall_reached"] == 0.2
+    assert by_name["token_ratio"] == 2000 / 200
+    assert by_name["cpu_ratio"] == 16 / 2
+    assert by_name["likelihood_ratio"] == 15 / 2
+    assert by_name["tokens_per_second"] == 100
     assert reached(curves["all_positions"], 0.25).tokens == 300
     curves["all_positions"] = [Point(100, 1.0, 0.1)]
     assert ratios(curves)["likelihood_ratio"] == 0, "never reached"
@@ -36,8 +35,7 @@ def test_a_short_run_prints_all_keys(tmp_path, monkeypatch, capfd):
     run_dir = make_run_dir(tmp_path / "rings")
     flags = ["--run_dirs", run_dir, "--epochs", 2, "--window_epochs", 1, "--measurements", 2, "--tokens_per_step", 256]
     flags += ["--hidden_size", 16, "--intermediate_size", 24, "--max_items", 12]
-    monkeypatch.setattr(sys, "argv", ["sft_cost", *map(str, flags)])
-    sft_cost.main()
+    sft_cost.main([str(flag) for flag in flags])
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])["rings"]
     for key in ("token_ratio", "cpu_ratio", "likelihood_ratio_152k", "trainer_overhead", "tokens_per_second"):
         assert figures[key] > 0, key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,15 @@ import numpy as np
 import pytest
 from run_dirs import finished_sft_run
 
-from benchmarks import tokenizer_downstream, tokenizer_quality
+from benchmarks import harness, tokenizer_downstream, tokenizer_quality
+from benchmarks.case_ranks import mean_gains, save_ranks
 from benchmarks.finished_rows import FinishedRows, markdown
 from benchmarks.item_texts import ItemTextsConfig, read_texts
 from benchmarks.item_texts import main as make_item_texts
 from benchmarks.quantizers import FSQ_LEVELS, QUANTIZERS, RESIDUAL_FSQ_LEVELS, check_names, flags_of, read_settings
-from benchmarks.tokenizer_downstream import DownstreamConfig, in_words, keep_ranks, mean_hits, summarise, to_repeat
+from benchmarks.tokenizer_downstream import DownstreamConfig, in_words, summarise, to_repeat
 from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, read_items, verdicts
+from sidrec.data.metrics import recall_at
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.quantizers.learn import learn
 from sidrec.tokenizer.quantizers.quantizer_settings import USED_BY
@@ -48,7 +49,7 @@ def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:
 
 def test_fsq_takes_its_own_nearest_sizes() -> None:
     for levels in (FSQ_LEVELS, RESIDUAL_FSQ_LEVELS):
-        assert all(0.9 * size < np.prod(own) <= size for size, own in levels.items())
+        assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in levels.items())
     settings, sizes = read_settings("fsq", [256, 256])
     assert (settings.fsq.fsq_levels, settings.fsq.fsq_tokens, sizes) == ([8, 6, 5], 2, [240, 240])
     settings, sizes = read_settings("rqkmeans_fsq", [64, 64, 64])
@@ -68,11 +69,11 @@ def test_names_that_are_no_quantizer_are_refused() -> None:
 
 def test_a_row_is_found_again_only_when_made_from_the_same(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
-    kept = FinishedRows(path).keep("a", {"sizes": (2, 3), "seed": 0}, {"error": 0.5, "folder": tmp_path})
+    row = FinishedRows(path).keep("a", {"sizes": (2, 3), "seed": 0}, {"error": 0.5, "folder": tmp_path})
     again = FinishedRows(path)
-    assert again.find("a", {"seed": 0, "sizes": [2, 3]}) == kept == again.rows["a"]
-    assert kept["error"] == 0.5
-    assert kept["folder"] == str(tmp_path)
+    assert again.find("a", {"seed": 0, "sizes": [2, 3]}) == row == again.rows["a"]
+    assert row["error"] == 0.5
+    assert row["folder"] == str(tmp_path)
     assert again.find("a", {"sizes": (2, 3), "seed": 1}) is None
     assert again.find("b", {"sizes": (2, 3), "seed": 0}) is None
     again.keep("b", {}, {"error": 1.0})
@@ -107,13 +108,12 @@ def test_texts_are_read_from_every_kind_of_catalogue(tmp_path: Path) -> None:
         ItemTextsConfig(items=tmp_path / "items.csv", out=tmp_path / "x.txt")
 
 
-def test_item_texts_writes_unit_rows_in_the_catalogues_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_texts_writes_unit_rows_in_the_catalogues_order(tmp_path: Path) -> None:
     titles = ["red boot", "blue boot", "red tea", "blue tea", "red boot"]
     (tmp_path / "items.csv").write_text("item_id,title\n" + "\n".join(f"{i},{title}" for i, title in enumerate(titles)))
     out = tmp_path / "new" / "vectors.npy"
     flags = ["--items", str(tmp_path / "items.csv"), "--out", str(out), "--dimensions", "3"]
-    monkeypatch.setattr(sys, "argv", ["item_texts", *flags])
-    make_item_texts()
+    make_item_texts(flags)
     vectors = np.load(out)
     assert vectors.shape == (5, 3)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -149,8 +149,8 @@ def test_a_quality_row_against_its_definitions() -> None:
     assert set(row["cpu_seconds"]) == {"learn", "unique"}
 
     held = np.sort(np.random.default_rng(1).permutation(120)[:30])
-    kept = np.setdiff1d(np.arange(120), held)
-    without = learn(settings, unit[kept], sizes, 1)
+    learnt = np.setdiff1d(np.arange(120), held)
+    without = learn(settings, unit[learnt], sizes, 1)
     expected = float(((unit[held] - without.reconstruct(without.encode(unit[held]))) ** 2).sum(1).mean())
     assert row["error_held_out"] == pytest.approx(expected, rel=1e-3)
     assert row["error_held_out"] > row["error"]
@@ -196,21 +196,18 @@ def test_verdicts_compare_with_the_bars_in_the_right_direction() -> None:
     assert verdicts({"plus_gain": None}) == ["plus_gain ≥ 0.1: not measured"]
 
 
-def run_quality(monkeypatch: pytest.MonkeyPatch, *flags: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["tokenizer_quality", *map(str, flags)])
-    tokenizer_quality.main()
+def run_quality(*flags: object) -> None:
+    tokenizer_quality.main([str(flag) for flag in flags])
 
 
-def test_the_quality_table_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_quality_table_goes_on_where_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "a.npy", clustered())
     out = tmp_path / "out.json"
     flags = ["--embeddings", tmp_path / "a.npy", "--out", out, "--level_sizes", 12, 12, "--quantizers"]
-    run_quality(monkeypatch, *flags, "rqkmeans_plain")
+    run_quality(*flags, "rqkmeans_plain")
     first = out.read_text()
     capfd.readouterr()
-    run_quality(monkeypatch, *flags, "rqkmeans_plain", "rqkmeans")
+    run_quality(*flags, "rqkmeans_plain", "rqkmeans")
     printed = capfd.readouterr().out
     assert "a/rqkmeans_plain: error" not in printed
     assert "a/rqkmeans: error" in printed
@@ -224,7 +221,7 @@ def test_the_quality_table_goes_on_where_it_was(
     assert figures["a"]["plus_gain"] is None
 
     np.save(tmp_path / "a.npy", clustered(seed=5))
-    run_quality(monkeypatch, *flags, "rqkmeans_plain")
+    run_quality(*flags, "rqkmeans_plain")
     assert json.loads(out.read_text())["rows"]["a/rqkmeans_plain"]["error"] != rows["a/rqkmeans_plain"]["error"]
 
 
@@ -271,11 +268,11 @@ def test_a_summary_is_the_mean_over_seeds_and_a_paired_difference(tmp_path: Path
     for (name, seed), ranks in test_ranks.items():
         run_dir = tmp_path / f"{name}{seed}"
         run_dir.mkdir()
-        figures = keep_ranks(run_dir, {"valid": np.array([seed, miss]), "test": np.array(ranks)})
+        figures = save_ranks(run_dir, {"valid": np.array([seed, miss]), "test": np.array(ranks)})
         rows.append(a_row(name, 0, seed, Path(run_dir.name)) | figures)
     assert rows[2]["test"]["recall@10"] == 0.75
     assert rows[2]["test"]["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
-    np.testing.assert_array_equal(mean_hits(rows[:2], tmp_path), [1, 0.5, 0, 0])
+    np.testing.assert_array_equal(mean_gains(rows[:2], tmp_path, "test", recall_at), [1, 0.5, 0, 0])
     plain, fsq = summarise(rows, tmp_path)
     assert (plain["seeds"], plain["test"]["recall@10"], plain["test_range"]) == (2, 0.375, [0.25, 0.5])
     assert plain["valid"]["ndcg@10"] == pytest.approx((1 / 2 + 1 / np.log2(3) / 2) / 2)
@@ -302,10 +299,8 @@ def test_a_downstream_row_from_vectors_to_recall(
 
     monkeypatch.setattr(tokenizer_downstream, "run_stage", stage)
     flags = ["--dataset", "ml-100k", "--raw_dir", "raw", "--work_dir", str(tmp_path), "--quantizers", "rqkmeans_plain"]
-    monkeypatch.setattr(
-        sys, "argv", ["tokenizer_downstream", *flags, "--seeds", "3", "--threads", "2", "--cases", "50"]
-    )
-    tokenizer_downstream.main()
+    flags += ["--seeds", "3", "--threads", "2", "--cases", "50"]
+    tokenizer_downstream.main(flags)
     printed = capfd.readouterr().out.splitlines()
     assert [next(word for word in call if "." in word) for call in called] == [
         "sidrec.data.prepare",
@@ -328,7 +323,7 @@ def test_a_downstream_row_from_vectors_to_recall(
         assert (ranks["test"] < 10).mean() == pytest.approx(row["test"]["recall@10"])
 
     called.clear()
-    tokenizer_downstream.main()
+    tokenizer_downstream.main(flags)
     assert len(called) == 2  # data and embeddings, which skip themselves
     assert json.loads(capfd.readouterr().out.splitlines()[-1]) == result
 
@@ -336,7 +331,7 @@ def test_a_downstream_row_from_vectors_to_recall(
 def test_a_stage_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
     program = "import sys; print('begun'); sys.exit(print('no space for that') or 3)"
     with pytest.raises(InputError, match=r"code 3 \(no space for that\); see .*log\.txt"):
-        tokenizer_downstream.run_stage(["-c", program], tmp_path, 1)
+        harness.run_stage(["-c", program], tmp_path, 1)
     assert "begun" in (tmp_path / "log.txt").read_text()
 
 

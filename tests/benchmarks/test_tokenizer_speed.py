@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,19 +30,21 @@ def test_rows_are_unit_rows_in_groups_and_the_same_for_a_seed(tmp_path: Path) ->
 def test_distortion_and_means_are_those_of_the_clusters() -> None:
     rng = np.random.default_rng(0)
     vectors, codes = rng.standard_normal((200, 4)).astype(np.float32), rng.integers(0, 5, 200)
-    found = means(vectors, codes, 5)
-    np.testing.assert_allclose(found, [vectors[codes == code].mean(axis=0) for code in range(5)], rtol=1e-4, atol=1e-6)
-    expected = np.mean([((vectors[i] - found[codes[i]]) ** 2).sum() for i in range(200)])
-    assert distortion(vectors, found, codes) == pytest.approx(expected, rel=1e-5)
+    centroids = means(vectors, codes, 5)
+    np.testing.assert_allclose(
+        centroids, [vectors[codes == code].mean(axis=0) for code in range(5)], rtol=1e-4, atol=1e-6
+    )
+    expected = np.mean([((vectors[i] - centroids[codes[i]]) ** 2).sum() for i in range(200)])
+    assert distortion(vectors, centroids, codes) == pytest.approx(expected, rel=1e-5)
 
 
 def test_turns_are_taken_and_the_least_time_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0, 5, 10, 11, 20, 22, 30, 33, 40, 44, 50, 52])  # first: 5, 2, 4; second: 1, 3, 2
     monkeypatch.setattr(tokenizer_speed.time, "process_time", lambda: next(ticks))
     order: list[str] = []
-    found = in_turns(lambda: order.append("first"), lambda: order.append("second"))
+    turns = in_turns(lambda: order.append("first"), lambda: order.append("second"))
     assert order == ["first", "second"] * 3
-    assert [seconds for _, seconds in found] == [2, 1]
+    assert [seconds for _, seconds in turns] == [2, 1]
 
 
 def test_the_peak_of_memory_does_not_fall() -> None:
@@ -64,12 +65,11 @@ def test_missing_rivals_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         tokenizer_speed.require_rivals()
 
 
-def test_the_last_line_is_one_json_object(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_last_line_is_one_json_object(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("faiss", reason="faiss is not installed: nothing to compare with")
     pytest.importorskip("k_means_constrained", reason="k-means-constrained is not installed: nothing to compare with")
     flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    monkeypatch.setattr(sys, "argv", ["tokenizer_speed", *flags])
-    tokenizer_speed.main()
+    tokenizer_speed.main(flags)
     figures = json.loads(capfd.readouterr().out.splitlines()[-1])
     keys = {
         "faiss_ratio",

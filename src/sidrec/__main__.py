@@ -1,0 +1,74 @@
+"""The command `sidrec`: one word for each stage and tool, loaded when it is asked for.
+
+sidrec prepare --dataset demo
+sidrec evaluate --help
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import HELP_ALL, HELP_FLAGS, parse_configs
+from sidrec.pipeline.errors import InputError
+
+
+class Command(NamedTuple):
+    """modules: run one after the other, each by its `main(arguments)`. settings: where `configs(arguments)` names their dataclasses; it
+    imports nothing that takes long, so that `--help` answers at once."""
+
+    modules: tuple[str, ...]
+    help: str
+    settings: str | None = None
+
+
+COMMANDS = {
+    "prepare": Command(
+        ("sidrec.data.prepare",), "read a catalogue and a log, filter and split them", "sidrec.data.settings"
+    ),
+    "tokenize": Command(
+        ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "make item vectors, and semantic IDs of them"
+    ),
+    "evaluate": Command(("sidrec.evaluation.evaluate",), "measure Recall@K of the models beside baselines"),
+    "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of titles"),
+    "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
+    "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),
+    "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),
+}
+TRAINING = """Training is started by accelerate:
+  accelerate launch -m sidrec.sft.train    in a checkout: accelerate launch sft/train.py
+  accelerate launch -m sidrec.rl.grpo      in a checkout: accelerate launch rl/grpo.py"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in HELP_FLAGS:
+        sys.stdout.write(usage())
+        return
+    name, *rest = words
+    if name not in COMMANDS:
+        raise InputError(f"sidrec has no command {name!r}; it has {', '.join(COMMANDS)}.")
+    command = COMMANDS[name]
+    if command.settings and any(word in (*HELP_FLAGS, HELP_ALL) for word in rest):
+        parse_configs(importlib.import_module(command.settings).configs(rest), rest)  # prints the help and ends
+    for module in command.modules:
+        importlib.import_module(module).main(rest)
+
+
+def usage() -> str:
+    """What `sidrec --help` prints."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
+    return f"usage: sidrec COMMAND [flags]; sidrec COMMAND --help explains the flags\n\n{rows}\n\n{TRAINING}\n"
+
+
+def run() -> None:
+    """The installed command."""
+    run_as_command(main)
+
+
+if __name__ == "__main__":
+    run()
