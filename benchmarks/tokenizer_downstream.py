@@ -27,8 +27,8 @@ from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_
 from benchmarks.harness import (
     EMBED,
     PREPARE,
-    QUANTIZE,
     SFT,
+    TOKENIZE,
     announce,
     check_at_least,
     check_seeds,
@@ -194,9 +194,9 @@ def train_and_measure(
         shutil.rmtree(run_dir)
     shutil.copytree(config.work_dir / "base", run_dir)
     seeded = ["--seed", str(seed)]
-    quantize = [*QUANTIZE, *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *seeded]
+    tokenize = [*TOKENIZE, *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *seeded]
     sft = [*SFT, *shlex.split(PLANS[config.dataset].sft), *seeded]
-    seconds = {"quantize": run_stage(quantize, run_dir, config.threads), "sft": run_stage(sft, run_dir, config.threads)}
+    seconds = {"tokenize": run_stage(tokenize, run_dir, config.threads), "sft": run_stage(sft, run_dir, config.threads)}
     ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), cases, name))
     seconds["evaluate"] = round(measuring, 1)
     shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)

@@ -258,7 +258,7 @@ class Trial:
             first, second = (Running(self, run_dir) for _ in range(2))
             while first.poll() | second.poll():
                 time.sleep(POLL_SECONDS)
-            ends = sorted((first.wait(), second.wait()), key=lambda end: end.lock_at is None)
+            ends = sorted((first.wait(), second.wait()), key=lambda end: (end.lock_at is None, end.lock_at))
             ending = how_second_ended(*ends)
             faults += [f"pair {number + 1}: {fault}" for fault in (ending.fault, self.difference(run_dir)) if fault]
             endings[ending.name] += 1
@@ -342,7 +342,7 @@ def how_second_ended(worked: Ended, second: Ended) -> Ending:
         if "finished by another process" in lines[0]:
             return Ending("found it finished")
         return Ending("refused for another reason", lines[0])
-    if second.code == 0 and second.lock_at is None and "finished" in second.printed:
+    if second.code == 0 and second.lock_at is None:
         return Ending("found it finished")
     return Ending("worked too", f"the second process ended with code {second.code}: {second.printed[-300:]}")
 

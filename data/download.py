@@ -103,10 +103,10 @@ def _fetch(urls: list[str], target: Path, md5: str | None, by_hand: str) -> None
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             failures.append(f"{url} cannot be downloaded ({error})")
             continue
-        found = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() if md5 else None
-        if found == md5:
+        digest = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() if md5 else None
+        if digest == md5:
             return
-        failures.append(f"{url} has md5 {found}, not the publisher's {md5}")
+        failures.append(f"{url} has md5 {digest}, not the publisher's {md5}")
     raise InputError(f"{', and '.join(failures)}; try again, or {by_hand}.")
 
 
@@ -131,10 +131,10 @@ def _published_md5(urls: list[str], by_hand: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "md5"
         _fetch([f"{url}.md5" for url in urls], file, None, by_hand)
-        found = re.search(r"\b[0-9a-f]{32}\b", file.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
+        digest = re.search(r"\b[0-9a-f]{32}\b", file.read_text(encoding="utf-8", errors="replace"))
+    if digest is None:
         raise InputError(f"{urls[0]}.md5 holds no md5; try again, or {by_hand}.")
-    return found.group()
+    return digest.group()
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -287,9 +287,9 @@ class SidTrie:
 
     def child(self, depth: int, nodes: Tensor, codes: Tensor) -> Tensor:
         """int64 [R]: the node at depth + 1 reached from `nodes` [R] by `codes` [R]. Every one must exist."""
-        found = self.find(depth, nodes, codes)
-        assert bool((found >= 0).all()), "no item has this prefix"
-        return found
+        children = self.find(depth, nodes, codes)
+        assert bool((children >= 0).all()), "no item has this prefix"
+        return children
 
     def descend(self, codes: Tensor) -> Tensor:
         """int64 [R]: the node at depth D of each prefix (int64 [R, D]); -1 where no item has it."""
