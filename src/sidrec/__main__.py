@@ -12,18 +12,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import HELP_ALL, HELP_FLAGS, parse_configs
 from sidrec.pipeline.errors import InputError
 
 
 class Command(NamedTuple):
-    """modules: run one after the other, each by its `main(arguments)`."""
+    """modules: run one after the other, each by its `main(arguments)`. settings: where `configs(arguments)` names their dataclasses; it
+    imports nothing that takes long, so that `--help` answers at once."""
 
     modules: tuple[str, ...]
     help: str
+    settings: str | None = None
 
 
 COMMANDS = {
-    "prepare": Command(("sidrec.data.prepare",), "read a catalogue and a log, filter and split them"),
+    "prepare": Command(
+        ("sidrec.data.prepare",), "read a catalogue and a log, filter and split them", "sidrec.data.settings"
+    ),
     "tokenize": Command(
         ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "make item vectors, and semantic IDs of them"
     ),
@@ -40,13 +45,16 @@ TRAINING = """Training is started by accelerate:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(usage())
         return
     name, *rest = words
     if name not in COMMANDS:
         raise InputError(f"sidrec has no command {name!r}; it has {', '.join(COMMANDS)}.")
-    for module in COMMANDS[name].modules:
+    command = COMMANDS[name]
+    if command.settings and any(word in (*HELP_FLAGS, HELP_ALL) for word in rest):
+        parse_configs(importlib.import_module(command.settings).configs(rest), rest)  # prints the help and ends
+    for module in command.modules:
         importlib.import_module(module).main(rest)
 
 

@@ -78,7 +78,7 @@ def test_take_keeps_cases_together() -> None:
 
 
 def test_save_and_load(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.prepare"):
+    with pytest.raises(InputError, match="run `sidrec prepare"):
         Dataset.load(tmp_path)
     data = dataset([("a", 0, 0), ("a", 1, 1), ("a", 2, 2)], "leave_one_out")
     stage = Stage(tmp_path, "data", {})

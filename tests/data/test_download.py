@@ -33,7 +33,7 @@ def test_downloads_once_and_the_reader_takes_it(tmp_path: Path, monkeypatch: pyt
     archive = publish(tmp_path / "site", monkeypatch, FILES)
     folder = fetch_movielens("ml-1m", tmp_path / "cache")
     assert folder == tmp_path / "cache" / "ml-1m"
-    assert read_ml_1m(folder).interactions.rows() == [("1", "10", 978300760)]
+    assert read_ml_1m(folder).interactions.rows() == [("1", "10", 978300760, 5.0)]
     archive.unlink()
     assert fetch_movielens("ml-1m", tmp_path / "cache") == folder
 

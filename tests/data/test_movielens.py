@@ -27,10 +27,10 @@ def folder(tmp_path: Path) -> Path:
 def test_csv_keeps_order_commas_quotes_and_encoding(folder: Path) -> None:
     raw = read_ml_csv(folder)
     assert raw.interactions.rows() == [
-        ("1", "11", 964982703),
-        ("1", "3", 964981247),
-        ("7", "11", 1112486027),
-        ("7", "131254", 964981247),
+        ("1", "11", 964982703, 4.5),
+        ("1", "3", 964981247, 0.5),
+        ("7", "11", 1112486027, 5.0),
+        ("7", "131254", 964981247, 3.0),
     ]
     assert raw.items.columns == ["item_id", "title", "genres", "year"]
     assert raw.items.rows() == [

@@ -8,18 +8,21 @@ import polars as pl
 import pytest
 import yaml
 
+from sidrec.data.amazon import EDITIONS
 from sidrec.data.dataset import Dataset
-from sidrec.data.prepare import PrepareConfig, build, catalogue, find_inputs, in_window, main
+from sidrec.data.movielens import FILES
+from sidrec.data.prepare import build, catalogue, find_inputs, in_window, main
+from sidrec.data.settings import AMAZON, MOVIELENS, PrepareConfig
 from sidrec.data.summary import KNOWN_COUNTS
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 
 ROOT = Path(__file__).parents[2]
 
 
-def prepare(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["prepare.py", *map(str, arguments)])
-    main()
+def prepare(*arguments: str | Path) -> None:
+    main([*map(str, arguments)])
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_own_data_end_to_end(
     tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "3")
+    prepare(*own, "--k_user", "3", "--k_item", "3")
     dataset = Dataset.load(tmp_path / "run")
     assert dataset.items.columns == ["item_id", "item_index", "title", "text"]
     assert dataset.items["item_id"].to_list() == ["i4", "i2", "i0", "i1", "i3"]
@@ -67,22 +70,22 @@ def test_own_data_end_to_end(
     }
     printed = capsys.readouterr().out
     assert "100.000%" in printed
-    assert "12 / 4 / 4" in printed
+    assert "12 train, 4 valid, 4 test" in printed
 
 
 def test_a_second_run_is_skipped_and_changes_are_refused(
     tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = [*own, "--k_user", "3", "--k_item", "3"]
-    prepare(monkeypatch, *arguments)
+    prepare(*arguments)
     before = snapshot(tmp_path / "run" / "data")
     with monkeypatch.context() as patch:
         patch.setattr("sidrec.data.prepare.build", lambda *_: pytest.fail("a finished stage was made again"))
-        prepare(patch, *arguments)
+        prepare(*arguments)
     with pytest.raises(InputError, match="k_item=3, not 2"):
-        prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "2")
+        prepare(*own, "--k_user", "3", "--k_item", "2")
     assert snapshot(tmp_path / "run" / "data") == before
-    prepare(monkeypatch, *own, "--k_user", "3", "--k_item", "1", "--overwrite", "true")
+    prepare(*own, "--k_user", "3", "--k_item", "1", "--overwrite", "true")
     assert Dataset.load(tmp_path / "run").n_items == 6
 
 
@@ -93,26 +96,26 @@ def test_bad_input_never_costs_the_last_good_state(
     good = (tmp_path / "log.csv").read_text()
     (tmp_path / "log.csv").write_text(good + "u0,i0,soon\n")
     with pytest.raises(InputError, match=r"log\.csv row 22"):
-        prepare(monkeypatch, *arguments)
+        prepare(*arguments)
     (tmp_path / "log.csv").write_text(good)  # mended: no --overwrite needed
-    prepare(monkeypatch, *arguments)
+    prepare(*arguments)
     before = snapshot(tmp_path / "run" / "data")
     (tmp_path / "log.csv").write_text(good + "u0,i0,soon\n")
     with pytest.raises(InputError, match=r"log\.csv row 22"):
-        prepare(monkeypatch, *arguments, "--overwrite", "true")
+        prepare(*arguments, "--overwrite", "true")
     assert snapshot(tmp_path / "run" / "data") == before
 
 
 def test_nothing_left_after_k_core(own: list[str | Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"no interaction is left of 21.*lower --k_user or --k_item"):
-        prepare(monkeypatch, *own)
+        prepare(*own)
 
 
 def test_demo_is_the_same_bytes_twice_and_has_two_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(monkeypatch, "--run_dir", tmp_path / "a")
-    prepare(monkeypatch, "--run_dir", tmp_path / "b")
+    prepare("--run_dir", tmp_path / "a")
+    prepare("--run_dir", tmp_path / "b")
     assert snapshot(tmp_path / "a" / "data") == snapshot(tmp_path / "b" / "data")
-    prepare(monkeypatch, "--run_dir", tmp_path / "c", "--protocol", "global_time", "--seed", "1")
+    prepare("--run_dir", tmp_path / "c", "--protocol", "global_time", "--seed", "1")
     info = json.loads((tmp_path / "c" / "data" / "dataset.json").read_text())
     assert info["demo_model"]["seed"] == info["seed"] == 1
     counts = info["counts"]
@@ -132,11 +135,14 @@ def test_text_is_readable_and_one_line() -> None:
             "year": ["1995", "-", None],
         }
     )
-    kept = catalogue(items, pl.DataFrame({"item_id": ["a", "b", "a"]}))
-    assert kept["text"].to_list() == ["Toy Story (1995). genres: Animation, Comedy. tags: x, y. year: 1995", "St. Elmo"]
-    assert kept["title"].to_list() == ["Toy Story (1995)", "St. Elmo."]
-    assert kept.select("item_id", "item_index").rows() == [("b", 0), ("a", 1)]
-    assert kept.columns == ["item_id", "item_index", "title", "text", "genres", "price", "tags", "year"]
+    table = catalogue(items, pl.DataFrame({"item_id": ["a", "b", "a"]}))
+    assert table["text"].to_list() == [
+        "Toy Story (1995). genres: Animation, Comedy. tags: x, y. year: 1995",
+        "St. Elmo",
+    ]
+    assert table["title"].to_list() == ["Toy Story (1995)", "St. Elmo."]
+    assert table.select("item_id", "item_index").rows() == [("b", 0), ("a", 1)]
+    assert table.columns == ["item_id", "item_index", "title", "text", "genres", "price", "tags", "year"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,7 @@ def test_text_is_readable_and_one_line() -> None:
 )
 def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        prepare(monkeypatch, "--run_dir", tmp_path / "run", *arguments)
+        prepare("--run_dir", tmp_path / "run", *arguments)
     assert not (tmp_path / "run").exists()
 
 
@@ -189,7 +195,7 @@ def test_the_source_folder_is_no_run_directory(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prepare.py").write_text("precious")
     with pytest.raises(InputError, match="no stage made"):
-        prepare(monkeypatch, "--run_dir", tmp_path, "--overwrite", "true")
+        prepare("--run_dir", tmp_path, "--overwrite", "true")
     assert snapshot(tmp_path / "data") == {"prepare.py": b"precious"}
 
 
@@ -213,7 +219,7 @@ def test_the_real_ml_100k_keeps_every_user_and_item() -> None:
         pytest.skip("SIDREC_DATASETS does not point at the folder with ml-100k/")
     folder = Path(os.environ["SIDREC_DATASETS"]) / "ml-100k"
     config = PrepareConfig(run_dir=Path("unused"), dataset="ml-100k", raw_dir=folder)
-    dataset = build(config, find_inputs(config))
+    dataset = build(config, find_inputs(config), Screen("data", quiet=True))
     counts = dataset.info["counts"]
     assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)
     assert (counts["train"], counts["valid"], counts["test"]) == (98_114, 943, 943)
@@ -235,7 +241,7 @@ def test_the_window_holds_both_days_and_comes_before_the_k_core(
 ) -> None:
     first, after = 1475280000, 1541116800  # 2016-10-01 00:00 and 2018-11-02 00:00, UTC
     arguments = movielens_csv(tmp_path, [first - 1, first, after - 1, after, first + 5])
-    prepare(monkeypatch, *arguments, "--from_date", "2016-10-01", "--to_date", "2018-11-01", "--k_user", "3")
+    prepare(*arguments, "--from_date", "2016-10-01", "--to_date", "2018-11-01", "--k_user", "3")
     dataset = Dataset.load(tmp_path / "run")
     assert dataset.items["item_id"].to_list() == ["2", "3", "5"]
     assert dataset.interactions["timestamp"].to_list() == [first, first + 5, after - 1] * 2
@@ -243,9 +249,9 @@ def test_the_window_holds_both_days_and_comes_before_the_k_core(
     assert dataset.info["from_date"] == "2016-10-01"
     assert "4 of 10 interactions lie outside the dates" in capsys.readouterr().out
     with pytest.raises(InputError, match="from_date='2016-10-01', not '2016-10-02'"):
-        prepare(monkeypatch, *arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
+        prepare(*arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
     with pytest.raises(InputError, match="no interaction lies between 2020-01-01 and the end"):
-        prepare(monkeypatch, *arguments, "--from_date", "2020-01-01", "--overwrite", "true")
+        prepare(*arguments, "--from_date", "2020-01-01", "--overwrite", "true")
 
 
 def test_a_window_in_milliseconds() -> None:
@@ -261,13 +267,13 @@ def test_known_counts_are_told_and_differences_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = movielens_csv(tmp_path, [1, 2, 3])
-    prepare(monkeypatch, *arguments)
+    prepare(*arguments)
     published = "138,493 users, 26,744 items, 20,000,263 interactions"
     assert f"Warning: the published counts are {published}, but these files gave 2, 3, 6;" in capsys.readouterr().out
     monkeypatch.setitem(KNOWN_COUNTS, ("ml-20m", None), (2, 3, 6))
-    prepare(monkeypatch, *arguments, "--overwrite", "true")
+    prepare(*arguments, "--overwrite", "true")
     assert "These are the published counts: 2 users, 3 items, 6 interactions." in capsys.readouterr().out
-    prepare(monkeypatch, *arguments, "--overwrite", "true", "--k_user", "2")
+    prepare(*arguments, "--overwrite", "true", "--k_user", "2")
     assert "published counts" not in capsys.readouterr().out
 
 
@@ -283,8 +289,8 @@ def test_amazon_text_reaches_the_items(
     (tmp_path / "meta_Toys.json").write_text(meta)
     arguments = ["--dataset", "amazon-2014", "--category", "Toys", "--raw_dir", tmp_path, "--run_dir", tmp_path / "run"]
     with pytest.raises(InputError, match="no set of users has 5 interactions each"):
-        prepare(monkeypatch, *arguments)
-    prepare(monkeypatch, *arguments, "--k_user", "2", "--k_item", "2")
+        prepare(*arguments)
+    prepare(*arguments, "--k_user", "2", "--k_item", "2")
     dataset = Dataset.load(tmp_path / "run")
     assert dataset.items.select("item_id", "text").rows() == [
         ("B1", "B1"),
@@ -293,7 +299,7 @@ def test_amazon_text_reaches_the_items(
     assert dataset.interactions["item_index"].to_list() == [0, 1, 0, 0, 1]
     assert (dataset.info["category"], dataset.info["counts"]["removed_interactions"]) == ("Toys", 2)
     printed = capsys.readouterr().out
-    assert "amazon-2014 Toys, leave_one_out" in printed
+    assert "amazon-2014 Toys: 2 users" in printed
     assert "2 of 3 items have no title" in printed
 
 
@@ -316,3 +322,58 @@ log = pl.DataFrame({"user_id": users.cast(pl.String).cast(pl.Categorical), "item
 Path(sys.argv[1]).mkdir()
 Dataset(pl.DataFrame({"item_id": ["a"]}), log, {}).save(Path(sys.argv[1]))
 """
+
+
+def test_the_settings_name_the_readers_data_sets() -> None:
+    assert set(AMAZON) == set(EDITIONS)
+    assert set(MOVIELENS) == set(FILES)
+
+
+def test_every_column_of_the_users_files_is_kept_beside_its_row(tmp_path: Path) -> None:
+    """In Parquet with types; whatever the order of users and times."""
+    log = pl.DataFrame(
+        {
+            "price": [3.5, 1.5, 2.5, 0.5],
+            "user_id": ["b", "a", "b", "a"],
+            "item_id": ["x", "x", "y", "y"],
+            "channel": ["app", None, "web", "shop"],
+            "timestamp": [4, 3, 2, 1],
+        }
+    )
+    items = pl.DataFrame({"item_id": ["x", "y"], "title": ["X", "Y"], "stock": [7, 8], "text": ["long", "short"]})
+    log.write_parquet(tmp_path / "log.parquet")
+    items.write_parquet(tmp_path / "items.parquet")
+    files = ["--interactions", tmp_path / "log.parquet", "--items", tmp_path / "items.parquet"]
+    prepare("--dataset", "own", *files, "--run_dir", tmp_path / "run", "--k_user", "1", "--k_item", "1")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.interactions.select("user_id", "item_index", "timestamp", "price", "channel").rows() == [
+        *(("a", 1, 1, 0.5, "shop"), ("a", 0, 3, 1.5, None)),
+        *(("b", 1, 2, 2.5, "web"), ("b", 0, 4, 3.5, "app")),
+    ]
+    assert dataset.items.select("item_id", "stock", "text", "given_text").rows() == [
+        *(("x", 7, "X. text: long", "long"), ("y", 8, "Y. text: short", "short"))
+    ]
+
+
+@pytest.mark.parametrize(("table", "column"), [("log", "split"), ("log", "item_index"), ("items", "item_index")])
+def test_columns_that_the_stage_writes_are_refused(tmp_path: Path, table: str, column: str) -> None:
+    names = {"log": "user_id,item_id,timestamp", "items": "item_id,title"}
+    rows = {"log": "u,x,1", "items": "x,X"}
+    for name in names:
+        more = ("," + column, ",1") if name == table else ("", "")
+        (tmp_path / f"{name}.csv").write_text(f"{names[name]}{more[0]}\n{rows[name]}{more[1]}\n")
+    files = ["--interactions", tmp_path / "log.csv", "--items", tmp_path / "items.csv"]
+    with pytest.raises(InputError, match=rf"{table}\.csv: the column '{column}' is one that this command writes"):
+        prepare("--dataset", "own", *files, "--run_dir", tmp_path / "run")
+
+
+def test_a_moved_source_is_the_same_data_set_and_the_last_settings_count(tmp_path: Path, own: list[str | Path]) -> None:
+    prepare(*own, "--k_user", "3", "--k_item", "3")
+    before = snapshot(tmp_path / "run" / "data")
+    (tmp_path / "moved").mkdir()
+    for name in ("log.csv", "items.csv"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    files = ["--interactions", tmp_path / "moved" / "log.csv", "--items", tmp_path / "moved" / "items.csv"]
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    prepare(*files, "--run_dir", tmp_path / "elsewhere")
+    assert snapshot(tmp_path / "elsewhere" / "data") == before

@@ -50,9 +50,11 @@ def one_sentence(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
 
 def test_ml_100k_keeps_order_encoding_and_genres(ml_100k: Path) -> None:
     raw = read_ml_100k(ml_100k)
-    assert raw.interactions.columns == ["user_id", "item_id", "timestamp"]
-    assert raw.interactions.dtypes == [pl.Categorical, pl.Categorical, pl.Int64]
-    assert raw.interactions.rows() == [("1", "10", 881250949), ("2", "20", 891717742), ("1", "20", 878887116)]
+    assert raw.interactions.columns == ["user_id", "item_id", "timestamp", "rating"]
+    assert raw.interactions.dtypes == [pl.Categorical, pl.Categorical, pl.Int64, pl.Float64]
+    assert raw.interactions.rows() == [
+        *(("1", "10", 881250949, 5.0), ("2", "20", 891717742, 3.0), ("1", "20", 878887116, 1.0))
+    ]
     assert raw.items.to_dicts() == [
         {"item_id": "10", "title": "Toy Story (1995)", "genres": "Animation, Children's, Comedy", "year": "1995"},
         {"item_id": "20", "title": "Amélie", "genres": "Western", "year": "2001"},
@@ -61,7 +63,7 @@ def test_ml_100k_keeps_order_encoding_and_genres(ml_100k: Path) -> None:
 
 def test_ml_1m_splits_at_double_colons_only(ml_1m: Path) -> None:
     raw = read_ml_1m(ml_1m)
-    assert raw.interactions.rows() == [("1", "10", 978300760), ("1", "20", 978300750)]
+    assert raw.interactions.rows() == [("1", "10", 978300760, 5.0), ("1", "20", 978300750, 4.0)]
     assert raw.items.rows() == [
         ("10", "Toy Story (1995)", "Animation, Children's", "1995"),
         ("20", "Café: The Film (1999)", "Drama", "1999"),
@@ -102,7 +104,7 @@ def test_movielens_ids_are_checked_too(ml_1m: Path) -> None:
 def test_own_csv_keeps_other_columns_and_leading_zeros(tmp_path: Path) -> None:
     items = 'item_id,price,title,story\n007,1.5,,"one, two"\n8,2,B,\n'
     raw = own(tmp_path, "timestamp,extra,item_id,user_id\n3,x,007,01\n1,y,8,01\n3,z,007,01\n", items)
-    assert raw.interactions.rows() == [("01", "007", 3), ("01", "8", 1), ("01", "007", 3)]
+    assert raw.interactions.rows() == [("01", "007", 3, "x"), ("01", "8", 1, "y"), ("01", "007", 3, "z")]
     assert raw.items.columns == ["item_id", "title", "price", "story"]
     assert raw.items.rows() == [("007", "007", 1.5, "one, two"), ("8", "B", 2.0, None)]
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.prepare import PrepareConfig, build
+from sidrec.data.prepare import build
+from sidrec.data.settings import PrepareConfig
 from sidrec.data.synthetic import DemoModel, oracle_for
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 
 SMALL = DemoModel(seed=3, n_users=50, n_clusters=9, items_per_cluster=3, min_length=1, max_length=27)
 KS = (1, 5, 10, 20)
@@ -108,7 +110,7 @@ def test_log_and_catalogue_are_sound_and_the_same_twice() -> None:
 
 @pytest.fixture(scope="module")
 def demo() -> Dataset:
-    return build(PrepareConfig(run_dir="unused", dataset="demo"), ())
+    return build(PrepareConfig(run_dir="unused", dataset="demo"), (), Screen("data", quiet=True))
 
 
 def test_parameters_survive_json(demo: Dataset) -> None:
@@ -170,6 +172,6 @@ def test_oracle_recall_follows_the_datasets_item_indices(demo: Dataset) -> None:
 def test_oracle_refuses_what_it_does_not_know(demo: Dataset) -> None:
     with pytest.raises(InputError, match="demo data only"):
         oracle_for(Dataset(demo.items, demo.interactions, {"name": "own"}), "test")
-    cut = build(PrepareConfig(run_dir="unused", dataset="demo", k_item=30), ())
+    cut = build(PrepareConfig(run_dir="unused", dataset="demo", k_item=30), (), Screen("data", quiet=True))
     with pytest.raises(InputError, match="k-core that removed"):
         oracle_for(cut, "test")

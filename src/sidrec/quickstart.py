@@ -1,0 +1,153 @@
+"""From raw data to a trained recommender, its Recall@K and recommendations: every stage, one after the other (run_quickstart.sh).
+
+A flag goes to every stage that has it; `--sft.learning_rate 0.001` goes to one stage only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import PACKAGED, settings_of
+from sidrec.pipeline.errors import InputError
+
+
+@dataclass(frozen=True)
+class QuickStage:
+    """modules: run one after the other. settings: where the stage's configurations are named. title: what is said before it runs."""
+
+    modules: tuple[str, ...]
+    settings: str
+    title: str
+
+
+STAGES = {
+    "data": QuickStage(("sidrec.data.prepare",), "sidrec.data.settings", "read, filter, split"),
+    "tokenizer": QuickStage(
+        ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"),
+        "sidrec.tokenizer.settings",
+        "item vectors, then a semantic ID for every item",
+    ),
+    "sft": QuickStage(
+        ("sidrec.sft.train",), "sidrec.sft.settings", "a language model learns to write the next item's semantic ID"
+    ),
+    "rl": QuickStage(("sidrec.rl.grpo",), "sidrec.rl.settings", "GRPO with recall rewards"),
+    "evaluation": QuickStage(
+        ("sidrec.evaluation.evaluate",), "sidrec.evaluation.settings", "Recall@K beside baselines"
+    ),
+}
+DEFAULT_CONFIG = "default"  # of a stage that has no settings for each data set
+
+
+@dataclass
+class Request:
+    """What the command line asks for. flags: those of each stage, as words."""
+
+    dataset: str = "demo"
+    run_dir: Path | None = None
+    flags: dict[str, list[str]] = field(default_factory=lambda: {stage: [] for stage in STAGES})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    request = read_request(list(sys.argv[1:] if arguments is None else arguments))
+    run_dir = str(request.run_dir or Path("outputs") / request.dataset)
+    for number, (name, stage) in enumerate(STAGES.items(), 1):
+        say(f"── {number}/{len(STAGES) + 1} {name}: {stage.title}")
+        for module in stage.modules:
+            run(module, "--config", str(config_of(name, request.dataset)), "--run_dir", run_dir, *request.flags[name])
+    user = first_user(Path(run_dir))
+    say(f"── {len(STAGES) + 1}/{len(STAGES) + 1} recommend: what would user {user} take next?")
+    run("sidrec.serving.recommend", "--run_dir", run_dir, "--user", user)
+
+
+def read_request(words: list[str]) -> Request:
+    """The data set, the run directory and every stage's flags. Raises InputError for a flag that no stage has."""
+    request = Request()
+    if words and not words[0].startswith("-"):
+        request.dataset = words.pop(0)
+    unknown = [stage for stage in ("data", "tokenizer", "sft", "rl") if not config_of(stage, request.dataset).is_file()]
+    if unknown:
+        known = sorted(path.stem for path in (PACKAGED / "rl").glob("*.yaml"))
+        raise InputError(
+            f"unknown data set {request.dataset} (no configs/{unknown[0]}/{request.dataset}.yaml); known are {', '.join(known)}."
+        )
+    known_flags: dict[str, set[str]] = {}
+    for flag, values in groups(words):
+        if flag == "run_dir":
+            request.run_dir = Path(*values)
+            continue
+        stage, _, name = flag.rpartition(".")
+        known_flags = known_flags or {each: setting_names(each, request) for each in STAGES}
+        takers = [each for each, names in known_flags.items() if name in names and stage in ("", each)]
+        if not takers:
+            every_name = sorted(set().union(*known_flags.values()))
+            near = difflib.get_close_matches(name, every_name, n=1)
+            hint = f"; the nearest one is --{near[0]}" if near else ""
+            raise InputError(f"unknown argument --{flag}: no stage has it{hint}; see bash run_quickstart.sh --help.")
+        for taker in takers:
+            request.flags[taker] += [f"--{name}", *values]
+    return request
+
+
+def groups(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Flags, each with the words behind it. Raises InputError for a word that belongs to no flag, and a path that is missing."""
+    flags: list[tuple[str, list[str]]] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, equals, value = word.removeprefix("--").partition("=")
+            flags.append((flag.replace("-", "_"), [value] if equals else []))
+        elif flags:
+            flags[-1][1].append(word)
+        else:
+            raise InputError(f"unknown argument {word}; see bash run_quickstart.sh --help.")
+    for flag, values in flags:
+        if flag in ("run_dir", "raw_dir", "interactions", "items") and len(values) != 1:
+            raise InputError(f"--{flag} needs a path after it.")
+    return flags
+
+
+def setting_names(stage: str, request: Request) -> set[str]:
+    """The names of a stage's settings."""
+    module = importlib.import_module(STAGES[stage].settings)
+    kinds = module.configs(["--config", str(config_of(stage, request.dataset))])
+    return {setting.name for kind in kinds for setting in settings_of(kind)}
+
+
+def config_of(stage: str, dataset: str) -> Path:
+    """The packaged settings of a stage for a data set."""
+    file = PACKAGED / stage / f"{dataset}.yaml"
+    return PACKAGED / stage / f"{DEFAULT_CONFIG}.yaml" if stage == "evaluation" and not file.exists() else file
+
+
+def first_user(run_dir: Path) -> str:
+    import polars as pl
+
+    return str(
+        pl.scan_parquet(run_dir / "data" / "interactions.parquet", glob=False)
+        .select("user_id")
+        .first()
+        .collect()
+        .item()
+    )
+
+
+def run(module: str, *flags: str) -> None:
+    """Run a stage in a process of its own; one that fails ends the quickstart with its exit code."""
+    done = subprocess.run([sys.executable, "-m", module, *flags], check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    run_as_command(main)
