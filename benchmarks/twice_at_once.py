@@ -256,10 +256,14 @@ class Trial:
         for number in range(tries):
             run_dir = self.new_run_dir(f"{self.stage}-pair")
             first, second = (Running(self, run_dir) for _ in range(2))
+            finished = None
             while first.poll() | second.poll():
+                finished = finished or finished_mark(run_dir / self.stage)
                 time.sleep(POLL_SECONDS)
             ends = sorted((first.wait(), second.wait()), key=lambda end: (end.lock_at is None, end.lock_at))
             ending = how_second_ended(*ends)
+            if finished not in (None, finished_mark(run_dir / self.stage)):
+                ending = Ending("worked too", "the finished stage was written a second time")
             faults += [f"pair {number + 1}: {fault}" for fault in (ending.fault, self.difference(run_dir)) if fault]
             endings[ending.name] += 1
             shutil.rmtree(run_dir)
@@ -311,6 +315,16 @@ class Trial:
         hashes = output_hashes(run_dir / self.stage)
         odd = [name for name, digest in self.expected.items() if hashes.get(name) != digest]
         return f"{odd[0]} is not what one process makes alone" if odd else None
+
+
+def finished_mark(folder: Path) -> tuple[int, int] | None:
+    """What changes when a finished stage is written again: its manifest's file number and time; None while it is not finished."""
+    manifest = folder / "manifest.json"
+    try:
+        status = manifest.stat()
+        return (status.st_ino, status.st_mtime_ns) if read_json(manifest)["finished"] else None
+    except (OSError, InputError):  # the folder is being put in its place
+        return None
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
