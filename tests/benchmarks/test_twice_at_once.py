@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import twice_at_once
-from benchmarks.twice_at_once import Ended, Kind, TwiceConfig, how_second_ended
+from benchmarks.small_run import Kind, write_raw
+from benchmarks.twice_at_once import Ended, TwiceConfig, how_second_ended
 from sidrec.pipeline.errors import InputError
 
 # a stage of half a second; how it keeps others out is its first argument
@@ -126,6 +127,6 @@ def test_what_cannot_be_asked() -> None:
 def test_the_small_log_is_the_same_each_time(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).mkdir()
-        twice_at_once.write_raw(tmp_path / name)
+        write_raw(tmp_path / name)
     for file in ("log.csv", "items.csv"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
