@@ -6,7 +6,7 @@ python -m benchmarks.deepspeed_killed --tries 1
 At its first run on a machine DeepSpeed compiles a part of itself. Every try begins on a machine that has not: the compiler's cache is a
 new folder. `accelerate launch --config_file configs/accelerate/zero2.yaml sft/train.py` is killed (SIGKILL, all of it) while that part
 is being built, and started again with the cache as the kill left it: it must train to its end. The last line is one JSON object; the exit
-code is 1 when a try fails. Takes a C++ compiler, and a minute or two a try.
+code is 1 when a try fails. Needs a C++ compiler, and takes a minute or two per try.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def to_repeat(rows: list[Row]) -> list[str]:
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line a quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
+    """One line per quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
 
     The difference is of the hits of each case, averaged over the seeds that both have run with.
     """

@@ -12,8 +12,8 @@ def k_core(interactions: pl.DataFrame, k_user: int, k_item: int) -> pl.DataFrame
     """The largest part of the log in which every user has at least `k_user` rows and every item at least `k_item`.
 
     interactions: any frame with `user_id` and `item_id`; a repeated pair counts as often as it occurs. The order of the rows is
-    kept. The result is unique: it does not depend on whether users or items are dropped first. Beside the frame it holds about
-    ten bytes a row.
+    kept. The result is unique: it does not depend on whether users or items are dropped first. Beside the frame it takes about
+    ten bytes per row.
     """
     columns = [(codes(interactions["user_id"]), k_user), (codes(interactions["item_id"]), k_item)]
     counts = [np.bincount(code) for code, _ in columns]

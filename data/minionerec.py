@@ -1,7 +1,7 @@
 """MiniOneRec's prepared folders (arXiv 2510.24431): train/, valid/ and test/ with CSVs, info/ and index/.
 
 A row of a CSV is one next-item sample: a user, the last ten items at most, and the item taken next, in time order over all users and
-without a time. The log is put together again from them.
+without a time. The log is rebuilt from them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Constrained search for exactly L codes: one prefill a request, then at most L - 1 steps in which a request's beams are query
+"""Constrained search for exactly L codes: one prefill per request, then at most L - 1 steps in which a request's beams are query
 positions of one sequence (`SharedPrefix`). Only the current level's rows of the head are computed, and a beam whose remaining codes
 are forced is not run again.
 
@@ -112,7 +112,7 @@ def beam_search(
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
     input_ids, attention_mask: int64 [B, T], left-padded. eligible: what each request may be given (or bool [B, n_slots] by item
-    index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each
+    index, for small catalogues); None: every item. generators: one per request, on the CPU; they make the search stochastic, each
     request with its own randomness. normaliser: what scores are normalised over; a stochastic search draws by the children's softmax
     whatever it is. static_shapes: run every beam at every level, so that what the model is given has shapes that follow from the
     prompts' shape, the beams and the trie alone, as a compiled model or a CUDA graph wants it; None: everywhere but on the CPU,

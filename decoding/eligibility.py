@@ -19,7 +19,7 @@ from sidrec.decoding.trie import Pointers, SidTrie
 class AllowList:
     """Items of one trie that may be recommended (in stock, of a category, of a tenant): at every depth, one bit a node.
 
-    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte an item.
+    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte per item.
     """
 
     def __init__(self, trie: SidTrie, allowed: Tensor) -> None:
@@ -110,7 +110,7 @@ class Eligibility:
 
     @classmethod
     def of_mask(cls, trie: SidTrie, eligible: Tensor) -> Eligibility:
-        """From bool [B, n_slots]: builds a list a row, so it is for few requests or small catalogues."""
+        """From bool [B, n_slots]: builds one allow-list per row, so it suits few requests or small catalogues."""
         return cls(trie, len(eligible), allowed=[AllowList(trie, row) for row in eligible])
 
     def open_codes(self, depth: int, nodes: Tensor, mask: Tensor) -> Tensor:

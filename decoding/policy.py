@@ -60,7 +60,7 @@ def _logits_of(logits: Tensor, codes: Tensor) -> Tensor:
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
-    """float32 [..., K]: log-softmax over the codes allowed by `mask` (bool [..., K], at least one a row); -inf elsewhere."""
+    """float32 [..., K]: log-softmax over the codes allowed by `mask` (bool [..., K], at least one per row); -inf elsewhere."""
     assert logits.shape == mask.shape, f"logits {tuple(logits.shape)}, mask {tuple(mask.shape)}"
     return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
 
