@@ -187,7 +187,7 @@ def train_and_measure(
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line a lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
+    """One line per lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "lever").items()}
     gains = {name: mean_gains(trainings, work_dir, "valid", ndcg_at) for name, trainings in groups.items()}
     table = []

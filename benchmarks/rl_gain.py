@@ -220,7 +220,7 @@ def training_figures(run_dir: Path, stage: str) -> Row:
 
 
 def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Row]:
-    """A line a setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
+    """One line per setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "setting").items()}
     users = np.asarray(cases.user_ids)
 

@@ -1,4 +1,4 @@
-"""`Recommender`: a trained model, its SIDs and the search, behind one call."""
+"""`Recommender`: a trained model, its SIDs and the search behind one call."""
 
 from __future__ import annotations
 
