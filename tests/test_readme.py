@@ -33,7 +33,7 @@ from benchmarks.tokenizer_downstream import DownstreamConfig
 from benchmarks.tokenizer_quality import QualityConfig
 from benchmarks.tokenizer_speed import SpeedConfig
 from sidrec.data.own import read_own
-from sidrec.data.prepare import PrepareConfig
+from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
