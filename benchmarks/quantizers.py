@@ -6,10 +6,9 @@ import math
 import shlex
 
 from benchmarks.harness import ROOT
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS, QuantizerSettings
+from sidrec.tokenizer.config import parse_arguments
+from sidrec.tokenizer.quantizers import Kind
 
 # the name of a file in configs/tokenizer, or of a quantizer that needs none, then flags
 QUANTIZERS = {
@@ -62,7 +61,7 @@ def flags_of(name: str, level_sizes: list[int]) -> list[str]:
     return [*flags, *changes, "--level_sizes", *map(str, sizes)]
 
 
-def read_settings(name: str, level_sizes: list[int]) -> tuple[QuantizerSettings, list[int]]:
-    """The settings and the level sizes that `flags_of` stand for."""
-    config, *kinds = parse_configs((TokenizerConfig, *KINDS), flags_of(name, level_sizes))
-    return QuantizerSettings(config.quantizer, *kinds), config.level_sizes
+def read_settings(name: str, level_sizes: list[int]) -> tuple[Kind, list[int]]:
+    """The quantizer with its settings, and the level sizes, that `flags_of` stand for."""
+    config, kind = parse_arguments(flags_of(name, level_sizes), stage="sid")
+    return kind, config.level_sizes

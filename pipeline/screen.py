@@ -47,11 +47,13 @@ class Bar:
         seconds = max(now - self.start, 1e-9)
         rate = (self.done - self.first) / seconds
         share = self.done / self.total if self.total else 1.0
-        filled = "━" * round(BAR_WIDTH * min(share, 1.0))
+        drawn = (
+            f"{'━' * round(BAR_WIDTH * min(share, 1.0)):<{BAR_WIDTH}}" if self.screen.is_terminal else f"{share:.0%}"
+        )
         left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 and share < 1 else ""
         pace = f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s a {self.unit.rstrip('s')}"
         note = f", {self.note}" if self.note else ""
-        return f"{self.label} {filled:<{BAR_WIDTH}} {self.done:,.0f}/{self.total:,.0f} {self.unit}, {pace}{left}{note}"
+        return f"{self.label} {drawn} {self.done:,.0f}/{self.total:,.0f} {self.unit}, {pace}{left}{note}"
 
 
 class Screen:

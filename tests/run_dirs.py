@@ -21,9 +21,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from sidrec.data.dataset import Dataset
+from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.stage import Stage
 from sidrec.rl import grpo
 from sidrec.sft import train
+from sidrec.tokenizer.config import TokenizerConfig, parse_arguments
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -133,6 +135,13 @@ def make_run_dir(run_dir: Path) -> Path:
     stage.finish(*small_dataset().save(stage.folder))
     write_sid_stage(run_dir)
     return run_dir
+
+
+def stage_configs(kinds: tuple[type, ...], arguments: list[str]) -> tuple[Any, ...]:
+    """What a stage makes of its arguments; the tokenizer reads `--quantizer` first."""
+    if kinds[0] is TokenizerConfig:
+        return parse_arguments(arguments, stage="sid")
+    return parse_configs(kinds, arguments)
 
 
 def flags(module: Any, run_dir: Path, **changed: object) -> list[str]:
