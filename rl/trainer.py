@@ -39,23 +39,28 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         super().__init__(*args, rollout_func=rollout, **kwargs)
         self.objective = objective
         self.reference = None if reference is None else reference.to(self.args.device).eval().requires_grad_(False)
-        self.rewards_per_func = torch.empty(0)
-        self.draw_weights = torch.empty(0)
-        self.questions: list[dict[str, Any]] = []
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's rewards of all processes, [B · processes, reward functions]; kept for the advantages."""
-        self.rewards_per_func = super()._calculate_rewards(*args, **kwargs)
-        return self.rewards_per_func
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[str], completions: list[str], completion_ids_list: list
+    ) -> Tensor:
+        """TRL's rewards of all processes, [B · processes, reward functions]; every row of `inputs` gets its own as `rewards`."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(inputs)
+        for row, row_rewards in zip(inputs, rewards[first : first + len(inputs)], strict=True):
+            row["rewards"] = row_rewards
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds weights [B], targets [B] (item indices) and group [B], and exchanges TRL's advantages for the weighted ones, [B, L]."""
-        self.questions = inputs
-        scored = super()._generate_and_score_completions(inputs)
+        """Adds weights [B], targets [B] (item indices) and group [B], and exchanges TRL's advantages for the weighted ones, [B, L].
+
+        TRL writes what `rollout` returns beside the tokens into the rows that it is given, and so does `_calculate_rewards`.
+        """
+        rows = [{**row, "prompt": Question.of(row)} for row in inputs]
+        scored = super()._generate_and_score_completions(rows)
         device, size, objective = self.accelerator.device, self.num_generations, self.objective
-        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        rewards = (self.rewards_per_func.to(device) * self.reward_weights.to(device)).nansum(1)[own].view(-1, size)
-        weights = self.draw_weights.to(device).view(-1, size)
+        rewards_per_func = torch.stack([row["rewards"] for row in rows]).to(device)
+        rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(1).view(-1, size)
+        weights = torch.tensor([row["weight"] for row in rows], device=device).view(-1, size)
         advantages = group_advantages(rewards, weights, objective.objective).flatten()[:, None]
         items = self._items(scored["completion_ids"])
         targets = torch.tensor([row["target"] for row in inputs], device=device)
@@ -194,6 +199,19 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         return metrics | {f"{prefix}_kept_ndcg@10": kept}
 
 
+class Question(str):
+    """A prompt that knows the item taken next (`target`): TRL hands nothing but the prompts to a rollout function."""
+
+    target: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Question:
+        """The question of a row of `training_prompts`."""
+        question = cls(row["prompt"])
+        question.target = row["target"]
+        return question
+
+
 def first_rows(group: Tensor) -> Tensor:
     """int64 [P]: one row of every group. group: int64 [B]."""
     order = torch.argsort(group, stable=True)
@@ -202,10 +220,11 @@ def first_rows(group: Tensor) -> Tensor:
     return order[starts]
 
 
-def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | None]:
+def rollout(prompts: list[Question], trainer: SidGRPOTrainer) -> dict[str, list | None]:
     """TRL's rollout function: for every prompt, a group of G items (rl/groups.py).
 
-    TRL hands each prompt over G times in a row, so a process must hold whole groups.
+    TRL hands each prompt over G times in a row, so a process must hold whole groups. Beside what TRL asks for, a row has codes (L
+    integers), item (its index, as `items`) and weight (how much the draw counts).
     """
     size, objective = trainer.num_generations, trainer.objective
     distinct = prompts[::size]
@@ -227,12 +246,11 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
         seeds = [f"{trainer.args.seed} {trainer.state.global_step} {prompt}" for prompt in distinct]
         groups, found = draw_groups(search, len(distinct), size, objective.draw, seeds)
         if objective.inject_target:
-            targets = torch.tensor([row["target"] for row in trainer.questions[::size]], device=device)
+            targets = torch.tensor([question.target for question in distinct], device=device)
             with torch.no_grad():
                 probabilities = trainer._log_probs(model, padded, mask, targets.clamp(min=0)).chosen.sum(1).exp()
             groups = with_targets(groups, found, targets, probabilities)
     weights = groups.weights if objective.importance_weights else torch.ones_like(groups.weights)
-    trainer.draw_weights = weights.flatten().cpu()
     items = groups.items.flatten().cpu()
     assert bool((items >= 0).all()), f"fewer than {size} items could be drawn"
     completion_ids = trainer.renderer.tokens_of(items)
@@ -243,4 +261,5 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
         "logprobs": None,
         "codes": codes.tolist(),
         "items": items.tolist(),
+        "weight": weights.flatten().tolist(),
     }
