@@ -9,6 +9,20 @@ from collections.abc import Callable
 
 from sidrec.pipeline.errors import InputError
 
+UNUSABLE_PATH = {  # what to do where the file system says no
+    errno.EACCES: "check who may write there, or choose another path",
+    errno.EPERM: "check who may write there, or choose another path",
+    errno.EROFS: "choose a path on a disk that can be written to",
+    errno.ENOENT: "check the path; make the folder first",
+    errno.ENOTDIR: "a part of the path is a file, so choose another path",
+    errno.EISDIR: "it is a folder, so name a file in it",
+    errno.EEXIST: "it is there already as something else, so choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "the file would be larger than this account or disk allows",
+    errno.EMFILE: "close other programs or raise the limit of open files (ulimit -n)",
+    errno.EIO: "the disk reports a fault, so choose another one",
+}
+
 
 def run_as_command(main: Callable[[], None]) -> None:
     """Run an entry point: 0 at success; 2 and one sentence at bad input or a full disk; 130 at Ctrl-C."""
@@ -18,6 +32,9 @@ def run_as_command(main: Callable[[], None]) -> None:
     except InputError as error:
         sys.exit(_one_sentence(f"error: {error}", 2))
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename:
+            reason = f"error: {error.filename} cannot be used ({error.strerror}); {UNUSABLE_PATH[error.errno]}."
+            sys.exit(_one_sentence(reason, 2))
         if not means_disk_full(error):
             raise
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""

@@ -5,10 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
+
+from sidrec.pipeline.errors import InputError
+
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
 def sha256(path: Path) -> str:
@@ -39,3 +46,23 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError when it is missing, unreadable or no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run the stage that writes it again.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} is damaged: it holds no JSON ({error}); run the stage that writes it again."
+        ) from error
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Delete the temporary files that processes which are no longer there have left in `folder`, at any depth."""
+    for path in folder.rglob(".*.tmp"):
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not psutil.pid_exists(int(match["process"])):
+            path.unlink(missing_ok=True)

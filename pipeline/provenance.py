@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -10,6 +9,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+
+from sidrec.pipeline.files import read_json
 
 RECORDED_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "polars", "numpy", "scikit-learn")
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,10 +60,9 @@ def software() -> str:
 
 def file_hashes(run_dir: Path) -> dict[str, str]:
     """sha256 of the data, the semantic IDs and the models, by path, as the manifests of the run's stages recorded them."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     for stage, names in NAMED_FILES.items():
         manifest = run_dir / stage / "manifest.json"
-        outputs = json.loads(manifest.read_text(encoding="utf-8"))["outputs"] if manifest.exists() else {}
-        paths = [f"{stage}/{name}" for name in names]
-        found |= {path: outputs[path] for path in paths if path in outputs}
-    return found
+        outputs = read_json(manifest)["outputs"] if manifest.exists() else {}
+        hashes |= {f"{stage}/{name}": outputs[name]["sha256"] for name in names if name in outputs}
+    return hashes

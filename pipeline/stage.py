@@ -1,35 +1,43 @@
-"""A stage's folder in a run directory: what it was made from, whether it is finished, and how a stage ends.
+"""A stage's folder in a run directory: what it was made from, whether it is finished, and that what lies in it is what was made.
 
-Every stage (`data`, `embeddings`, `sid`, `sft`, `rl`, `evaluation`) owns one folder of the run directory. `manifest.json` in it
-records the stage's config and the sha256 of every input and output, with paths relative to the run directory. It holds no clock
-time, so that two runs of a stage give the same bytes.
+Every stage (`data`, `embeddings`, `sid`, `sft`, `rl`, `evaluation`) owns one folder of the run directory. `manifest.json` in it records the
+stage's fingerprint, the sha256 and size of every input and output, and the versions of the packages. It holds no clock time and no absolute
+path, so that two runs of a stage give the same bytes and a run directory can be moved.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import sha256, write_json
+from sidrec.pipeline.files import read_json, sweep_temporaries, write_json
+from sidrec.pipeline.hashes import FileHashes
+from sidrec.pipeline.lock import only_one
 from sidrec.pipeline.provenance import RECORDED_PACKAGES
+
+FORMAT = 1  # of manifests and of what the stages write
+MANIFEST = "manifest.json"
+WORKING = ("checkpoints", "log.txt", "README.md")  # no outputs; evaluation writes its table into a model's README.md
+REMEDY = "choose another --run_dir, or pass --overwrite true to make it again"
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of a run.
 
-    `config` is whatever decides the stage's result (not where it runs or what it prints); `inputs` are files or folders of other
-    stages, or the user's own files.
+    fingerprint: every setting that decides the result (`pipeline.fingerprint`). inputs: files or folders of other stages, or the user's
+    own files, which count by what they hold and not by where they lie.
     """
 
     run_dir: Path
     name: str
-    config: dict[str, Any]
+    fingerprint: dict[str, Any]
     inputs: tuple[Path, ...] = ()
 
     @property
@@ -38,55 +46,144 @@ class Stage:
 
     @property
     def manifest_path(self) -> Path:
-        return self.folder / "manifest.json"
-
-    def begin(self, overwrite: bool = False) -> bool:
-        """Claim the folder. True: there is work to do (perhaps to resume); False: finished before, with these very inputs.
-
-        Raises InputError when the folder was made from another config or other inputs, unless `overwrite`, which deletes it; and
-        always when the folder holds files that no stage made, or one of the inputs: those are never deleted.
-        """
-        self._refuse_if_foreign()
-        if overwrite:
-            identity = self._identity()
-            if self.folder.exists():
-                shutil.rmtree(self.folder)
-        elif self.is_finished():
-            return False
-        else:
-            identity = self._identity()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.manifest_path, identity | {"finished": False, "outputs": {}})
-        return True
+        return self.folder / MANIFEST
 
     def is_finished(self) -> bool:
-        """Whether the folder is finished, with this very config and these inputs; changes nothing.
+        """Whether the folder is finished, with this fingerprint, these inputs and whole outputs; changes nothing.
 
-        Raises InputError when it was made from another config or other inputs. A stage that keeps nothing half-made asks this
-        first, does its work, and only then calls `begin`: so bad input never costs the last good state.
+        Raises InputError when it was made from other settings or inputs, by another version, or by something else.
         """
-        identity = self._identity()
-        if not self.manifest_path.exists():
+        manifest = read_manifest(self.folder)
+        if manifest is None:
             return False
-        found = json.loads(self.manifest_path.read_text(encoding="utf-8"))
-        self._refuse_if_different(found, identity)
-        return found["finished"] and self._outputs_are_whole(found["outputs"])
+        hashes = FileHashes(self.run_dir)
+        self._refuse_if_different(manifest, self._identity(hashes))
+        whole = manifest["finished"] and changed_output(self.folder, manifest, hashes) is None
+        hashes.save()
+        return whole
+
+    @contextmanager
+    def building(self, overwrite: bool = False, resumable: bool = False, leader: bool = True) -> Iterator[Path]:
+        """The folder to write the stage's files into; at the end of the block they are listed in the manifest, and the stage is finished.
+
+        resumable: the folder is the stage's own, and what lies in it after an error or a kill is gone on from. Otherwise it is a hidden one
+        beside it, which takes the stage's place at the end, so that the last good state is never lost. overwrite: what an earlier run
+        made, as its manifest lists it, is replaced. leader: False for the other processes of one run, which enter after the leader has.
+
+        Raises InputError when another process builds the stage, when the folder holds what this project did not make, and as
+        `is_finished` does unless `overwrite`.
+        """
+        if not leader:
+            yield self.folder if resumable else self._beside
+            return
+        self._refuse_if_foreign()
+        with only_one(self.run_dir / ".locks", self.name.replace("/", "-")):
+            hashes = FileHashes(self.run_dir)
+            identity = self._identity(hashes)
+            self._restore_if_parted()
+            manifest = read_manifest(self.folder, refuse_older=not overwrite)
+            if manifest is not None and not overwrite:
+                self._refuse_if_different(manifest, identity)
+                if manifest["finished"] and changed_output(self.folder, manifest, hashes) is None:
+                    raise InputError(f"{self.folder} has just been finished by another process; nothing is left to do.")
+            if resumable:
+                yield from self._build_in_place(identity, manifest, overwrite)
+            else:
+                yield from self._build_beside(identity, manifest)
+            self._close(identity, hashes)
+
+    def begin(self, overwrite: bool = False) -> bool:
+        """As `building` in place, without a lock; until every room has moved there."""
+        self._refuse_if_foreign()
+        if not overwrite and self.is_finished():
+            return False
+        manifest = read_manifest(self.folder, refuse_older=not overwrite)
+        for _ in self._build_in_place(self._identity(FileHashes(self.run_dir)), manifest, overwrite):
+            pass
+        return True
 
     def finish(self, *outputs: Path) -> None:
-        """Write the manifest: the stage is done and `outputs` (files or folders) are what it made."""
-        hashes = {self._relative(path): sha256(path) for path in outputs}
-        write_json(self.manifest_path, self._identity() | {"finished": True, "outputs": hashes})
+        """Close what `begin` opened."""
+        hashes = FileHashes(self.run_dir)
+        self._close(self._identity(hashes), hashes)
 
-    def _identity(self) -> dict[str, Any]:
+    def _build_in_place(
+        self, identity: dict[str, Any], manifest: dict[str, Any] | None, overwrite: bool
+    ) -> Iterator[Path]:
+        if overwrite and manifest is not None:
+            delete_listed(self.folder, manifest)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(self.folder)
+        strangers = _files(self.folder) if overwrite or manifest is None else manifest.get("not_ours", [])
+        unfinished = identity | {"finished": False, "outputs": {}}
+        write_json(self.manifest_path, unfinished | ({"not_ours": strangers} if strangers else {}))
+        yield self.folder
+
+    def _build_beside(self, identity: dict[str, Any], manifest: dict[str, Any] | None) -> Iterator[Path]:
+        beside = self._beside
+        shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            write_json(beside / MANIFEST, identity | {"finished": False, "outputs": {}})
+            self._exchange(manifest)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+    @property
+    def _beside(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.building")
+
+    @property
+    def _before(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.before")
+
+    def _exchange(self, manifest: dict[str, Any] | None) -> None:
+        """Put the new folder in the old one's place; files that no stage made go with the place."""
+        if self.folder.exists():
+            self.folder.rename(self._before)
+        self._beside.rename(self.folder)
+        if self._before.exists():
+            delete_listed(self._before, manifest or {"outputs": {}})
+            strangers = _files(self._before)
+            for name in strangers:
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self._before / name).replace(self.folder / name)
+            shutil.rmtree(self._before)
+            if strangers:
+                write_json(self.manifest_path, read_json(self.manifest_path) | {"not_ours": strangers})
+
+    def _restore_if_parted(self) -> None:
+        """A kill between the two renames of `_exchange` leaves the old folder under another name."""
+        if self._before.exists() and not self.folder.exists():
+            self._before.rename(self.folder)
+
+    def _close(self, identity: dict[str, Any], hashes: FileHashes) -> None:
+        strangers = read_json(self.manifest_path).get("not_ours", [])
+        names = [name for name in _files(self.folder) if name not in strangers]
+        outputs = {name: hashes.described(self.folder / name) for name in names}
+        finished = identity | {"finished": True, "outputs": outputs} | ({"not_ours": strangers} if strangers else {})
+        write_json(self.manifest_path, finished)
+        hashes.save()
+
+    def _identity(self, hashes: FileHashes) -> dict[str, Any]:
+        inputs, outside = {}, []
         for path in self.inputs:
             if not path.exists():
                 raise InputError(
                     f"{path} does not exist; the stage {self.name!r} needs it, so run the stage before it first."
                 )
+            resolved, run_dir = path.resolve(), self.run_dir.resolve()
+            if resolved.is_relative_to(run_dir):
+                inputs[str(resolved.relative_to(run_dir))] = content_hash(path, hashes)
+            else:
+                outside.append({"name": path.name, "sha256": content_hash(path, hashes)})
         return {
+            "format": FORMAT,
             "stage": self.name,
-            "config": json.loads(json.dumps(self.config, default=str)),
-            "inputs": {self._relative(path): sha256(path) for path in self.inputs},
+            "fingerprint": self.fingerprint,
+            "inputs": inputs,
+            "outside_inputs": outside,
             "packages": {package: version(package) for package in RECORDED_PACKAGES},
         }
 
@@ -97,46 +194,121 @@ class Stage:
             raise InputError(
                 f"{inside[0]} lies in {self.folder}, which this stage writes and may delete; move it elsewhere."
             )
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"{self.folder} is a file where this stage's folder would be; choose another --run_dir.")
         if self.folder.exists() and not self.manifest_path.exists():
-            foreign = [path.name for path in self.folder.iterdir() if not path.name.endswith(".tmp")]
-            if foreign:
+            strangers = [path.name for path in self.folder.iterdir() if not path.name.startswith(".")]
+            if strangers:
                 raise InputError(
-                    f"{self.folder} holds files that no stage made ({foreign[0]}); choose another --run_dir."
+                    f"{self.folder} holds files that no stage made ({strangers[0]}); choose another --run_dir."
                 )
 
-    def _refuse_if_different(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        remedy = "choose another --run_dir, or pass --overwrite true to make it again"
-        for field in sorted(set(found["config"]) | set(wanted["config"])):
-            old, new = found["config"].get(field), wanted["config"].get(field)
+    def _refuse_if_different(self, made: dict[str, Any], wanted: dict[str, Any]) -> None:
+        for field in sorted(set(made["fingerprint"]) | set(wanted["fingerprint"])):
+            old, new = made["fingerprint"].get(field), wanted["fingerprint"].get(field)
             if old != new:
-                raise InputError(f"{self.folder} was made with {field}={old!r}, not {new!r}; {remedy}.")
-        for path in sorted(set(found["inputs"]) | set(wanted["inputs"])):
-            if found["inputs"].get(path) != wanted["inputs"].get(path):
-                raise InputError(f"{self.folder} was made from another {path} than the one there now; {remedy}.")
-
-    def _outputs_are_whole(self, outputs: dict[str, str]) -> bool:
-        paths = {name: self.run_dir / name for name in outputs}
-        return all(path.exists() and sha256(path) == outputs[name] for name, path in paths.items())
-
-    def _relative(self, path: Path) -> str:
-        path, run_dir = path.resolve(), self.run_dir.resolve()
-        return str(path.relative_to(run_dir) if path.is_relative_to(run_dir) else path)
+                raise InputError(f"{self.folder} was made with {field}={old!r}, not {new!r}; {REMEDY}.")
+        for path in sorted(set(made["inputs"]) | set(wanted["inputs"])):
+            if made["inputs"].get(path) != wanted["inputs"].get(path):
+                raise InputError(
+                    f"{self.folder} was made from another {self.run_dir / path} than the one there now; {REMEDY}."
+                )
+        before, now = made["outside_inputs"], wanted["outside_inputs"]
+        for old, new in zip(before, now, strict=False):
+            if old["sha256"] != new["sha256"]:
+                raise InputError(f"{self.folder} was made from another {old['name']} than {new['name']} now; {REMEDY}.")
+        if len(before) != len(now):
+            raise InputError(f"{self.folder} was made from {len(before)} files, not from {len(now)}; {REMEDY}.")
 
 
 def require_finished(run_dir: Path, name: str, command: str) -> Path:
-    """The folder of a finished stage whose inputs inside the run directory are still those it was made from.
+    """The folder of a finished stage, whose inputs in the run directory and whose outputs are those that its manifest lists.
 
-    Raises InputError naming `command` when the stage has not run, and naming both files when an input has changed since.
+    Raises InputError naming `command` when the stage has not run, and naming the file that has changed since.
     """
     folder = run_dir / name
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
+    manifest = read_manifest(folder, command)
+    if manifest is None:
         raise InputError(f"{folder} holds no finished {name!r} stage; run `{command}` first.")
-    found = json.loads(manifest.read_text(encoding="utf-8"))
-    if not found["finished"]:
+    if not manifest["finished"]:
         raise InputError(f"{folder} is not finished; run `{command}` again to complete it.")
-    for path, digest in found["inputs"].items():
+    hashes = FileHashes(run_dir)
+    for path, digest in manifest["inputs"].items():
         file = run_dir / path
-        if not Path(path).is_absolute() and (not file.exists() or sha256(file) != digest):
+        if not file.exists() or content_hash(file, hashes) != digest:
             raise InputError(f"{folder} was made from another {file} than the one there now; run `{command}` again.")
+    damaged = changed_output(folder, manifest, hashes)
+    hashes.save()
+    if damaged is not None:
+        raise InputError(
+            f"{folder / damaged} is not the file that {folder / MANIFEST} lists: it was changed, exchanged or lost since; "
+            f"run `{command} --overwrite true` to make it again."
+        )
     return folder
+
+
+def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) -> dict[str, Any] | None:
+    """A stage's manifest; None where there is none. Raises InputError when it is damaged, of something else, or of another format."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"stage", "inputs", "outputs", "finished", "packages"} <= manifest.keys():
+        raise InputError(f"{path} is no manifest of this project; choose another --run_dir.")
+    if manifest.get("format") != FORMAT and refuse_older:
+        again = f"run `{command} --overwrite true`" if command else "pass --overwrite true"
+        raise InputError(
+            f"{folder} is of format {manifest.get('format', 0)}, and this version reads format {FORMAT}; {again} to make it again."
+        )
+    return manifest
+
+
+def changed_output(folder: Path, manifest: dict[str, Any], hashes: FileHashes) -> str | None:
+    """The name of the first listed output that is not there as it was written; None where all are."""
+    for name, described in manifest["outputs"].items():
+        file = folder / name
+        if (
+            not file.is_file()
+            or file.stat().st_size != described["bytes"]
+            or hashes.sha256(file) != described["sha256"]
+        ):
+            return name
+    return None
+
+
+def content_hash(path: Path, hashes: FileHashes) -> str:
+    """sha256 of what a file or a folder holds; of a stage's folder, of the outputs that its manifest lists."""
+    if path.is_dir() and (path / MANIFEST).exists():
+        return hashes.of_lines(
+            f"{name} {made['sha256']}" for name, made in read_json(path / MANIFEST)["outputs"].items()
+        )
+    if path.is_dir():
+        return hashes.of_lines(f"{name} {hashes.sha256(path / name)}" for name in _files(path))
+    return hashes.sha256(path)
+
+
+def delete_listed(folder: Path, manifest: dict[str, Any]) -> None:
+    """Delete a stage's outputs, working files and manifest, and the folders that are then empty; nothing else."""
+    strangers = set(manifest.get("not_ours", []))
+    listed = manifest["outputs"] if manifest.get("finished") else _files(folder)
+    for name in listed:
+        file = folder / name.removeprefix(
+            f"{manifest.get('stage')}/"
+        )  # older manifests name files from the run directory
+        if name not in strangers:
+            file.unlink(missing_ok=True)
+    for name in WORKING:
+        path = folder / name
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    sweep_temporaries(folder)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+
+
+def _files(folder: Path) -> list[str]:
+    """The files in a folder, at any depth, by their path in it; without the manifest, working files and hidden ones."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
+    return sorted(path.as_posix() for path in shown if str(path) != MANIFEST and path.parts[0] not in WORKING)

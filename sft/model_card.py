@@ -32,7 +32,7 @@ def write_model_card(folder: Path) -> None:
     data = _read(run_dir / "data" / "dataset.json")
     sids = SemanticIds.read(folder / SIDS_FOLDER)
     renderer = Renderer.load(folder, sids)
-    base = _read(run_dir / "sft" / "manifest.json")["config"]["model_name_or_path"]
+    base = _read(run_dir / "sft" / "manifest.json")["fingerprint"]["model_name_or_path"]
     parts = [
         f"---\n{header(base, stage)}---",
         f"# A generative recommender of {data['name']}, by {stage}",
@@ -110,7 +110,7 @@ print(found.items[0], found.log_probs[0])
 
 
 def data_table(data: dict[str, Any], sids: SemanticIds, run_dir: Path) -> str:
-    made = _read(run_dir / "sid" / "manifest.json")["config"]
+    made = _read(run_dir / "sid" / "manifest.json")["fingerprint"]
     sizes = " × ".join(map(str, sids.level_sizes))
     rows = {"data": data["name"], "protocol": data.get("protocol", "the user's own")} | data.get("counts", {})
     rows |= {
@@ -129,7 +129,7 @@ def training_part(manifest: dict[str, Any]) -> str:
     commit = source_commit()
     made_by = ", ".join(f"{name} {version}" for name, version in sorted(manifest["packages"].items()))
     source = f" sidrec at commit `{commit}`." if commit else ""
-    settings = yaml.safe_dump(manifest["config"], sort_keys=True, allow_unicode=True)
+    settings = yaml.safe_dump(manifest["fingerprint"], sort_keys=True, allow_unicode=True)
     inputs = "\n".join(f"* `{path}` sha256 `{digest}`" for path, digest in sorted(manifest["inputs"].items()))
     return f"With {made_by}.{source} From\n\n{inputs}\n\nby these settings:\n\n```yaml\n{settings}```"
 

@@ -65,7 +65,7 @@ def read_new(paths: list[Path]) -> list[np.ndarray]:
 
 def read_catalogue(run_dir: Path, quantizer: Quantizer) -> ItemVectors | None:
     """The old items' vectors, where the sources that the run was made from are still there."""
-    made_with = json.loads((run_dir / "sid" / "manifest.json").read_text(encoding="utf-8"))["config"]
+    made_with = json.loads((run_dir / "sid" / "manifest.json").read_text(encoding="utf-8"))["fingerprint"]
     config = TokenizerConfig(run_dir=str(run_dir), sources=made_with["sources"])
     paths = [config.path_of(source) for source in config.sources]
     return quantizer.item_vectors([open_array(path) for path in paths]) if all(map(Path.is_file, paths)) else None

@@ -1,10 +1,19 @@
+"""Settings from flags, YAML files, a run's last ones and packaged ones; what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.config import parse_config, parse_configs, peek
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.fingerprint import fingerprint
 
 
 @dataclass
@@ -25,12 +34,16 @@ def test_flags_win_over_the_yaml_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--run_dir", "x", "--kk", "3"], "--kk"),
+        (["--run_dir", "x", "--kk", "3"], "--kk is not a setting; the nearest one is --k"),
+        (["--run_dir", "x", "--overwrit", "true"], "the nearest one is --overwrite"),
+        (["--run_dir", "x", "stray"], "'stray' belongs to no flag"),
+        (["--k", "3"], "--run_dir is missing: Where"),
+        (["--config", "env.yaml"], "has `env`"),
         (["--config", "absent.yaml"], "absent.yaml cannot be read"),
         (["--run_dir", "x", "--config"], "needs a YAML file"),
-        (["--config", "unknown.yaml"], "nosuch"),
+        (["--config", "unknown.yaml"], "unknown.yaml: nosuch is not a setting"),
         (["--config", "broken.yaml"], "not valid YAML"),
-        (["--config", "list.yaml"], "mapping"),
+        (["--config", "list.yaml"], "holds no settings"),
     ],
 )
 def test_errors_are_one_sentence(
@@ -38,6 +51,7 @@ def test_errors_are_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("unknown.yaml").write_text("run_dir: x\nnosuch: 3\n")
+    Path("env.yaml").write_text("run_dir: x\nenv:\n  PATH: elsewhere\n")
     Path("broken.yaml").write_text("run_dir: [x\n")
     Path("list.yaml").write_text("- x\n")
     with pytest.raises(InputError) as error:
@@ -46,7 +60,128 @@ def test_errors_are_one_sentence(
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_type_ends_with_code_2() -> None:
-    with pytest.raises(SystemExit) as end:
-        parse_config(Settings, ["--run_dir", "x", "--k", "three"])
-    assert end.value.code == 2
+@dataclass
+class Typed:
+    """One field of every kind."""
+
+    run_dir: Path = field(default=Path("run"), metadata={"help": "Where."})
+    number: float = field(default=1.0, metadata={"help": "A number."})
+    count: int | None = field(default=None, metadata={"help": "A count."})
+    kind: Literal["plain", "fancy"] = field(default="plain", metadata={"help": "A kind."})
+    stage: str | None = field(default=None, metadata={"help": "A stage.", "choices": ["sft", "rl"]})
+    sizes: list[int] = field(default_factory=list, metadata={"help": "Sizes."})
+    more: dict[str, Any] | str | None = field(default=None, metadata={"help": "More.", "rare": True})
+    overwrite: bool = field(default=False, metadata={"help": "Whether."})
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "value"),
+    [
+        ("number", "1e-3", 0.001),
+        ("number", "-2", -2.0),
+        ("count", "7", 7),
+        ("count", "none", None),
+        ("kind", "fancy", "fancy"),
+        ("stage", "rl", "rl"),
+        ("more", '{"a": 1}', {"a": 1}),
+        ("more", "linear", "linear"),
+        ("overwrite", "yes", True),
+    ],
+)
+def test_a_flag_and_a_yaml_value_mean_the_same(tmp_path: Path, name: str, word: str, value: object) -> None:
+    (tmp_path / "c.yaml").write_text(f"{name}: {word}\n")
+    for arguments in ([f"--{name}", word], ["--config", str(tmp_path / "c.yaml")]):
+        assert getattr(parse_config(Typed, arguments), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("number", "fast", "number is 'fast'; it must be a number"),
+        ("count", "1.5", "it must be a whole number or none"),
+        ("kind", "Plain", "it must be one of `plain`, `fancy`"),
+        ("stage", "sid", "it must be sft or rl"),
+        ("sizes", "[1, x]", "it must be a list of whole numbers"),
+        ("overwrite", "perhaps", "it must be true or false"),
+        ("overwrite", "[true]", "it must be true or false"),
+        ("number", "true", "it must be a number"),
+        ("run_dir", "{a: 1}", "it must be a path"),
+    ],
+)
+def test_a_wrong_value_in_yaml_is_refused_as_a_flag_is(tmp_path: Path, name: str, value: str, words: str) -> None:
+    (tmp_path / "c.yaml").write_text(f"{name}: {value}\n")
+    with pytest.raises(InputError, match=name) as error:
+        parse_config(Typed, ["--config", str(tmp_path / "c.yaml")])
+    assert words in str(error.value)
+
+
+def test_lists_switches_and_dashes() -> None:
+    config = parse_config(Typed, ["--sizes", "4", "5", "--run-dir", "x", "--overwrite"])
+    assert (config.sizes, config.run_dir, config.overwrite) == ([4, 5], Path("x"), True)
+
+
+def test_a_refused_setting_says_why(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("number: 1.0\n")
+    for arguments in (["--number", "1"], ["--config", str(tmp_path / "c.yaml")]):
+        with pytest.raises(InputError, match="number cannot be set here: nothing reads it; leave it out"):
+            parse_configs((Typed,), arguments, refused={"number": "nothing reads it"})
+
+
+def test_without_a_config_the_last_settings_of_the_run_count_and_flags_win(tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "run" / "sft"
+    folder.mkdir(parents=True)
+    recorded = fingerprint(Typed(number=3.0, sizes=[7], count=2), leave_out={"run_dir", "overwrite"})
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": recorded | {"gone": 1}}))
+    run_dir = str(tmp_path / "run")
+    config = parse_config(Typed, ["--run_dir", run_dir, "--count", "9"], stage="sft")
+    assert config == Typed(Path(run_dir), number=3.0, sizes=[7], count=9)
+    assert f"settings: the last ones of {folder}" in capsys.readouterr().out
+    assert parse_config(Typed, ["--run_dir", run_dir]).number == 1.0
+    assert peek("number", ["--run_dir", run_dir], stage="sft", run_dir=Path("x")) == 3.0
+    assert peek("number", ["--run_dir", run_dir, "--number", "4"], stage="sft", run_dir=Path("x")) == "4"
+
+
+def test_without_a_config_and_a_run_the_packaged_settings_of_the_data_set_count(tmp_path: Path) -> None:
+    @dataclass
+    class Some:
+        run_dir: Path = Path("x")
+        max_items: int = 200
+        num_train_epochs: float = 20
+        overwrite: bool = False
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text('{"name": "demo"}')
+    arguments = ["--run_dir", str(tmp_path)]
+    demo = Path(__file__).resolve().parents[2] / "configs" / "sft" / "demo.yaml"
+    with pytest.raises(InputError, match="hidden_size is not a setting"):  # read whole: a file is checked
+        parse_config(Some, ["--config", str(demo)])
+    config = parse_config(Some, arguments, stage="sft")
+    assert (config.run_dir, config.max_items, config.num_train_epochs) == (tmp_path, 50, 6)
+
+
+def test_help_shows_the_usual_settings_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for flag in ("--help", "-h", "--help-all"):
+        with pytest.raises(SystemExit) as end:
+            parse_config(Typed, [flag])
+        assert end.value.code == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "--sizes A [B …]" in shown[0]
+    assert "plain|fancy" in shown[0]
+    assert "--more" not in shown[0].split("\n\n1 more")[0]
+    assert "--more" in shown[2]
+
+
+def test_a_fingerprint_holds_every_field_but_those_left_out() -> None:
+    assert fingerprint(Typed(), leave_out={"run_dir", "overwrite"}).keys() == {
+        *("number", "count", "kind", "stage", "sizes", "more")
+    }
+    with pytest.raises(AssertionError, match="no config has"):
+        fingerprint(Typed(), leave_out={"rundir"})
+
+
+def test_parsing_imports_nothing_heavy() -> None:
+    code = "import sys, sidrec.pipeline.config; print(*{'torch', 'polars', 'transformers', 'trl', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

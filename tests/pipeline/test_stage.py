@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,66 +25,106 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def finished(run_dir: Path, source: Path, **config: object) -> Stage:
-    stage = Stage(run_dir, "sid", {"levels": 3} | config, (source,))
-    assert stage.begin()
-    (stage.folder / "codes.npy").write_text("codes")
-    stage.finish(stage.folder / "codes.npy")
+def build(stage: Stage, content: str = "codes", overwrite: bool = False, resumable: bool = False) -> Stage:
+    with stage.building(overwrite, resumable) as folder:
+        (folder / "codes.npy").write_text(content)
     return stage
 
 
-def test_finished_stage_is_skipped(tmp_path: Path, source: Path) -> None:
+def fail(stage: Stage, name: str, overwrite: bool = False, resumable: bool = False) -> None:
+    """Write half of a file, and end with an error."""
+    with stage.building(overwrite, resumable) as folder:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("half")
+        raise ZeroDivisionError
+
+
+def finished(run_dir: Path, *sources: Path, **settings: object) -> Stage:
+    return build(Stage(run_dir, "sid", {"levels": 3} | settings, sources))
+
+
+def files(folder: Path) -> dict[str, str]:
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != "manifest.json")
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in paths}
+
+
+def test_a_finished_stage_is_known_and_its_manifest_lists_every_file(tmp_path: Path, source: Path) -> None:
     stage = finished(tmp_path / "run", source)
     before = stage.manifest_path.read_bytes()
     assert stage.is_finished()
-    assert stage.begin() is False
-    assert stage.manifest_path.read_bytes() == before
     assert require_finished(tmp_path / "run", "sid", "x") == stage.folder
+    assert json.loads(before)["outputs"] == {"codes.npy": {"bytes": 5, "sha256": sha256(stage.folder / "codes.npy")}}
+    assert stage.manifest_path.read_bytes() == before
 
 
-def test_changed_config_is_refused_by_field(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("resumable", [False, True])
+def test_other_settings_are_refused_by_field(tmp_path: Path, source: Path, resumable: bool) -> None:
     stage = finished(tmp_path / "run", source)
     changed = Stage(stage.run_dir, "sid", {"levels": 4}, (source,))
     with pytest.raises(InputError, match=r"levels=3, not 4; .*--overwrite true"):
-        changed.begin()
-    assert stage.begin() is False
+        changed.is_finished()
+    with pytest.raises(InputError, match="levels=3, not 4"):
+        build(changed, "other", resumable=resumable)
+    assert stage.is_finished()
 
 
-def test_changed_input_is_refused_by_name(tmp_path: Path, source: Path) -> None:
+def test_inputs_count_by_content_not_by_path(tmp_path: Path, source: Path) -> None:
     stage = finished(tmp_path / "run", source)
-    source.write_text("two")
-    with pytest.raises(InputError, match=r"another .*log\.csv than the one there now"):
-        stage.begin()
-    source.unlink()
+    moved = source.parent.parent / "elsewhere.csv"
+    source.rename(moved)
+    assert Stage(stage.run_dir, "sid", {"levels": 3}, (moved,)).is_finished()
+    moved.write_text("two")
+    with pytest.raises(InputError, match=r"another log\.csv than elsewhere\.csv now"):
+        Stage(stage.run_dir, "sid", {"levels": 3}, (moved,)).is_finished()
     with pytest.raises(InputError, match=r"log\.csv does not exist"):
-        stage.begin()
+        stage.is_finished()
 
 
-def test_overwrite_starts_from_an_empty_folder(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("resumable", [False, True])
+def test_overwrite_replaces_what_was_made_and_nothing_else(tmp_path: Path, source: Path, resumable: bool) -> None:
     stage = finished(tmp_path / "run", source)
-    (stage.folder / "stale.bin").write_text("old")
+    (stage.folder / "notes.txt").write_text("precious")
     changed = Stage(stage.run_dir, "sid", {"levels": 4}, (source,))
-    assert changed.begin(overwrite=True)
-    assert [path.name for path in stage.folder.iterdir()] == ["manifest.json"]
+    build(changed, "other", overwrite=True, resumable=resumable)
+    assert files(stage.folder) == {"codes.npy": "other", "notes.txt": "precious"}
+    build(stage, "codes", overwrite=True, resumable=resumable)
+    assert files(stage.folder) == {"codes.npy": "codes", "notes.txt": "precious"}
+    assert list(json.loads(stage.manifest_path.read_text())["outputs"]) == ["codes.npy"]
+
+
+def test_an_error_keeps_the_last_good_state_of_a_stage_that_is_built_beside(tmp_path: Path, source: Path) -> None:
+    stage = finished(tmp_path / "run", source)
+    with pytest.raises(ZeroDivisionError):
+        fail(stage, "codes.npy", overwrite=True)
+    assert stage.is_finished()
+    assert files(stage.folder) == {"codes.npy": "codes"}
+    assert [path.name for path in stage.run_dir.iterdir() if "building" in path.name] == []
+
+
+def test_an_interrupted_stage_resumes_with_what_it_had(tmp_path: Path, source: Path) -> None:
+    stage = Stage(tmp_path / "run", "sid", {"levels": 3}, (source,))
+    with pytest.raises(ZeroDivisionError):
+        fail(stage, "checkpoints/last", resumable=True)
+    assert not stage.is_finished()
     with pytest.raises(InputError, match="not finished"):
         require_finished(stage.run_dir, "sid", "x")
-
-
-def test_interrupted_stage_resumes_with_what_it_had(tmp_path: Path, source: Path) -> None:
-    stage = Stage(tmp_path / "run", "sid", {"levels": 3}, (source,))
-    assert stage.begin()
-    (stage.folder / "checkpoint").write_text("half")
-    assert not stage.is_finished()
-    assert stage.begin()
-    assert (stage.folder / "checkpoint").read_text() == "half"
     with pytest.raises(InputError, match="levels=3, not 4"):
-        Stage(tmp_path / "run", "sid", {"levels": 4}, (source,)).begin()
+        build(Stage(tmp_path / "run", "sid", {"levels": 4}, (source,)), resumable=True)
+    with stage.building(resumable=True) as folder:
+        assert (folder / "checkpoints" / "last").read_text() == "half"
+    assert stage.is_finished()
 
 
-def test_damaged_output_is_made_again(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("content", ["damag", "damaged", None])
+def test_a_changed_output_is_named_and_made_again(tmp_path: Path, source: Path, content: str | None) -> None:
     stage = finished(tmp_path / "run", source)
-    (stage.folder / "codes.npy").write_text("damaged")
-    assert stage.begin()
+    codes = stage.folder / "codes.npy"
+    codes.unlink() if content is None else codes.write_text(content)
+    with pytest.raises(InputError, match=r"codes\.npy is not the file .* run `x --overwrite true`"):
+        require_finished(stage.run_dir, "sid", "x")
+    assert not stage.is_finished()
+    build(stage)
+    assert stage.is_finished()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -91,9 +132,13 @@ def test_files_that_no_stage_made_are_never_touched(tmp_path: Path, source: Path
     folder = tmp_path / "run" / "sid"
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("precious")
+    stage = Stage(tmp_path / "run", "sid", {}, (source,))
     with pytest.raises(InputError, match=r"holds files that no stage made \(thesis\.tex\)"):
-        Stage(tmp_path / "run", "sid", {}, (source,)).begin(overwrite)
-    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+        build(stage, overwrite=overwrite)
+    (folder / "manifest.json").write_text('{"name": "another program", "version": 3}')
+    with pytest.raises(InputError, match="no manifest of this project"):
+        build(stage, overwrite=overwrite)
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "thesis.tex"]
 
 
 def test_an_input_in_the_stages_own_folder_is_never_deleted(tmp_path: Path, source: Path) -> None:
@@ -101,18 +146,24 @@ def test_an_input_in_the_stages_own_folder_is_never_deleted(tmp_path: Path, sour
     inside = stage.folder / "log.csv"
     inside.write_text("precious")
     with pytest.raises(InputError, match="move it elsewhere"):
-        Stage(stage.run_dir, "sid", {}, (inside,)).begin(overwrite=True)
+        build(Stage(stage.run_dir, "sid", {}, (inside,)), overwrite=True)
     assert inside.read_text() == "precious"
 
 
-def test_a_folder_left_before_its_manifest_was_written_is_taken(tmp_path: Path, source: Path) -> None:
+def test_temporaries_of_dead_processes_are_swept_and_no_inputs(tmp_path: Path, source: Path) -> None:
     folder = tmp_path / "run" / "sid"
     folder.mkdir(parents=True)
-    (folder / ".manifest.json.1.tmp").write_text("{")
-    assert Stage(tmp_path / "run", "sid", {}, (source,)).begin()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (folder / f".manifest.json.{dead.pid}.tmp").write_text("{")
+    (folder / f".codes.npy.{os.getpid()}.tmp").write_text("[")
+    (folder / ".DS_Store").write_text("x")
+    stage = build(Stage(tmp_path / "run", "sid", {}, (source,)), resumable=True)
+    assert sorted(files(folder)) == [".DS_Store", f".codes.npy.{os.getpid()}.tmp", "codes.npy"]
+    assert list(json.loads(stage.manifest_path.read_text())["outputs"]) == ["codes.npy"]
 
 
-def test_manifest_is_the_same_twice_and_moves_with_the_run(tmp_path: Path) -> None:
+def test_a_manifest_is_the_same_twice_and_moves_with_the_run(tmp_path: Path) -> None:
     manifests = []
     for name in ("one", "two"):
         run = tmp_path / name
@@ -122,9 +173,76 @@ def test_manifest_is_the_same_twice_and_moves_with_the_run(tmp_path: Path) -> No
     assert manifests[0] == manifests[1]
     (tmp_path / "one").rename(tmp_path / "moved")
     require_finished(tmp_path / "moved", "sid", "x")
+    shutil.copytree(tmp_path / "moved", tmp_path / "copied")
+    require_finished(tmp_path / "copied", "sid", "x")
     (tmp_path / "moved" / "data" / "items").write_text("other")
     with pytest.raises(InputError, match=r"made from another .*items"):
         require_finished(tmp_path / "moved", "sid", "x")
+
+
+def test_a_stage_of_an_older_format_is_refused_or_replaced(tmp_path: Path, source: Path) -> None:
+    folder = tmp_path / "run" / "sid"
+    folder.mkdir(parents=True)
+    (folder / "codes.npy").write_text("old")
+    older = {"stage": "sid", "config": {}, "inputs": {}, "packages": {}, "finished": True}
+    write_json(folder / "manifest.json", older | {"outputs": {"sid/codes.npy": "0123"}})
+    stage = Stage(tmp_path / "run", "sid", {}, (source,))
+    with pytest.raises(InputError, match=r"is of format 0, and this version reads format \d; run `x --overwrite true`"):
+        require_finished(stage.run_dir, "sid", "x")
+    with pytest.raises(InputError, match="is of format 0"):
+        build(stage)
+    build(stage, "new", overwrite=True)
+    assert files(folder) == {"codes.npy": "new"}
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from sidrec.pipeline.stage import Stage
+with Stage(Path(sys.argv[1]), "sid", {}).building(resumable=True):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_second_process_names_the_first_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    stage = Stage(tmp_path / "run", "sid", {})
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(stage.run_dir)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "up\n"
+        with pytest.raises(InputError, match=rf"run/sid is being made by process {holder.pid} right now"):
+            build(stage, resumable=True)
+        holder.kill()
+    build(stage, resumable=True)
+    assert stage.is_finished()
+
+
+def test_a_stage_that_another_process_finished_meanwhile_is_not_made_twice(tmp_path: Path, source: Path) -> None:
+    stage = finished(tmp_path / "run", source)
+    with pytest.raises(InputError, match="has just been finished"):
+        build(stage)
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path, source: Path) -> None:
+    stage = finished(tmp_path / "run", source)
+    stage.folder.rename(stage.run_dir / ".sid.before")
+    build(stage, "new", overwrite=True)
+    assert files(stage.folder) == {"codes.npy": "new"}
+
+
+def test_hashes_are_computed_once_and_again_when_a_file_changes(tmp_path: Path, source: Path, monkeypatch) -> None:
+    stage = finished(tmp_path / "run", source)
+    hashed: list[str] = []
+    monkeypatch.setattr("sidrec.pipeline.hashes.sha256", lambda path: hashed.append(path.name) or sha256(path))
+    assert stage.is_finished()
+    assert hashed == []
+    times = (stage.folder / "codes.npy").stat()
+    (stage.folder / "codes.npy").write_text("CODES")
+    os.utime(stage.folder / "codes.npy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not stage.is_finished()
+    assert hashed == ["codes.npy"]
 
 
 def test_folder_digest_sees_names_and_contents(tmp_path: Path) -> None:
@@ -167,6 +285,8 @@ def raising(error: BaseException) -> Callable[[], None]:
             2,
             "disk is full while writing /x/items.parquet",
         ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x cannot be used (Permission denied)"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "/y"), 2, "choose a shorter name"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )
@@ -194,7 +314,7 @@ def test_other_errors_are_not_hidden() -> None:
 
 
 def test_sigterm_ends_a_process_like_ctrl_c() -> None:
-    code = "from sidrec.pipeline.stage import run_as_command as run; import time; run(lambda: (print('up', flush=True), time.sleep(30)))"
+    code = "from sidrec.pipeline.command import run_as_command as run; import time; run(lambda: (print('up', flush=True), time.sleep(30)))"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -63,7 +63,7 @@ def test_the_card_says_what_the_files_say(run_dir):
     for row in json.loads((run_dir / "sft" / "valid.json").read_text()):
         assert f"| {row['step']} | {row['eval_recall@10']:.4f} | {row['eval_ndcg@10']:.4f} |" in card.text
     manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
-    for name, value in manifest["config"].items():
+    for name, value in manifest["fingerprint"].items():
         assert f"{name}:" in card.text
         if isinstance(value, int | str):
             assert str(value) in card.text
@@ -86,7 +86,7 @@ def test_the_header_names_a_model_of_the_hub_and_no_local_folder(tmp_path):
 def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):
     shutil.copytree(run_dir / "sft", run_dir / "rl")
     manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
-    manifest["config"]["model_name_or_path"] = "Qwen/Qwen3-0.6B"
+    manifest["fingerprint"]["model_name_or_path"] = "Qwen/Qwen3-0.6B"
     (run_dir / "sft" / "manifest.json").write_text(json.dumps(manifest))
     write_model_card(run_dir / "rl")
     assert "base_model: Qwen/Qwen3-0.6B" in card_of(run_dir, "rl")
@@ -96,9 +96,9 @@ def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):
 def test_the_commit_is_that_of_this_programs_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(model_card, "ROOT", tmp_path)
     assert source_commit() is None
-    assert "at commit" not in model_card.training_part({"packages": {}, "inputs": {}, "config": {}})
+    assert "at commit" not in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
     monkeypatch.setattr(model_card, "source_commit", lambda: "1234")
-    assert "at commit `1234`" in model_card.training_part({"packages": {}, "inputs": {}, "config": {}})
+    assert "at commit `1234`" in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
 
 
 def test_evaluation_fills_in_the_test_results(run_dir, monkeypatch):
@@ -117,7 +117,7 @@ def test_evaluation_fills_in_the_test_results(run_dir, monkeypatch):
 
 def _identity(run_dir: Path) -> tuple[dict, tuple[Path, ...]]:
     manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
-    return manifest["config"], tuple(run_dir / path for path in manifest["inputs"])
+    return manifest["fingerprint"], tuple(run_dir / path for path in manifest["inputs"])
 
 
 def test_a_card_without_a_place_for_results_is_left_alone(tmp_path):
