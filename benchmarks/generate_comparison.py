@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmarks.random_catalogues import skewed_codes
 from sidrec.decoding.beam_search import Beams, beam_search
-from sidrec.decoding.policy import Normaliser, SidVocabulary
+from sidrec.decoding.normaliser import Normaliser
+from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.trie import SidTrie
 
 Result = TypeVar("Result")

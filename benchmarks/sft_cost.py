@@ -39,8 +39,8 @@ from benchmarks.main_job import describe_machine
 from benchmarks.plain_loop import endless_batches, step
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.catalogue import LiveCatalogue
+from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.output_head import OutputHead
-from sidrec.decoding.policy import Normaliser
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie

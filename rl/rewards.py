@@ -120,7 +120,9 @@ def import_reward(path: str) -> AskedReward:
     except (ImportError, AttributeError) as error:
         raise InputError(f"rewards has {path}, which cannot be imported ({error}); check the path.") from error
     if not callable(reward):
-        raise InputError(f"rewards has {path}, which is no function; give a function of codes, target_codes and others.")
+        raise InputError(
+            f"rewards has {path}, which is no function; give a function of codes, target_codes and others."
+        )
     return reward
 
 
