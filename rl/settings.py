@@ -104,10 +104,10 @@ class ObjectiveConfig:
         },
     )
     kl_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the exact divergence of π from the SFT model's, at every code."}
+        default=0.0, metadata={"help": "Weight of the exact KL divergence to the SFT model at the codes drawn."}
     )
     sft_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
+        default=1.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
     )
     s_dpo_beta: float = field(
         default=1.0, metadata={"help": "s_dpo: how strongly the model is held to the SFT model.", "rare": True}
