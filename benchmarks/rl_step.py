@@ -39,9 +39,12 @@ from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.files import read_json
+from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import group_log_probs
-from sidrec.rl.groups import Draw, draw_groups
-from sidrec.rl.objectives import Clip, group_advantages, grpo
+from sidrec.rl.groups import draw_groups
+from sidrec.rl.objectives import group_advantages, grpo
+from sidrec.rl.settings import Draw
 from sidrec.sft.backbone import byte_tokenizer
 from sidrec.tokenizer.interchange import read_codes
 
@@ -205,7 +208,7 @@ class Question:
         weights = groups.weights if weighted else torch.ones_like(groups.weights)
         rewards = (groups.items == self.target).float()
         shares = weights / weights.sum(1, keepdim=True)
-        gains = shares * group_advantages(rewards, weights, "dr_grpo")
+        gains = shares * group_advantages(rewards, weights, scaled=False)
         held = rewards.any(1)
         return torch.zeros(self.trie.n_items).scatter_add_(0, groups.items[held].flatten(), gains[held].flatten())
 
@@ -230,27 +233,19 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
     from sidrec.rl import grpo
-    from sidrec.rl.settings import SidGRPOConfig
+    from sidrec.rl.settings import RlTrainerConfig
 
-    default = SidGRPOConfig.learning_rate
     with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "run"
+        copy, steps = Path(folder) / "run", str(config.kl_steps)
         shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("rl", "evaluation"))
-        logs: list[dict[str, float]] = []
-        finish = grpo.finish
-        arguments = sys.argv
-        try:
-            grpo.finish = lambda stage, trainer, *rest: logs.extend(trainer.state.log_history)
-            sys.argv = [
-                "rl/grpo.py", "--run_dir", str(copy), "--kl_weight", "0.001", "--learning_rate", str(10 * default),
-                "--lr_scheduler_type", "constant", "--max_steps", str(config.kl_steps), "--logging_steps", "1",
-                "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false", "--disable_tqdm", "true",
-                "--eval_on_start", "false", "--early_stopping_patience", "0", "--per_device_train_batch_size", "128",
-            ]  # fmt: skip
-            grpo.main()
-        finally:
-            grpo.finish, sys.argv = finish, arguments
-    return max(row["kl/max"] for row in logs if "kl/max" in row)
+        grpo.main([
+            "--run_dir", str(copy), "--kl_weight", "0.001", "--learning_rate", str(10 * RlTrainerConfig.learning_rate),
+            "--lr_scheduler_type", "constant", "--max_steps", steps, "--logging_steps", "1", "--eval_steps", steps, "--save_steps", steps,
+            "--valid_users", "1", "--disable_tqdm", "true", "--eval_on_start", "false", "--early_stopping_patience", "0",
+            "--per_device_train_batch_size", "128",
+        ])  # fmt: skip
+        log = read_json(copy / "rl" / "log.json")["log"]
+    return max(row["kl/max"] for row in log if "kl/max" in row)
 
 
 if __name__ == "__main__":

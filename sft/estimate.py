@@ -31,7 +31,7 @@ class ModelShape:
     """What the formulas need of a decoder.
 
     parameters, trained: numbers of them, a shared matrix once. weight_bytes: as the model is held now. trained_bytes: of the trained
-    ones. matrices: parameters of the matrices in the layers, each used once a token. trained_matrices: those of them with a gradient.
+    ones. matrices: parameters of the matrices in the layers, each used once a token.
     query, key: width of all query heads, of all key heads. query_norm: whether queries and keys are normalised (Qwen3). copied_rows:
     parameters of an embedding of which only some rows are trained, 0 where none is. dropped: widths, summed, of what LoRA's adapters
     draw dropout on.
@@ -42,7 +42,6 @@ class ModelShape:
     weight_bytes: int
     trained_bytes: int
     matrices: int
-    trained_matrices: int
     layers: int
     hidden: int
     query: int
@@ -74,7 +73,6 @@ class ModelShape:
             weight_bytes=sum(_size(weight) * weight.element_size() for weight in weights),
             trained_bytes=sum(_size(weight) * weight.element_size() for weight in trained),
             matrices=sum(map(_size, matrices)),
-            trained_matrices=sum(_size(weight) for weight in matrices if weight.requires_grad),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             query=heads * width,
@@ -100,11 +98,6 @@ class LevelWidth:
     def is_sparse(self) -> bool:
         """Whether the level is worked on child by child."""
         return is_sparse(self.codes, self.children)
-
-    @property
-    def scored(self) -> int:
-        """Logits computed for an answer."""
-        return self.children if self.is_sparse else self.codes
 
 
 def level_widths(trie: SidTrie) -> list[LevelWidth]:
