@@ -48,9 +48,9 @@ from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, add_dropout, load_backbone, scratch_model
+from sidrec.sft.backbone import add_dropout, load_backbone, scratch_model
 from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
-from sidrec.sft.settings import EmbeddingInit
+from sidrec.sft.settings import BackboneConfig, EmbeddingInit
 from sidrec.sft.tasks import next_item_rows, rows_of
 from sidrec.sft.trainer import answer_loss
 from sidrec.sft.validation import sample_cases

@@ -49,9 +49,9 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.precision import has_bf16
-from sidrec.sft.backbone import BackboneConfig, add_dropout, byte_tokenizer, load_backbone
+from sidrec.sft.backbone import add_dropout, byte_tokenizer, load_backbone
 from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
-from sidrec.sft.settings import SftTrainerConfig
+from sidrec.sft.settings import BackboneConfig, SftTrainerConfig
 from sidrec.sft.tasks import next_item_rows, window_rows
 from sidrec.sft.trainer import SidSFTTrainer, answer_loss
 from sidrec.sft.training_arguments import trl_arguments, with_hardware

@@ -137,5 +137,5 @@ def test_the_saved_trie_is_the_one_that_the_codes_give(run_dir):
     np.testing.assert_array_equal(lists.items, expected.items)
     np.testing.assert_array_equal(lists.log_probs, expected.log_probs)
     (run_dir / "sft" / "semantic_ids" / "trie.safetensors").unlink()
-    with pytest.raises(InputError, match=r"trie\.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"trie\.safetensors is not the file"):
         Recommender.load(run_dir, "sft")

@@ -246,5 +246,5 @@ def test_sft_before_the_tokenizer_names_what_is_missing(tmp_path, capsys):
     shutil.rmtree(run_dir / "sid")
     assert exit_code("sft/train.py", *flags(train, run_dir)) == 2
     error = capsys.readouterr().err
-    assert "sid/codes_all.npy does not exist" in error
+    assert "sid holds no finished 'sid' stage; run `bash run_tokenizer.sh" in error
     assert_one_sentence(error)
