@@ -39,7 +39,7 @@ from benchmarks.our_models import BOTH, OURS, PLANS, Ours, training_commands
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.statistics import Comparison, holm, paired_test
+from sidrec.evaluation.statistics import PairedTest, holm, paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -206,7 +206,7 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    less: Comparison | None = line["less"]
+    less: PairedTest | None = line["less"]
     return [
         line["lever"],
         str(line["seeds"]),

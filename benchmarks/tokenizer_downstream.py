@@ -38,7 +38,8 @@ from benchmarks.harness import (
     timed,
 )
 from benchmarks.quantizers import QUANTIZERS, check_names, flags_of, read_settings
-from sidrec.baselines.counting import fit_popularity, rank_cases
+from sidrec.baselines.popularity import fit_popularity
+from sidrec.baselines.scorer import rank_cases
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import recall_at
 from sidrec.decoding.recommender import Recommender

@@ -47,8 +47,12 @@ class EvalCases:
             [self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices]
         )
 
-    def drawn(self, most: int, seed: int) -> EvalCases:
-        """At most this many of the cases, drawn by the seed, in their order."""
+    def first_of_shuffle(self, most: int, seed: int) -> EvalCases:
+        """At most this many of the cases, the first of a shuffle by the seed, in their order.
+
+        Baselines and blends are chosen on these. Checkpoints are chosen on those of `sidrec.sft.validation.sample_cases`, another draw:
+        published figures depend on both.
+        """
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]))
 
 

@@ -19,7 +19,7 @@ from benchmarks.harness import name_of, prepare_flags
 from benchmarks.our_models import OURS, PLANS, training_commands
 from benchmarks.results import BASELINES, PIECES, ResultsConfig, models_of
 from sidrec.baselines.blend import ENSEMBLES
-from sidrec.data.prepare import PrepareConfig
+from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.evaluate import EvaluateConfig
 from sidrec.evaluation.statistics import holm, paired_test
 from sidrec.pipeline.config import parse_config, parse_configs

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidrec.data.build import build
 from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.prepare import build
 from sidrec.data.settings import PrepareConfig
 from sidrec.data.synthetic import DemoModel, oracle_for
 from sidrec.pipeline.errors import InputError
@@ -39,7 +39,8 @@ def slow_probabilities(model: DemoModel, history: list[int]) -> list[float]:
         return (1 + rank[item]) ** -model.item_skew
 
     free = {
-        c: [i for i in range(model.n_items) if cluster_of[i] == c and i not in history_items] for c in range(model.n_clusters)
+        c: [i for i in range(model.n_items) if cluster_of[i] == c and i not in history_items]
+        for c in range(model.n_clusters)
     }
     total = sum(omega(c) for c, items in free.items() if items)
     result = [0.0] * model.n_items
