@@ -117,8 +117,8 @@ def next_code_log_probs(
 def leaked_mass(logits: Tensor, exists: Tensor, log_total: Tensor) -> Tensor:
     """float32 [R]: the share of a softmax that falls on codes which do not exist.
 
-    logits: float32 [R, K], of a level's codes. exists: bool [R, K]. log_total: float32 [R], logsumexp of all logits that the softmax
-    is over: those of the level, or of the whole vocabulary.
+    logits: float32 [R, K], of a level's codes. exists: bool [R, K]. log_total: float32 [R] (or [n, R], for n softmaxes at once),
+    logsumexp of all logits that the softmax is over: those of the level, or of the whole vocabulary.
     """
     existing = logits.masked_fill(~exists, -torch.inf).logsumexp(1)
     return -torch.expm1(existing - log_total)
