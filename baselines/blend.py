@@ -1,34 +1,35 @@
 """Generative models' ranking blended with a baseline's: score(item) = log π(item) + weight · gain(item).
 
-gain is 1 / log2(1 + the item's place in the baseline's ranking of the unseen items), see `sidrec.baselines.counting.gains`. As
-probabilities
+gain is 1 / log2(1 + the item's place in the baseline's ranking of the unseen items), see `sidrec.baselines.scorer.gains`. As probabilities
 it is a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part;
 the weight, and which baseline it is where there are several, is chosen on valid. log π is exact, of every item of the catalogue, so
-nothing is lost that a beam would not have found.
+nothing is lost that a beam misses.
 
 An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
-`sidrec.evaluation.evaluate` chooses and measures, `load_blend` gives what it chose to whoever recommends with it.
+`sidrec evaluate` chooses and measures; `load_blend` gives what it chose to whoever recommends with it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 from scipy.special import log_softmax
 
-from sidrec.baselines.counting import ROWS_TOGETHER, Scorer, Tuning, fit_item_knn, gains, try_item_knn
-from sidrec.baselines.slit import fit_slit, try_slit
+from sidrec.baselines import BASELINES
+from sidrec.baselines.baseline import DirectBaseline
+from sidrec.baselines.scorer import CASES_TOGETHER, Scorer, gains
+from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target
 from sidrec.decoding.recommender import Recommendations, Recommender
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import read_json
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import require_finished
 
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
@@ -36,18 +37,9 @@ BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stag
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
-
-
-@dataclass(frozen=True)
-class Expert:
-    """A baseline that blends can be made with. tune: fits it with the settings that are best on valid; fit: with one row of the grid of
-    `tune`, given as keyword arguments after the train sequences and the number of items."""
-
-    tune: Callable[[Dataset, EvalCases], tuple[Scorer, Tuning]]
-    fit: Callable[..., Scorer]
-
-
-EXPERTS = {"item_knn": Expert(try_item_knn, fit_item_knn), "slit": Expert(try_slit, fit_slit)}
+EXPERTS = {  # what a blend can be made with
+    name: baseline for name, baseline in BASELINES.items() if isinstance(baseline, DirectBaseline) and baseline.blends
+}
 
 
 @dataclass
@@ -55,16 +47,16 @@ class LatestLogProbs:
     """log π of the histories that were asked for last, by recommender: blends with one recommender ask for the same ones in turn."""
 
     histories: list[np.ndarray] | None = None
-    found: dict[int, np.ndarray] = field(default_factory=dict)
+    by_recommender: dict[int, np.ndarray] = field(default_factory=dict)
 
     def mean(self, recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
         """The mean over recommenders of `log_probs`, float32 [B, N]: of their geometric mean, but for a factor a case."""
         if histories is not self.histories:
-            self.histories, self.found = histories, {}
+            self.histories, self.by_recommender = histories, {}
         for recommender in recommenders:
-            if id(recommender) not in self.found:
-                self.found[id(recommender)] = log_probs(recommender, histories, n_items)
-        total = sum(self.found[id(recommender)] for recommender in recommenders)
+            if id(recommender) not in self.by_recommender:
+                self.by_recommender[id(recommender)] = log_probs(recommender, histories, n_items)
+        total = sum(self.by_recommender[id(recommender)] for recommender in recommenders)
         return np.asarray(total / np.float32(len(recommenders)))
 
 
@@ -90,8 +82,8 @@ class Blend:
         histories: item indices, oldest first. exclude_seen: leave the history's items out. Of equal scores the lower index comes first.
         Any number of threads may ask.
         """
-        own = replace(self, latest=LatestLogProbs())  # shared by no other thread
-        scores = own.scores(histories)
+        alone = replace(self, latest=LatestLogProbs())  # shared by no other thread
+        scores = alone.scores(histories)
         scores = mask_seen(scores, histories) if exclude_seen else scores
         items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         log_shares = np.take_along_axis(log_softmax(scores, axis=1), items, axis=1)
@@ -109,11 +101,11 @@ def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
 
 def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
     """log π of every item after every history, float32 [B, N]; -inf for an item that is not in the recommender's catalogue."""
-    found = recommender.recommend(histories, n_items, exclude_seen=False, exact=True)
-    assert found.items.shape == (len(histories), n_items)
-    rows, columns = np.nonzero(found.items >= 0)
-    log_pi = np.full(found.items.shape, -np.inf, dtype=np.float32)
-    log_pi[rows, found.items[rows, columns]] = found.log_probs[rows, columns]
+    whole = recommender.recommend(histories, n_items, exclude_seen=False, exact=True)
+    assert whole.items.shape == (len(histories), n_items)
+    rows, columns = np.nonzero(whole.items >= 0)
+    log_pi = np.full(whole.items.shape, -np.inf, dtype=np.float32)
+    log_pi[rows, whole.items[rows, columns]] = whole.log_probs[rows, columns]
     return log_pi
 
 
@@ -125,12 +117,13 @@ def tune_blend(
     n_items: int,
     seed: int,
     latest: LatestLogProbs | None = None,
+    screen: Screen | None = None,
 ) -> tuple[list[Blend], Tuning]:
     """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the baseline and the weight of the best valid NDCG@10 of
     the first blend, seen items masked; of equal ones the first.
 
     name: one of BLENDS; recommenders: one a seed of training; scorers: fitted on the train part; n_items: N; latest: what the blends
-    share with others that are measured with them.
+    share with others that are measured with them; screen: where the bar is drawn.
     Raises InputError when the catalogue is too large to be scored whole.
     """
     if n_items > MOST_ITEMS:
@@ -139,7 +132,8 @@ def tune_blend(
         )
     groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
     settings = list(product(scorers, WEIGHTS))
-    values = blend_values(groups[0], settings, valid.drawn(VALID_CASES, seed), n_items, f"{name}: weights")
+    screen = screen or Screen(name, quiet=True)
+    values = blend_values(groups[0], settings, valid.first_of_shuffle(VALID_CASES, seed), n_items, name, screen)
     tuning = Tuning([{"with": scorer.name, "weight": weight} for scorer, weight in settings], values, "ndcg@10")
     scorer, weight = settings[tuning.chosen]
     latest = latest or LatestLogProbs()
@@ -151,39 +145,40 @@ def blend_values(
     settings: Sequence[tuple[Scorer, float]],
     cases: EvalCases,
     n_items: int,
-    label: str,
+    name: str,
+    screen: Screen,
 ) -> list[float]:
-    """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once. label: of the progress bar."""
+    """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once."""
     ranks: list[list[np.ndarray]] = [[] for _ in settings]
     scorers = {scorer.name: scorer for scorer, _ in settings}
-    for start in track(range(0, len(cases), ROWS_TOGETHER), description=label, transient=True):
-        part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
-        gain = {name: gains(scorer, part.histories) for name, scorer in scorers.items()}
-        for own, (scorer, weight) in zip(ranks, settings, strict=True):
-            scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
-            own.append(rank_of_target(scores, part.targets))
-    return [float(ndcg_at(np.concatenate(own), 10).mean()) for own in ranks]
+    with screen.bar(f"{name}: weights", len(cases), "cases") as bar:
+        for start in range(0, len(cases), CASES_TOGETHER):
+            part = cases.take(np.arange(start, min(start + CASES_TOGETHER, len(cases))))
+            log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
+            gain = {name: gains(scorer, part.histories) for name, scorer in scorers.items()}
+            for ranks_of_setting, (scorer, weight) in zip(ranks, settings, strict=True):
+                scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
+                ranks_of_setting.append(rank_of_target(scores, part.targets))
+            bar.advance(len(part))
+    return [float(ndcg_at(np.concatenate(ranks_of_setting), 10).mean()) for ranks_of_setting in ranks]
 
 
 def load_blend(run_dir: Path, name: str) -> Blend:
-    """The blend of the run's first model that `sidrec.evaluation.evaluate` chose and measured; its baseline is fitted anew,
-    with the settings
-    chosen there, on the train part. Ensembles read the other runs from where they were.
+    """The blend of the run's first model that `sidrec evaluate` chose and measured.
+
+    Its baseline is fitted anew, with the settings chosen there, on the train part. Ensembles read the other runs from where they were.
 
     name: one of BLENDS.
     Raises InputError when the evaluation is missing, was made without this blend or from another model.
     """
-    command = f"python -m sidrec.evaluation.evaluate --run_dir {run_dir} --models {name}"
+    command = f"sidrec evaluate --run_dir {run_dir} --models {name}"
     folder = require_finished(run_dir, "evaluation", command)
-    comparison = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    comparison = read_json(folder / "comparison.json")
     if name not in comparison["tuning"]:
         measured = ", ".join(comparison["models"])
         raise InputError(f"{folder} has no {name}, only {measured}; run `{command} --overwrite true` first.")
     chosen = chosen_settings(comparison, name)
     expert = chosen["with"]
-    if expert not in comparison["tuning"]:
-        raise InputError(f"{folder} is of an older version; run `{command} --overwrite true` first.")
     runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
     dataset = Dataset.load(run_dir)
     scorer = EXPERTS[expert].fit(dataset.train_sequences, dataset.n_items, **chosen_settings(comparison, expert))

@@ -20,23 +20,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from torch import Tensor, nn
 
-from sidrec.baselines.counting import rank_cases
 from sidrec.baselines.losses import PAD, bce_loss, draw_outside, popularity_proposal, sampled_softmax_loss, softmax_loss
+from sidrec.baselines.scorer import valid_recall
 from sidrec.baselines.transformer_blocks import LigrBlock, SasRecBlock
 from sidrec.data.dataset import EvalCases
-from sidrec.data.metrics import recall_at
 from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.screen import Screen
 
 BLOCKS = {"sasrec": SasRecBlock, "ligr": LigrBlock}
 SCORED_TOGETHER = 128
@@ -155,15 +146,15 @@ def batches(sequences: list[np.ndarray], settings: SasRecSettings, rng: np.rando
     pieces = windows(sequences, settings.max_length, rng)
     noise = rng.uniform(0.9, 1.1, len(pieces))  # other neighbours every epoch
     by_length = np.argsort(noise * [len(piece) for piece in pieces], kind="stable")
-    found: list[list[np.ndarray]] = [[]]
+    filled: list[list[np.ndarray]] = [[]]
     longest = 0
     for piece in (pieces[i] for i in by_length):
         longest = max(longest, len(piece) - 1)
-        if found[-1] and longest * (len(found[-1]) + 1) > settings.batch_items:
-            found.append([])
+        if filled[-1] and longest * (len(filled[-1]) + 1) > settings.batch_items:
+            filled.append([])
             longest = len(piece) - 1
-        found[-1].append(piece)
-    return [found[i] for i in rng.permutation(len(found))]
+        filled[-1].append(piece)
+    return [filled[i] for i in rng.permutation(len(filled))]
 
 
 def learning_rate_factor(progress: float) -> float:
@@ -285,36 +276,31 @@ def train_sasrec(
     seed: int,
     minutes: float,
     checkpoint: Path,
+    screen: Screen | None = None,
     name: str = "sasrec",
 ) -> SasRecScorer:
     """Train until valid Recall@10 (seen items masked, at most 2,000 cases) stops rising; return the best epoch's model.
 
     `checkpoint` is rewritten after every epoch; a run that finds one goes on from there and ends as if it had not been interrupted.
-    `minutes` caps the training time, summed over interruptions; a run that the cap ends depends on the machine's speed.
+    `minutes` caps the training time, summed over interruptions; a run that the cap ends depends on the machine's speed. screen: where
+    its bar is drawn.
     """
-    watched = valid.drawn(VALID_CASES, seed)
-    columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[recall]}"),
-    ]
-    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-    with torch.random.fork_rng(), Progress(*columns, transient=True) as progress:
+    watched = valid.first_of_shuffle(VALID_CASES, seed)
+    screen = screen or Screen(name, quiet=True)
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         training = start_training(n_items, settings)
         if checkpoint.exists():
             training.restore(checkpoint)
-        task = progress.add_task(name, total=settings.epochs, completed=training.epoch, recall="")
-        while not training.is_over(settings, minutes):
-            started = time.monotonic()
-            for share in train_epoch(training, train_sequences, settings, seed):
-                progress.advance(task, share)
-            ranks = rank_cases(SasRecScorer(training.model, settings.max_length, []), watched, masked=True)
-            training.record(float(recall_at(ranks, 10).mean()))
-            training.seconds += time.monotonic() - started
-            training.save(checkpoint)
-            progress.update(task, recall=f"valid Recall@10 {training.valid_recall[-1]:.3f}")
+        with screen.bar(name, settings.epochs, "epochs", done=training.epoch) as bar:
+            while not training.is_over(settings, minutes):
+                started = time.monotonic()
+                for share in train_epoch(training, train_sequences, settings, seed):
+                    bar.advance(share)
+                training.record(valid_recall(SasRecScorer(training.model, settings.max_length, []), watched))
+                training.seconds += time.monotonic() - started
+                training.save(checkpoint)
+                bar.advance(0, f"valid Recall@10 {training.valid_recall[-1]:.3f}")
     training.model.load_state_dict(training.best_weights)
     cut_short = not training.has_converged(settings)
     return SasRecScorer(training.model, settings.max_length, training.valid_recall, cut_short, name)

@@ -14,12 +14,14 @@ from itertools import product
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy import sparse
 
-from sidrec.baselines.counting import TIE_BREAK, Tuning, history_matrix, rank_cases, train_popularity
+from sidrec.baselines.histories import history_matrix
+from sidrec.baselines.popularity import TIE_BREAK, train_popularity
+from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.metrics import recall_at
+from sidrec.pipeline.screen import Screen
 
 MOST_ITEMS = 20_000  # six matrices of items x items float32 numbers are held while it is tuned, 10 GB
 REACH = 30  # items before and after a position that are counted
@@ -54,24 +56,27 @@ def fit_slit(
     return Slit(weights, train_popularity(train_sequences, n_items), decay)
 
 
-def try_slit(dataset: Dataset, valid: EvalCases) -> tuple[Slit, Tuning]:
+def tune_slit(dataset: Dataset, valid: EvalCases, screen: Screen | None = None) -> tuple[Slit, Tuning]:
     """The SLIT with the best Recall@10 on MOST_CASES valid cases, seen items masked; of equal ones the first of the grid of PASTS, FUTURES,
-    RIDGES, DECAYS."""
+    RIDGES, DECAYS. screen: where its bar is drawn."""
     sequences, n_items = dataset.train_sequences, dataset.n_items
-    cases = valid.drawn(MOST_CASES, seed=0)
+    cases = valid.first_of_shuffle(MOST_CASES, seed=0)
     popularity = train_popularity(sequences, n_items)
     best, grid, recalls = None, [], []
-    for past, future in track(list(product(PASTS, FUTURES)), "SLIT: settings tried", transient=True):
-        squares, products = moments(sequences, n_items, past, future)
-        for ridge in RIDGES:
-            weights = ridge_regression(squares, products, ridge)
-            for decay in DECAYS:
-                candidate = Slit(weights, popularity, decay)
-                recall = float(recall_at(rank_cases(candidate, cases, masked=True), 10).mean())
-                if best is None or recall > max(recalls):
-                    best = candidate
-                grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
-                recalls.append(recall)
+    screen = screen or Screen("SLIT", quiet=True)
+    with screen.bar("SLIT", len(PASTS) * len(FUTURES) * len(RIDGES) * len(DECAYS), "settings") as bar:
+        for past, future in product(PASTS, FUTURES):
+            squares, products = moments(sequences, n_items, past, future)
+            for ridge in RIDGES:
+                weights = ridge_regression(squares, products, ridge)
+                for decay in DECAYS:
+                    candidate = Slit(weights, popularity, decay)
+                    recall = valid_recall(candidate, cases)
+                    if best is None or recall > max(recalls):
+                        best = candidate
+                    grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
+                    recalls.append(recall)
+                    bar.advance()
     assert best is not None
     return best, Tuning(grid, recalls)
 
@@ -113,8 +118,8 @@ def positions(
     block_of = (np.cumsum(lengths) - 1) // ROWS_TOGETHER
     for block in np.unique(block_of):
         first, last = np.searchsorted(block_of, [block, block + 1])
-        items, own = np.concatenate(sequences[first:last]), lengths[first:last]
-        user = np.repeat(np.arange(len(own)), own)
+        items = np.concatenate(sequences[first:last])
+        user = np.repeat(np.arange(last - first), lengths[first:last])
         place = np.flatnonzero(user[:-1] == user[1:])  # of the newest item before each position
         yield (
             _neighbours(items, user, place, -np.arange(len(past)), past, n_items),

@@ -11,7 +11,7 @@ from benchmarks.finished_rows import Row
 from sidrec.data.dataset import EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at, recall_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.evaluate import rank_recommender
+from sidrec.evaluation.ranking import rank_recommender
 from sidrec.pipeline.files import atomic_path
 
 SPLITS: tuple[SplitName, ...] = ("valid", "test")

@@ -39,7 +39,7 @@ from benchmarks.our_models import BOTH, OURS, PLANS, Ours, training_commands
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation.statistics import Comparison, holm, paired_test
+from sidrec.evaluation.statistics import PairedTest, holm, paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -187,7 +187,7 @@ def train_and_measure(
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line a lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
+    """One line per lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "lever").items()}
     gains = {name: mean_gains(trainings, work_dir, "valid", ndcg_at) for name, trainings in groups.items()}
     table = []
@@ -206,7 +206,7 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    less: Comparison | None = line["less"]
+    less: PairedTest | None = line["less"]
     return [
         line["lever"],
         str(line["seeds"]),

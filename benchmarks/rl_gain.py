@@ -29,7 +29,7 @@ from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import CUTOFFS, ndcg_at, ranks_in_lists, recall_at
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.coverage import count_items, spread
-from sidrec.evaluation.statistics import Comparison, paired_test
+from sidrec.evaluation.statistics import PairedTest, paired_test
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -188,7 +188,7 @@ def train(name: str, seed: int, run_dir: Path, config: RlGainConfig) -> tuple[fl
 
 def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
     """The model's figures on test; the ranks go to the run directory's ranks.npy, for paired differences."""
-    items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=True, progress=run_dir.name).items
+    items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=True).items
     ranks = ranks_in_lists(items, cases.targets)
     with atomic_path(run_dir / "ranks.npy") as temporary, temporary.open("wb") as handle:
         np.save(handle, ranks, allow_pickle=False)
@@ -220,7 +220,7 @@ def training_figures(run_dir: Path, stage: str) -> Row:
 
 
 def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Row]:
-    """A line a setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
+    """One line per setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "setting").items()}
     users = np.asarray(cases.user_ids)
 
@@ -266,7 +266,7 @@ def in_words(line: Row) -> list[str]:
     test, zero_signal = line["test"], line["zero_signal"]
 
     def difference(other: str) -> str:
-        less: Comparison = line["less"][other]
+        less: PairedTest = line["less"][other]
         return "" if line["setting"] == other else f"{less.difference:+.4f} ({less.low:+.4f} to {less.high:+.4f})"
 
     return [

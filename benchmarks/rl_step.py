@@ -227,9 +227,8 @@ def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
     flags = {
         "kl_weight": 0.001, "learning_rate": 10 * SidGRPOConfig.learning_rate, "lr_scheduler_type": "constant",
-        "max_steps": config.kl_steps, "logging_steps": 1, "eval_strategy": "no", "save_strategy": "no",
-        "load_best_model_at_end": "false", "disable_tqdm": "true", "eval_on_start": "false", "early_stopping_patience": 0,
-        "per_device_train_batch_size": 128,
+        "max_steps": config.kl_steps, "logging_steps": 1, "eval_steps": config.kl_steps, "save_steps": config.kl_steps,
+        "valid_users": 50, "early_stopping_patience": 0, "per_device_train_batch_size": 128, "disable_tqdm": "true",
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "run"

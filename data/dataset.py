@@ -28,9 +28,9 @@ ROW_GROUP_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class EvalCases:
-    """Questions with known answers: what did this user take next?
+    """Questions with known answers: which item does this user take next?
 
-    user_ids: one a case. histories: item indices before the target, oldest first (int64 arrays, never empty).
+    user_ids: one per case. histories: item indices before the target, oldest first (int64 arrays, never empty).
     targets: int64 [cases], the item index taken next.
     """
 
@@ -47,8 +47,12 @@ class EvalCases:
             [self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices]
         )
 
-    def drawn(self, most: int, seed: int) -> EvalCases:
-        """At most this many of the cases, drawn by the seed, in their order."""
+    def first_of_shuffle(self, most: int, seed: int) -> EvalCases:
+        """At most this many of the cases, the first of a shuffle by the seed, in their order.
+
+        Baselines and blends are chosen on these. Checkpoints are chosen on those of `sidrec.sft.validation.sample_cases`, another draw:
+        published figures depend on both.
+        """
         return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:most]))
 
 

@@ -7,11 +7,11 @@ their prefix's only child. Beam regret: what the search's first k lack of the tr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from sidrec.decoding.eligibility import Eligibility
@@ -27,7 +27,7 @@ HISTORIES_PER_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Account:
+class Diagnosis:
     """histories: how many were looked at. leaked_full, leaked_level, forced: a share a level.
 
     leaked: E[1 - Σ of the softmax over the codes that exist], prefixes drawn from π. forced: share of the catalogue's items whose code
@@ -46,16 +46,23 @@ class Account:
     lost_mass: float | None
 
 
-def account(
-    recommender: Recommender, histories: list[np.ndarray], k: int, seed: int, progress: str | None = None
-) -> Account:
-    """Account for the decoding of these histories (item indices, oldest first). progress: a label for a progress bar."""
+def diagnose(
+    recommender: Recommender,
+    histories: list[np.ndarray],
+    k: int,
+    seed: int,
+    progress: Callable[[int], object] | None = None,
+) -> Diagnosis:
+    """Diagnose the decoding of these histories (item indices, oldest first).
+
+    progress: called after each batch with its number of histories.
+    """
     generator = torch.Generator().manual_seed(seed)
     n_prefixes = sum(recommender.trie.n_nodes[1:-1]) or 1
     n_scored = min(len(histories), MOST_POSITIONS // n_prefixes)
     leaks, missed, lost = [], [], []
     starts = range(0, len(histories), HISTORIES_PER_BATCH)
-    for start in track(starts, description=progress or "", disable=progress is None, transient=True):
+    for start in starts:
         batch = histories[start : start + HISTORIES_PER_BATCH]
         leaks.append(leaked_mass(recommender, batch, generator))
         scored = batch[: max(0, n_scored - start)]
@@ -63,8 +70,10 @@ def account(
             missed_share, lost_mass = regret(recommender, scored, k)
             missed.append(missed_share)
             lost.append(lost_mass)
+        if progress is not None:
+            progress(len(batch))
     full, level = torch.cat(leaks, dim=2).mean(2).tolist()
-    return Account(
+    return Diagnosis(
         histories=len(histories),
         leaked_full=full,
         leaked_level=level,

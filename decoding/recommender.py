@@ -1,13 +1,13 @@
-"""`Recommender`: a trained model, its SIDs and the search, behind one call."""
+"""`Recommender`: a trained model, its SIDs and the search behind one call."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sidrec.decoding.beam_search import Beams, beam_search
@@ -88,7 +88,7 @@ class Recommender:
         histories: list[np.ndarray],
         k: int,
         exclude_seen: bool,
-        progress: str | None = None,
+        progress: Callable[[int], object] | None = None,
         beams: int = FEWEST_BEAMS,
         exact: bool = False,
         allow: str | None = None,
@@ -96,7 +96,8 @@ class Recommender:
         """The k most probable next items of every history: min(k, reachable) of them, distinct, best first.
 
         histories: item indices, oldest first. exclude_seen: leave out the items of the history, inside the search, so that k
-        results are k unseen items. progress: a label for a progress bar. beams: width of the search, raised to k where it is less:
+        results are k unseen items. progress: called after each batch with its number of histories. beams:
+        width of the search, raised to k where it is less:
         a search of k beams finds k items where there are k (see `sidrec.decoding.beam_search`). exact: score the whole catalogue instead
         of searching. allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item
         whose SID is first in order comes first.
@@ -112,7 +113,7 @@ class Recommender:
         reachable = np.zeros(len(histories), dtype=np.int64)
         longest = max(1, SCORES_PER_BATCH // snapshot.trie.n_items) if exact else len(histories)
         batches = self._batches(histories, longest)
-        for rows in track(batches, description=progress or "", disable=progress is None, transient=True):
+        for rows in batches:
             batch = [histories[row] for row in rows]
             eligible = None
             if exclude_seen or allowed is not None:
@@ -123,6 +124,8 @@ class Recommender:
             items[rows, :width] = found.items[:, :width].cpu().numpy()
             log_probs[rows, :width] = found.log_probs[:, :width].cpu().numpy()
             reachable[rows] = found.reachable.cpu().numpy()
+            if progress is not None:
+                progress(len(rows))
         return Recommendations(items, log_probs, reachable)
 
     def _search(

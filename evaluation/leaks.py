@@ -1,6 +1,6 @@
 """The leak check: nothing that a model is fitted on or asked with lies at or after what it is tested on.
 
-It reads the log again, row by row, and compares with what the data set hands out; `sidrec.evaluation.evaluate` runs it before any model.
+It reads the log again, row by row, and compares with what the data set hands out; `sidrec evaluate` runs it before any model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sidrec.pipeline.errors import InputError
 LEAVE_ONE_OUT = ("leave_one_out", "leave_one_out_ties_shuffled")
 ORDER = ("train", "valid", "test")
 SPLITS: tuple[SplitName, ...] = ("valid", "test")
-REMEDY = "run sidrec.data.prepare again"
+REMEDY = "run `sidrec prepare` again"
 
 
 def check_leaks(dataset: Dataset, file: Path) -> None:
@@ -43,9 +43,9 @@ def check_leaks(dataset: Dataset, file: Path) -> None:
 
 def refuse_if_any(log: pl.DataFrame, is_leak: pl.Expr, file: Path, what: str) -> None:
     """Raise InputError for the first row where `is_leak` holds."""
-    found = log.filter(is_leak)
-    if len(found):
-        row = found.row(0, named=True)
+    leaks = log.filter(is_leak)
+    if len(leaks):
+        row = leaks.row(0, named=True)
         raise InputError(f"{file}, row {row['row']} (user {row['user_id']}, {row['split']}): {what}; {REMEDY}.")
 
 

@@ -6,17 +6,11 @@ fewer), log_probs (log π of each, -inf at -1; null for a model that gives no pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import polars as pl
 import torch
-from rich.progress import track
 
-from sidrec.baselines.counting import ROWS_TOGETHER, Scorer
-from sidrec.data.dataset import EvalCases
-from sidrec.data.metrics import NO_ITEM, mask_seen, rank_of_target
+from sidrec.data.metrics import NO_ITEM
 from sidrec.decoding.beam_search import best_first
 
 LIST_LENGTH = 10
@@ -41,41 +35,12 @@ def first_items(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     return items
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """ranks: the targets' ranks with seen items masked (True) and not (False), int64 [B] each. items: the first ten of every case without
-    those of its history, int64 [B, 10]."""
-
-    ranks: dict[bool, np.ndarray]
-    items: np.ndarray
-
-
-def rank_and_list(scorers: Sequence[Scorer], cases: EvalCases, label: str) -> list[Ranked]:
-    """Every scorer's ranks and lists. Each scores every case once, some cases at a time, one scorer after the other, so that those that
-    need the same can share it. label: of the progress bar."""
-    ranks: list[dict[bool, list[np.ndarray]]] = [{True: [], False: []} for _ in scorers]
-    items: list[list[np.ndarray]] = [[] for _ in scorers]
-    starts = range(0, len(cases), ROWS_TOGETHER)
-    for start in track(starts, description=label, transient=True):
-        part = cases.take(np.arange(start, min(start + ROWS_TOGETHER, len(cases))))
-        for own, lists, scorer in zip(ranks, items, scorers, strict=True):
-            scores = scorer.scores(part.histories)
-            masked = mask_seen(scores, part.histories)
-            own[False].append(rank_of_target(scores, part.targets))
-            own[True].append(rank_of_target(masked, part.targets))
-            lists.append(first_items(masked, part.targets, LIST_LENGTH))
-    return [
-        Ranked({masked: np.concatenate(parts) for masked, parts in own.items()}, np.concatenate(lists))
-        for own, lists in zip(ranks, items, strict=True)
-    ]
-
-
 def lists_frame(model: str, items: np.ndarray, log_probs: np.ndarray | None = None) -> pl.DataFrame:
     """A model's rows of lists.parquet. items: int [B, k], the first ten are kept; log_probs: float [B, k] of them, or none."""
     B = len(items)
-    kept = np.full((B, LIST_LENGTH), NO_ITEM, dtype=np.int64)
+    first = np.full((B, LIST_LENGTH), NO_ITEM, dtype=np.int64)
     width = min(LIST_LENGTH, items.shape[1])
-    kept[:, :width] = items[:, :width]
+    first[:, :width] = items[:, :width]
     kind = pl.Array(pl.Float32, LIST_LENGTH)
     if log_probs is None:
         probabilities = pl.Series([None] * B, dtype=kind)
@@ -84,7 +49,7 @@ def lists_frame(model: str, items: np.ndarray, log_probs: np.ndarray | None = No
         filled = np.full((B, LIST_LENGTH), -np.inf, dtype=np.float32)
         filled[:, :width] = log_probs[:, :width]
         probabilities = pl.Series(filled, dtype=kind)
-    columns = {"case": np.arange(B), "items": pl.Series(kept, dtype=pl.Array(pl.Int64, LIST_LENGTH))}
+    columns = {"case": np.arange(B), "items": pl.Series(first, dtype=pl.Array(pl.Int64, LIST_LENGTH))}
     return pl.DataFrame(columns | {"log_probs": probabilities}).select(pl.lit(model).alias("model"), pl.all())
 
 

@@ -8,7 +8,7 @@ from sidrec.pipeline.files import atomic_path
 
 CARD = "README.md"
 BEGIN, END = "<!-- test results -->", "<!-- end of test results -->"
-NOT_MEASURED = "Not measured yet: `python -m sidrec.evaluation.evaluate` puts the table of test results here."
+NOT_MEASURED = "Not measured yet: `sidrec evaluate` puts the table of test results here."
 
 
 def results_part(table: str) -> str:

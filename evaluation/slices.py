@@ -61,12 +61,12 @@ def tail_limit(counts: np.ndarray, share: float = TAIL_SHARE) -> int:
 def find_slices(cases: EvalCases, counts: np.ndarray) -> list[Slice]:
     """All slices of the cases. counts: int [N], training interactions of each item. Empty quarters are left out."""
     lengths = np.array([len(history) for history in cases.histories])
-    taken = counts[cases.targets]
+    popularity = counts[cases.targets]
     limit = tail_limit(counts)
-    cold, tail = taken <= COLD_INTERACTIONS, taken <= limit
+    cold, tail = popularity <= COLD_INTERACTIONS, popularity <= limit
     return [
         *_quarters("history length", lengths),
-        *_quarters("item popularity", taken),
+        *_quarters("item popularity", popularity),
         Slice("cold items", f"≤ {COLD_INTERACTIONS}", cold),
         Slice("cold items", f"> {COLD_INTERACTIONS}", ~cold),
         Slice("long tail", f"≤ {limit}" if limit >= 0 else "no items", tail),
@@ -93,13 +93,15 @@ def slice_table(ranks: pl.DataFrame, dataset: Dataset, baseline: str | None, see
     """
     cases = dataset.cases("test")
     users = np.unique(cases.user_ids, return_inverse=True)[1]
-    own = {name: ranks_by_repeat(ranks, name, "test", True) for name in ranks["model"].unique(maintain_order=True)}
-    assert all(values.shape[1] == len(cases) for values in own.values())
+    ranks_of_model = {
+        name: ranks_by_repeat(ranks, name, "test", True) for name in ranks["model"].unique(maintain_order=True)
+    }
+    assert all(values.shape[1] == len(cases) for values in ranks_of_model.values())
     rows: list[dict[str, Any]] = []
     for part in find_slices(cases, training_counts(dataset)):
         n = int(part.member.sum())
-        for model, values in own.items():
-            others = None if baseline in (None, model) else own[baseline][:, part.member]
+        for model, values in ranks_of_model.items():
+            others = None if baseline in (None, model) else ranks_of_model[baseline][:, part.member]
             row = {"kind": part.kind, "slice": part.label, "cases": n, "model": model}
             rows.append(row | _figures(values[:, part.member], others, users[part.member], seed))
     return pl.DataFrame(rows, schema=COLUMNS)
@@ -107,13 +109,13 @@ def slice_table(ranks: pl.DataFrame, dataset: Dataset, baseline: str | None, see
 
 def _figures(ranks: np.ndarray, others: np.ndarray | None, users: np.ndarray, seed: int) -> dict[str, float | None]:
     """A row's figures. ranks: int [repeats, cases of the slice]; others: the baseline's on the same cases; users: [cases]."""
-    found: dict[str, float | None] = dict.fromkeys(FIGURES)
+    figures: dict[str, float | None] = dict.fromkeys(FIGURES)
     if not len(users):
-        return found
+        return figures
     hits = recall_at(ranks, K).mean(axis=0)
-    found |= {"recall@10": float(hits.mean()), "ndcg@10": float(ndcg_at(ranks, K).mean())}
+    figures |= {"recall@10": float(hits.mean()), "ndcg@10": float(ndcg_at(ranks, K).mean())}
     if others is not None:
         gains = hits - recall_at(others, K).mean(axis=0)
         low, high = bootstrap_interval(gains, seed, users=users)
-        found |= {"gain": float(gains.mean()), "low": low, "high": high}
-    return found
+        figures |= {"gain": float(gains.mean()), "low": low, "high": high}
+    return figures

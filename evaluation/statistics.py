@@ -17,7 +17,7 @@ DRAWN_TOGETHER = 4_000_000
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedTest:
     """mean(a - b), its bootstrap interval, and the two-sided p-value of "a and b are exchangeable within each user"."""
 
     difference: float
@@ -54,7 +54,7 @@ def paired_test(
     resamples: int = 10_000,
     level: float = 0.95,
     users: np.ndarray | None = None,
-) -> Comparison:
+) -> PairedTest:
     """Paired permutation test by sign flips of each user's a - b, with a bootstrap interval of the mean difference.
 
     a, b: float [B], the same metric of two models on the same cases, means over seeds where there are several; users: [B], whose
@@ -72,7 +72,7 @@ def paired_test(
         positive = rng.binomial(counts, 0.5, size=(stop - start, len(sizes)))
         extreme += int((np.abs((2 * positive - counts) @ sizes) >= observed - tolerance).sum())
     low, high = bootstrap_interval(a - b, seed, level=level, users=users)
-    return Comparison(float((a - b).mean()), low, high, (1 + extreme) / (1 + resamples))
+    return PairedTest(float((a - b).mean()), low, high, (1 + extreme) / (1 + resamples))
 
 
 def per_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

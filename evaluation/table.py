@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich import box
-from rich.table import Table
 
 from sidrec.data.metrics import CUTOFFS, ndcg_at, recall_at
 from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
@@ -65,11 +63,11 @@ def summarise(ranks: pl.DataFrame, seed: int) -> Metrics:
     """
     metrics: Metrics = {}
     for model, split, masked in ranks.select("model", "split", "masked").unique(maintain_order=True).iter_rows():
-        own, users = ranks_by_repeat(ranks, model, split, masked), users_of(ranks, model, split, masked)
+        ranks_of_model, users = ranks_by_repeat(ranks, model, split, masked), users_of(ranks, model, split, masked)
         entry: dict[str, Any] = {}
         for name, metric in METRICS.items():
             for k in CUTOFFS:
-                values = metric(own, k).mean(axis=0)
+                values = metric(ranks_of_model, k).mean(axis=0)
                 entry[f"{name}@{k}"] = float(values.mean())
                 if split == "test":
                     entry[f"{name}@{k}_interval"] = list(bootstrap_interval(values, seed, users=users))
@@ -111,14 +109,14 @@ def compare_pairs(ranks: pl.DataFrame, pairs: list[tuple[str, str]], seed: int) 
                 for model in ranks["model"].unique(maintain_order=True)
             }
             tests = [
-                paired_test(values[own], values[other], seed, users=users_of(ranks, own, "test", masked))
-                for own, other in pairs
+                paired_test(values[model], values[other], seed, users=users_of(ranks, model, "test", masked))
+                for model, other in pairs
             ]
             corrected = holm([test.p for test in tests])
-            for (own, other), test, p_holm in zip(pairs, tests, corrected, strict=True):
+            for (model, other), test, p_holm in zip(pairs, tests, corrected, strict=True):
                 rows.append(
                     {
-                        "model": own,
+                        "model": model,
                         "against": other,
                         "seen": MASK_NAMES[masked],
                         "metric": f"{name}@10",
@@ -189,13 +187,16 @@ def training_notes(comparison: dict[str, Any]) -> list[str]:
             f"{model}: best of {len(values)} settings by valid {METRIC_NAMES[metric]}, seen items masked ({min(values):.4f} to "
             f"{max(values):.4f}): {chosen}."
         )
-    for model, ended in comparison.get("cut_short", {}).items():
-        lines.append(
-            f"{model}: NOT FULLY TRAINED. The time limit of {ended['minutes']:g} minutes ended {ended['cut']} of its "
-            f"{ended['trainings']} trainings before they converged, so its row depends on this machine's speed; raise "
-            f"--sasrec_minutes."
-        )
-    return lines
+    return [*lines, *cut_short_notes(comparison)]
+
+
+def cut_short_notes(comparison: dict[str, Any]) -> list[str]:
+    """A sentence for each model with trainings that the time limit ended."""
+    return [
+        f"{model}: NOT FULLY TRAINED. The time limit of {ended['minutes']:g} minutes ended {ended['cut']} of its "
+        f"{ended['trainings']} trainings before they converged, so its row depends on this machine's speed; raise --sasrec_minutes."
+        for model, ended in comparison.get("cut_short", {}).items()
+    ]
 
 
 def test_notes(comparison: dict[str, Any]) -> list[str]:
@@ -234,18 +235,18 @@ def decoding_notes(metrics: Metrics) -> list[str]:
     for model in GENERATIVE:
         if "decoding" not in metrics.get(model, {}):
             continue
-        found = metrics[model]["decoding"]
+        diagnosis = metrics[model]["decoding"]
         full, level, forced = (
-            ", ".join(f"{share:.2%}" for share in found[key]) for key in ("leaked_full", "leaked_level", "forced")
+            ", ".join(f"{share:.2%}" for share in diagnosis[key]) for key in ("leaked_full", "leaked_level", "forced")
         )
         line = (
-            f"Decoding of {model}, {found['histories']} test histories: probability on codes that do not exist, level by level, {full} "
+            f"Decoding of {model}, {diagnosis['histories']} test histories: probability on codes that do not exist, level by level, {full} "
             f"of the full softmax and {level} of the level's; forced codes {forced} of the items' codes"
         )
-        if found["missed"] is not None:
+        if diagnosis["missed"] is not None:
             line += (
-                f"; beam regret@{found['k']} ({found['regret_histories']} histories, every item scored): {found['missed']:.2%} of the "
-                f"true first {found['k']} missed, {found['lost_mass']:.5f} of probability"
+                f"; beam regret@{diagnosis['k']} ({diagnosis['regret_histories']} histories, every item scored): "
+                f"{diagnosis['missed']:.2%} of the true first {diagnosis['k']} missed, {diagnosis['lost_mass']:.5f} of probability"
             )
         lines.append(f"{line}.")
     return lines
@@ -261,15 +262,34 @@ def markdown(metrics: Metrics, comparison: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def screen_table(metrics: Metrics, models: list[str], masked: bool) -> Table:
-    """The same rows for a terminal of 80 columns: the test columns, and of the NDCGs NDCG@10."""
-    shown = [i for i, name in enumerate(header()) if name == "N@10" or not name.startswith(("N@", "valid"))]
-    table = Table(title=f"Test, {TITLES[masked]}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for i in shown:
-        table.add_column(header()[i], justify="right" if i else "left", no_wrap=not header()[i].endswith("interval"))
-    for row in body(metrics, models, masked):
-        table.add_row(*(row[i] for i in shown))
-    return table
+def screen_lines(metrics: Metrics, models: list[str]) -> list[str]:
+    """The compact table for the screen: test Recall@10 and NDCG@10 with their intervals, seen items masked; a line a model."""
+    cells = [("", *METRIC_NAMES.values())]
+    for model in models:
+        figures = metrics[model]["test"][MASK_NAMES[True]]
+        intervals = {name: figures[f"{name}_interval"] for name in METRIC_NAMES}
+        cells.append(
+            (model, *(f"{figures[name]:.4f} ({low:.4f}–{high:.4f})" for name, (low, high) in intervals.items()))
+        )
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    title = f"Test, {TITLES[True]} (95 % intervals)"
+    return [
+        title,
+        *("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells),
+    ]
+
+
+def screen_notes(comparison: dict[str, Any]) -> list[str]:
+    """What a user must know of the compact table: the best baseline and who is ahead of it, and what is not fully trained."""
+    best, lines = comparison["best_baseline"], []
+    for row in comparison["paired_tests"]:
+        if row["against"] == best and row["seen"] == MASK_NAMES[True] and row["metric"] == "recall@10":
+            lines.append(
+                f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p = {row['p_holm']:.4f}"
+            )
+    if comparison["oracle"]:
+        lines.append(oracle_note(comparison["oracle"], comparison["models"]))
+    return [*lines, *cut_short_notes(comparison)]
 
 
 def plot_recall(ranks: pl.DataFrame, path: Path) -> None:
@@ -282,8 +302,8 @@ def plot_recall(ranks: pl.DataFrame, path: Path) -> None:
     for column, (masked, title) in enumerate(TITLES.items(), start=1):
         axes = figure.add_subplot(1, 2, column)
         for model in ranks["model"].unique(maintain_order=True):
-            own = ranks_by_repeat(ranks, model, "test", masked)
-            curve = [recall_at(own, int(k)).mean() for k in cutoffs]
+            ranks_of_model = ranks_by_repeat(ranks, model, "test", masked)
+            curve = [recall_at(ranks_of_model, int(k)).mean() for k in cutoffs]
             axes.plot(cutoffs, curve, label=model, linestyle="-" if model in GENERATIVE else "--")
         axes.set(title=f"Test, {title}", xlabel="K", ylabel="Recall@K", xlim=(1, cutoffs[-1]), ylim=(0, None))
         axes.grid(alpha=0.3)

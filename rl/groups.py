@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sidrec.decoding.beam_search import Beams
+from sidrec.decoding.beam_search import Beams, log_inclusion_probability
 
 Draw = Literal["gumbel", "independent", "beams"]
 Search = Callable[[Tensor, int, "list[torch.Generator] | None"], Beams]
@@ -68,8 +68,7 @@ def with_targets(groups: Groups, found: Beams, targets: Tensor, target_probs: Te
         here, is_target.int().argmax(1), size - 1
     )  # where the target stands, or the last draw, which gives way
     threshold = torch.where(here, draws.threshold, draws.keys[:, -1])
-    log_inclusion = torch.log(-torch.expm1(-torch.exp(draws.log_probs - threshold[:, None])))
-    weights = (draws.log_probs - log_inclusion).exp()
+    weights = (draws.log_probs - log_inclusion_probability(draws.log_probs, threshold)).exp()
     rows = torch.arange(len(targets), device=targets.device)
     items = groups.items.clone()
     items[rows, place] = targets

@@ -16,7 +16,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig
 
-from sidrec.baselines.counting import tune_item_knn
+from sidrec.baselines.item_knn import tune_item_knn
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
@@ -114,7 +114,7 @@ def rewards_of(
         dataset.train_sequences,
         vectors,
         training.num_generations,
-        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed)),
+        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from sidrec.baselines.counting import Scorer, gains
+from sidrec.baselines.scorer import Scorer, gains
 from sidrec.rl.prompts import NO_TARGET
 
 Codes = Sequence[int]
@@ -106,7 +106,7 @@ def novel_hit(sequences: Sequence[np.ndarray], n_items: int) -> Reward:
 
 def history_score(scorer: Scorer) -> AskedReward:
     """The gain, 0 to 1, that an item would have if another model's list after the whole history were right; see
-    `sidrec.baselines.counting.gains`.
+    `sidrec.baselines.scorer.gains`.
 
     Only open questions are scored (elsewhere None): the interactions that the model was fitted on hold the answers to the others. Held to
     the SFT model by kl_weight β, the policy that this reward asks for is π ∝ π_SFT · exp(gain / β): a product of two experts.

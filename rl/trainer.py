@@ -17,7 +17,7 @@ from trl import GRPOTrainer
 
 from sidrec.decoding.beam_search import Beams, beam_search
 from sidrec.decoding.output_head import OutputHead
-from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass
+from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass_by_level
 from sidrec.rl.groups import draw_groups, with_targets
 from sidrec.rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
@@ -85,7 +85,9 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         with self.accelerator.autocast():
             prompts = scored["prompt_ids"][rows], scored["prompt_mask"][rows]
             hidden = group_states(self.model, *prompts, items[rows], vocabulary, trie)
-            return head.call(lambda whole, states: leaked_mass(states, items[rows], whole, vocabulary, trie), hidden)
+            return head.call(
+                lambda whole, states: leaked_mass_by_level(states, items[rows], whole, vocabulary, trie), hidden
+            )
 
     def _note(self, name: str, value: Tensor, over_processes: Literal["mean", "max"] = "mean") -> None:
         """Log a figure of this update, NaN where a process has none; all processes call it."""

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
-from sidrec.data.prepare import PrepareConfig
-from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.data.settings import PrepareConfig
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sidrec.data.dataset import Dataset
-from sidrec.evaluation.evaluate import DEFAULT_MODELS
+from sidrec.evaluation.settings import DEFAULT_MODELS
 from sidrec.pipeline.files import sha256
 from sidrec.tokenizer.semantic_ids import SemanticIds
 

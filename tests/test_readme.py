@@ -33,13 +33,12 @@ from benchmarks.tokenizer_downstream import DownstreamConfig
 from benchmarks.tokenizer_quality import QualityConfig
 from benchmarks.tokenizer_speed import SpeedConfig
 from sidrec.data.own import read_own
-from sidrec.data.prepare import PrepareConfig
-from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.data.settings import PrepareConfig
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo
 from sidrec.serving.recommend import RecommendConfig
-from sidrec.serving.recommend_blend import BlendedConfig
 from sidrec.sft import train
 from sidrec.tokenizer.add_items import AddItemsConfig
 from sidrec.tokenizer.compare import CompareConfig
@@ -54,7 +53,6 @@ DATACLASSES: dict[str, tuple[type, ...]] = {
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
     "sidrec.evaluation.evaluate": (EvaluateConfig,),
-    "sidrec.serving.recommend_blend": (BlendedConfig,),
     "sidrec.serving.recommend": (RecommendConfig,),
     "sidrec.tokenizer.add_items": (AddItemsConfig,),
     "sidrec.tokenizer.compare": (CompareConfig,),

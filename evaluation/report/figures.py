@@ -29,29 +29,28 @@ DIGITS = 6
 
 
 def write_report(
+    folder: Path,
     run_dir: Path,
     dataset: Dataset,
     ranks: pl.DataFrame,
     lists: pl.DataFrame,
     metrics: Metrics,
     comparison: dict[str, Any],
-) -> list[Path]:
-    """Write slices.json, report.json and report.html into the run's evaluation/, each atomically; return their paths.
+) -> None:
+    """Write slices.json, report.json and report.html into `folder`, each atomically.
 
-    ranks: as ranks.parquet; lists: as lists.parquet; metrics, comparison: what the JSON files of these names hold.
+    run_dir: whose models were measured; ranks: as ranks.parquet; lists: as lists.parquet; metrics, comparison: what the JSON files of
+    these names hold.
     """
-    folder = run_dir / "evaluation"
-    paths = [folder / name for name in ("slices.json", "report.json", "report.html")]
     slices = slice_table(ranks, dataset, comparison["best_baseline"], comparison["seed"])
     counts = item_counts(dataset, lists)
     figures = measure(run_dir, dataset, ranks, lists, metrics, comparison)
-    figures["spread"] = {name: spread(own) for name, own in counts.items() if own.any()}
+    figures["spread"] = {name: spread(count) for name, count in counts.items() if count.any()}
     figures = rounded(figures)
-    write_json(paths[0], rounded(slices.to_dicts()))
-    write_json(paths[1], figures)
-    with atomic_path(paths[2]) as temporary:
+    write_json(folder / "slices.json", rounded(slices.to_dicts()))
+    write_json(folder / "report.json", figures)
+    with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(render(figures, slices, counts, dataset.titles, metrics, comparison), encoding="utf-8")
-    return paths
 
 
 def item_counts(dataset: Dataset, lists: pl.DataFrame) -> dict[str, np.ndarray]:
@@ -75,9 +74,9 @@ def measure(
     probabilities = {name: log_probs_of(lists, name) for name in comparison["models"]}  # none of blends
     generative = [name for name in comparison["models"] if name in GENERATIVE]
     calibration = {
-        name: calibrate_lists(items_of(lists, name), own, cases.targets, users, seed)
-        for name, own in probabilities.items()
-        if own is not None
+        name: calibrate_lists(items_of(lists, name), log_probs, cases.targets, users, seed)
+        for name, log_probs in probabilities.items()
+        if log_probs is not None
     }
     best = max(generative, key=lambda name: metrics[name]["valid"]["masked"]["recall@10"], default=None)
     return {
@@ -127,8 +126,8 @@ def levels(run_dir: Path, dataset: Dataset, lists: pl.DataFrame) -> dict[str, An
     """Accuracy by number of codes, of every model's lists (an item has its codes whoever recommends it), and by chance."""
     codes, targets = np.load(run_dir / "sid" / "codes_all.npy"), dataset.cases("test").targets
     names = lists["model"].unique(maintain_order=True)
-    found = {name: prefix_hits(items_of(lists, name), targets, codes) for name in names}
-    return {"models": found, "by_chance": by_chance(targets, codes, training_counts(dataset))}
+    hits = {name: prefix_hits(items_of(lists, name), targets, codes) for name in names}
+    return {"models": hits, "by_chance": by_chance(targets, codes, training_counts(dataset))}
 
 
 def examples(dataset: Dataset, lists: pl.DataFrame, models: list[str], seed: int) -> list[dict[str, Any]]:
@@ -142,7 +141,7 @@ def examples(dataset: Dataset, lists: pl.DataFrame, models: list[str], seed: int
             "earlier": max(len(cases.histories[case]) - SHOWN_HISTORY, 0),
             "history": cases.histories[case][-SHOWN_HISTORY:].tolist(),
             "target": int(cases.targets[case]),
-            "lists": {name: own[case][own[case] >= 0].tolist() for name, own in shown.items()},
+            "lists": {name: items[case][items[case] >= 0].tolist() for name, items in shown.items()},
         }
         for case in drawn
     ]
@@ -151,7 +150,7 @@ def examples(dataset: Dataset, lists: pl.DataFrame, models: list[str], seed: int
 def rounded(value: Any) -> Any:
     """The same with every float rounded, so that figures read well and compare exactly."""
     if isinstance(value, dict):
-        return {name: rounded(own) for name, own in value.items()}
+        return {name: rounded(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [rounded(own) for own in value]
+        return [rounded(part) for part in value]
     return round(value, DIGITS) if isinstance(value, float) else value

@@ -104,11 +104,11 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
     for masked, seen in MASK_NAMES.items():
         rows = []
         for model in comparison["models"]:
-            own, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
-            low, high = own["recall@10_interval"]
+            figures, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
+            low, high = figures["recall@10_interval"]
             difference, p = (f"{paired['difference']:+.4f}", _p(paired["p_holm"])) if paired else ("–", "–")
-            cells = [f"{own[f'recall@{k}']:.4f}" for k in CUTOFFS]
-            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{own['ndcg@10']:.4f}", difference, p))
+            cells = [f"{figures[f'recall@{k}']:.4f}" for k in CUTOFFS]
+            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", difference, p))
         parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(head, rows))
     return "\n".join(parts)
 
@@ -153,10 +153,12 @@ def _gains(slices: pl.DataFrame, models: list[str], generative: list[str], basel
 def _slice_rows(slices: pl.DataFrame, models: list[str], gained: list[str]) -> list[list[str]]:
     rows = []
     for (kind, label, cases), part in slices.group_by(["kind", "slice", "cases"], maintain_order=True):
-        own = {row["model"]: row for row in part.iter_rows(named=True)}
-        recalls = [_figure(own[model]["recall@10"], ".4f") for model in models]
+        row_of_model = {row["model"]: row for row in part.iter_rows(named=True)}
+        recalls = [_figure(row_of_model[model]["recall@10"], ".4f") for model in models]
         gains = [
-            "–" if own[model]["gain"] is None else "{gain:+.4f} [{low:+.4f}, {high:+.4f}]".format(**own[model])
+            "–"
+            if row_of_model[model]["gain"] is None
+            else "{gain:+.4f} [{low:+.4f}, {high:+.4f}]".format(**row_of_model[model])
             for model in gained
         ]
         rows.append([SLICE_NAMES[str(kind)], str(label), f"{cases:,}", *recalls, *gains])
@@ -172,34 +174,40 @@ def _spread(figures: dict[str, Any], counts: dict[str, np.ndarray], models: list
     rows = [
         (
             name,
-            f"{own['coverage']:.1%}",
-            f"{own['gini']:.3f}",
-            f"{own['entropy']:.2f}",
-            f"{own['effective_items']:,.0f} of {figures['data']['items']:,}",
+            f"{spread['coverage']:.1%}",
+            f"{spread['gini']:.3f}",
+            f"{spread['entropy']:.2f}",
+            f"{spread['effective_items']:,.0f} of {figures['data']['items']:,}",
         )
-        for name, own in figures["spread"].items()
+        for name, spread in figures["spread"].items()
     ]
     drawn = plot(report_plots.lorenz_plot(counts, models, figures["generative"]), LORENZ_CAPTION)
     return SPREAD_TEXT.format(test=figures["data"]["test"]) + table(head, rows) + drawn
 
 
 def _calibration(figures: dict[str, Any], models: list[str]) -> str:
-    found = figures["calibration"]
+    calibrations = figures["calibration"]
     drawn, rows = [], []
     for key, (title, name) in CALIBRATED.items():
-        by_model = {model: own[key] for model, own in found.items()}
+        by_model = {model: calibration[key] for model, calibration in calibrations.items()}
         drawn.append(plot(report_plots.calibration_plot(by_model, models, title), CALIBRATION_CAPTIONS[key]))
-        for model, own in by_model.items():
-            sizes = sorted(row["cases"] for row in own["bins"])
+        for model, calibration in by_model.items():
+            sizes = sorted(row["cases"] for row in calibration["bins"])
             bins = f"{len(sizes)} of {sizes[0]:,}–{sizes[-1]:,} cases"
             rows.append(
-                (f"{model}: {name}", f"{own['predicted']:.2%}", f"{own['happened']:.2%}", f"{own['ece']:.4f}", bins)
+                (
+                    f"{model}: {name}",
+                    f"{calibration['predicted']:.2%}",
+                    f"{calibration['happened']:.2%}",
+                    f"{calibration['ece']:.4f}",
+                    bins,
+                )
             )
     bin_rows = [
         (f"{model}: {name}", str(place), f"{row['cases']:,}", f"{row['predicted']:.2%}", f"{row['happened']:.2%}")
         for key, (_, name) in CALIBRATED.items()
-        for model, own in found.items()
-        for place, row in enumerate(own[key]["bins"], start=1)
+        for model, calibration in calibrations.items()
+        for place, row in enumerate(calibration[key]["bins"], start=1)
     ]
     return (
         CALIBRATION_TEXT
@@ -212,9 +220,9 @@ def _calibration(figures: dict[str, Any], models: list[str]) -> str:
 
 
 def _levels(figures: dict[str, Any], models: list[str]) -> str:
-    found, chance = figures["levels"]["models"], figures["levels"]["by_chance"]
-    first = {model: own["top1"] for model, own in found.items()}
-    ten = {model: own["recall@10"] for model, own in found.items()}
+    hits, chance = figures["levels"]["models"], figures["levels"]["by_chance"]
+    first = {model: shares["top1"] for model, shares in hits.items()}
+    ten = {model: shares["recall@10"] for model, shares in hits.items()}
     n_levels = len(chance)
     head = ("", *(f"first {depth} of {n_levels}" for depth in range(1, n_levels + 1)))
     rows = [(f"{model}: first item", *(f"{share:.1%}" for share in shares)) for model, shares in first.items()]
@@ -239,9 +247,9 @@ def _examples(figures: dict[str, Any], titles: list[str]) -> str:
         lists = [
             "<br>".join(
                 f"{place}. <b>{_title(titles, item)}</b>" if item == target else f"{place}. {_title(titles, item)}"
-                for place, item in enumerate(own, start=1)
+                for place, item in enumerate(items, start=1)
             )
-            for own in example["lists"].values()
+            for items in example["lists"].values()
         ]
         cells = "".join(f"<td>{cell}</td>" for cell in (history, f"<b>{_title(titles, target)}</b>", *lists))
         rows.append(f'<tr class="first">{cells}</tr>')

@@ -52,9 +52,9 @@ def gain_plot(slices: pl.DataFrame, kinds: dict[str, str], models: list[str], ge
         names = shown.filter(pl.col("kind") == kind)["slice"].unique(maintain_order=True).to_list()
         cases = dict(shown.filter(pl.col("kind") == kind).select("slice", "cases").iter_rows())
         for place, model in enumerate(drawn):
-            own = shown.filter((pl.col("kind") == kind) & (pl.col("model") == model))
-            x = np.array([names.index(name) for name in own["slice"]]) + (place - (len(drawn) - 1) / 2) * 0.16
-            gain, low, high = (own[name].to_numpy() for name in ("gain", "low", "high"))
+            points = shown.filter((pl.col("kind") == kind) & (pl.col("model") == model))
+            x = np.array([names.index(name) for name in points["slice"]]) + (place - (len(drawn) - 1) / 2) * 0.16
+            gain, low, high = (points[name].to_numpy() for name in ("gain", "low", "high"))
             colour = style(models, model, generative)["color"]
             axes.errorbar(
                 x,
@@ -78,10 +78,10 @@ def gain_plot(slices: pl.DataFrame, kinds: dict[str, str], models: list[str], ge
 def lorenz_plot(counts: dict[str, np.ndarray], models: list[str], generative: list[str]) -> Figure:
     """Share of all recommendations that the rarest items have together, a line a model; the targets' own in black."""
     figure, axes = bare_axes(6.0, 3.8, right=1.75)
-    for name, own in counts.items():
-        if not own.any():
+    for name, count in counts.items():
+        if not count.any():
             continue
-        shares = lorenz(own)
+        shares = lorenz(count)
         at = np.unique(np.linspace(0, len(shares) - 1, LORENZ_POINTS).round().astype(np.int64))
         look = (
             style(models, name, generative) if name in models else {"color": "black", "linestyle": ":", "label": name}
@@ -101,13 +101,15 @@ def lorenz_plot(counts: dict[str, np.ndarray], models: list[str], generative: li
     return figure
 
 
-def calibration_plot(found: dict[str, dict[str, Any]], models: list[str], title: str) -> Figure:
-    """Share that happened over the predicted chance, a line a model, a point a bin with its interval. found: by model."""
+def calibration_plot(calibrations: dict[str, dict[str, Any]], models: list[str], title: str) -> Figure:
+    """Share that happened over the predicted chance, a line a model, a point a bin with its interval. calibrations: by model."""
     figure, axes = bare_axes(5.4, 3.6, right=1.35)
     right = top = 1e-3
-    for model, own in found.items():
-        predicted, happened = (np.array([row[name] for row in own["bins"]]) for name in ("predicted", "happened"))
-        low, high = np.array([row["interval"] for row in own["bins"]]).T
+    for model, calibration in calibrations.items():
+        predicted, happened = (
+            np.array([row[name] for row in calibration["bins"]]) for name in ("predicted", "happened")
+        )
+        low, high = np.array([row["interval"] for row in calibration["bins"]]).T
         reach = np.stack([happened - low, high - happened]).clip(min=0)
         colour = MODEL_COLOURS[models.index(model) % len(MODEL_COLOURS)]
         axes.errorbar(
@@ -129,16 +131,16 @@ def calibration_plot(found: dict[str, dict[str, Any]], models: list[str], title:
 
 
 def levels_plot(
-    found: dict[str, list[float]], chance: list[float] | None, models: list[str], generative: list[str], title: str
+    curves: dict[str, list[float]], chance: list[float] | None, models: list[str], generative: list[str], title: str
 ) -> Figure:
-    """A share of cases over the number of codes that must agree, a line a model. found: by model, [L] each; chance: [L]."""
+    """A share of cases over the number of codes that must agree, a line a model. curves: by model, [L] each; chance: [L]."""
     figure, axes = bare_axes(5.4, 3.4, right=1.35)
-    for model, shares in found.items():
+    for model, shares in curves.items():
         look = style(models, model, generative)
         axes.plot(range(1, len(shares) + 1), shares, marker="o", markersize=4, linewidth=1.4, **look)
     if chance is not None:
         axes.plot(range(1, len(chance) + 1), chance, color=GREY, linestyle=":", label="by chance")
-    n_levels = len(next(iter(found.values())))
+    n_levels = len(next(iter(curves.values())))
     axes.set_xticks(range(1, n_levels + 1))
     axes.set(title=title, xlabel="codes that must agree", ylabel="share of cases", ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -8,17 +8,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.baselines.counting import (
-    fit_item_knn,
-    fit_markov,
-    fit_popularity,
-    fit_recent_popularity,
-    history_matrix,
-    keep_largest,
-    rank_cases,
-    try_item_knn,
-    tune_recent_popularity,
-)
+from sidrec.baselines.histories import history_matrix
+from sidrec.baselines.item_knn import fit_item_knn, keep_largest, tune_item_knn
+from sidrec.baselines.markov import fit_markov
+from sidrec.baselines.popularity import fit_popularity, fit_recent_popularity, tune_recent_popularity
+from sidrec.baselines.scorer import rank_cases
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import ndcg_at, recall_at
 
@@ -98,7 +92,7 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
     ]
     assert len(set(recalls)) > 3
     dataset = StubDataset(pl.DataFrame({"item_index": range(60)}), pl.DataFrame(), {}, train)
-    best, tuning = try_item_knn(dataset, valid)
+    best, tuning = tune_item_knn(dataset, valid)
     assert recall_at(rank_cases(best, valid, masked=True), 10).mean() == max(recalls)
     assert sorted(tuning.values) == sorted(recalls)
     chosen = tuning.grid[tuning.chosen]

@@ -14,18 +14,22 @@ import pytest
 import torch
 from run_dirs import N_ITEMS, finished_sft_run, small_dataset
 
-from sidrec.baselines import blend, slit
+from sidrec.baselines import BASELINES, blend
 from sidrec.baselines.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
-from sidrec.baselines.counting import fit_item_knn, fit_popularity, gains, rank_cases, tune_item_knn
+from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
+from sidrec.baselines.popularity import fit_popularity
+from sidrec.baselines.scorer import gains, rank_cases
 from sidrec.baselines.slit import fit_slit
 from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation import evaluate
-from sidrec.evaluation.evaluate import EvaluateConfig
-from sidrec.evaluation.lists import rank_and_list
+from sidrec.evaluation.models import load_models
+from sidrec.evaluation.ranking import ScoreRanker, rank_each
 from sidrec.evaluation.report import figures as report
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,7 @@ def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
 
 
 def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
-    knn = tune_item_knn(dataset, dataset.cases("valid"))
+    knn = tune_item_knn(dataset, dataset.cases("valid"))[0]
     histories = dataset.cases("valid").histories[:7]
     scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
     assert scores.dtype == np.float32
@@ -100,10 +104,10 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     assert len(set(wanted)) > 2
     assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
     assert (tuning.grid[0], tuning.metric) == ({"with": "item_knn", "weight": 0.0}, "ndcg@10")
-    few = valid.drawn(9, seed=3)
+    few = valid.first_of_shuffle(9, seed=3)
     assert len(few) == 9
     assert few.user_ids == [user for user in valid.user_ids if user in few.user_ids], "in their order"
-    assert valid.drawn(9, seed=4).user_ids != few.user_ids
+    assert valid.first_of_shuffle(9, seed=4).user_ids != few.user_ids
     monkeypatch.setattr(blend, "VALID_CASES", 9)
     _, tuning = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=3)
     wanted = [float(ndcg_at(rank_cases(own, few, masked=True), 10).mean()) for own in each]
@@ -136,18 +140,16 @@ def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:
     moved = pl.when(pl.col("split") == "test").then((pl.col("item_index") + 31) % N_ITEMS).otherwise("item_index")
     other = Dataset(small.items, small.interactions.with_columns(item_index=moved), small.info)
     config = EvaluateConfig(run_dir, models=["sft_blend"])
-    loaded, again = (evaluate.load_models(data, config) for data in (small, other))
+    loaded, again = (load_models(data, config, Screen("test", quiet=True)) for data in (small, other))
     histories = small.cases("valid").histories
     assert loaded.tuning == again.tuning
-    (own,), (same,) = loaded.models["sft_blend"], again.models["sft_blend"]
-    assert np.array_equal(own.scores(histories), same.scores(histories))
+    (ranker,), (same,) = loaded.rankers["sft_blend"], again.rankers["sft_blend"]
+    assert np.array_equal(ranker.scorer.scores(histories), same.scorer.scores(histories))
 
 
 def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "code_version", lambda: "a commit")
-    command = ["evaluate", "--run_dir", str(run_dir), "--models", "sft", "sft_blend", "popularity", "item_knn"]
-    monkeypatch.setattr("sys.argv", command)
-    evaluate.main()
+    evaluate.main(["--run_dir", str(run_dir), "--models", "sft", "sft_blend", "popularity", "item_knn"])
     folder = run_dir / "evaluation"
     comparison = json.loads((folder / "comparison.json").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -175,19 +177,9 @@ def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest
 
 def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*flags: str) -> dict:
-        command = [
-            "evaluate",
-            "--run_dir",
-            str(run_dir),
-            "--models",
-            "sft_blend",
-            "slit",
-            "--overwrite",
-            "true",
-            *flags,
-        ]
-        monkeypatch.setattr("sys.argv", command)
-        evaluate.main()
+        # models and baselines as they are without flags: an earlier evaluation's settings would be gone on with
+        defaults = ["--models", "sft_blend", "slit", "--blend_with", "item_knn"]
+        evaluate.main(["--run_dir", str(run_dir), *defaults, "--overwrite", "true", *flags])
         return json.loads((run_dir / "evaluation" / "comparison.json").read_text())
 
     def tried(comparison: dict) -> list[str]:
@@ -206,17 +198,16 @@ def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, mo
     for names, words in ((["markov"], r"\['markov'\]"), ([], "nothing")):
         with pytest.raises(InputError, match=f"--blend_with has {words}; give one or both of item_knn slit"):
             EvaluateConfig(run_dir, blend_with=names)
-    monkeypatch.setattr(slit, "MOST_ITEMS", N_ITEMS - 1)
+    monkeypatch.setitem(BASELINES, "slit", replace(BASELINES["slit"], most_items=N_ITEMS - 1))
     for flags in (["--blend_with", "item_knn"], ["--blend_with", "slit", "--models", "sft_blend"]):
         with pytest.raises(InputError, match=r"the 60 items of .* are more than its 59; leave it out"):
             run(*flags)
     run("--models", "sft_blend")
 
 
-def test_a_blend_without_its_model_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
+def test_a_blend_without_its_model_is_named(run_dir: Path) -> None:
     with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl_blend out of --models"):
-        evaluate.main()
+        evaluate.main(["--run_dir", str(run_dir), "--models", "rl_blend", "popularity"])
 
 
 def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Dataset) -> None:
@@ -226,7 +217,7 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
-    knn, valid = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("valid")
+    knn, valid = tune_item_knn(dataset, dataset.cases("valid"))[0], dataset.cases("valid")
     blends, tuning = tune_blend("sft_ensemble", [sft, other], [knn], valid, N_ITEMS, seed=0)
     (ensemble,) = blends
     own, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
@@ -236,16 +227,14 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
     assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
 
 
-def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path) -> None:
     own, other = tmp_path / "run", tmp_path / "other"
     for copied in (own, other):
         shutil.copytree(run_dir, copied, ignore=shutil.ignore_patterns("evaluation"))
-    command = ["evaluate", "--run_dir", str(own), "--models", "sft_blend", "sft_ensemble"]
-    monkeypatch.setattr("sys.argv", command)
+    command = ["--run_dir", str(own), "--models", "sft_blend", "sft_ensemble"]
     with pytest.raises(InputError, match="--other_runs names no run to put together"):
-        evaluate.main()
-    monkeypatch.setattr("sys.argv", [*command, "--other_runs", str(other), "--valid_cases", "7"])
-    evaluate.main()
+        evaluate.main(command)
+    evaluate.main([*command, "--other_runs", str(other), "--valid_cases", "7"])
     ranks = pl.read_parquet(own / "evaluation" / "ranks.parquet")
     repeats = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
     assert dict(repeats) == {"sft_blend": 2, "sft_ensemble": 1}
@@ -267,9 +256,9 @@ def test_blends_that_are_measured_together_score_a_case_once(
         return log_probs(recommender, histories, n_items)
 
     monkeypatch.setattr(blend, "log_probs", counted)
-    knn, cases, latest = tune_item_knn(dataset, dataset.cases("valid")), dataset.cases("test"), LatestLogProbs()
+    knn, cases, latest = tune_item_knn(dataset, dataset.cases("valid"))[0], dataset.cases("test"), LatestLogProbs()
     blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
-    together = rank_and_list(blends, cases, "both")
+    together = rank_each([ScoreRanker(one) for one in blends], cases, "both", Screen("test", quiet=True))
     assert sum(asked) == len(cases)
     for own, found in zip(blends, together, strict=True):
         alone = replace(own, latest=LatestLogProbs())

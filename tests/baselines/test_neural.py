@@ -7,15 +7,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.baselines import neural, sasrec
-from sidrec.baselines.neural import GRID, NEURAL, NeuralTraining, train_neural, train_once
+from sidrec.baselines import neural, sasrec, scorer
+from sidrec.baselines.baseline import TrainingPlan
+from sidrec.baselines.neural import GRID, NEURAL, NeuralBaseline, train_once
 from sidrec.baselines.sasrec import SasRecScorer
 from sidrec.data.dataset import Dataset
 from sidrec.data.split import leave_one_out
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 
-TRAINING = NeuralTraining(epochs=2, minutes=5.0, seed=3, seeds=1, tune=False, overwrite=False)
+PLAN = TrainingPlan(Path("run"), epochs=2, minutes=5.0, seed=3, seeds=1, tune=False, overwrite=False)
+QUIET = Screen("test", quiet=True)
 HISTORY = [np.array([3, 9])]
 
 
@@ -34,17 +37,18 @@ def prepared(run_dir: Path, step: int = 1) -> Dataset:
     return dataset
 
 
-def once(run_dir: Path, dataset: Dataset, training: NeuralTraining, name: str = "sasrec_sampled") -> SasRecScorer:
-    return train_once(run_dir, dataset, dataset.cases("valid"), name, training.grid(name)[0], training.seed, training)
+def once(run_dir: Path, dataset: Dataset, plan: TrainingPlan, name: str = "sasrec_sampled") -> SasRecScorer:
+    plan, settings = replace(plan, run_dir=run_dir), NeuralBaseline(name, NEURAL[name]).grid(plan)[0]
+    return train_once(name, settings, plan.seed, dataset, dataset.cases("valid"), plan, QUIET)
 
 
 def test_every_baseline_has_a_grid_of_the_same_size_that_keeps_its_loss_and_block() -> None:
-    grids = {name: replace(TRAINING, tune=True).grid(name) for name in NEURAL}
+    grids = {name: NeuralBaseline(name, NEURAL[name]).grid(replace(PLAN, tune=True)) for name in NEURAL}
     assert {len(grid) for grid in grids.values()} == {len(GRID)} == {4}
     for name, grid in grids.items():
         for settings, point in zip(grid, GRID, strict=True):
             assert all(getattr(settings, key) == value for key, value in (point | NEURAL[name]).items())
-        assert TRAINING.grid(name) == grid[:1]
+        assert NeuralBaseline(name, NEURAL[name]).grid(PLAN) == grid[:1]
 
 
 def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
@@ -54,33 +58,33 @@ def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
     seen = []
 
     def pretend(*arguments: object) -> SasRecScorer:
-        settings, seed = arguments[4], arguments[5]
+        _, settings, seed, *_ = arguments
         seen.append((settings.dim, settings.dropout, seed))
         return SasRecScorer(sasrec.SasRec(30, settings), 8, [], name=f"{settings.dim} {settings.dropout}")
 
-    def rank(scorer: SasRecScorer, cases: object, masked: bool) -> np.ndarray:
+    def rank(one: SasRecScorer, cases: object, masked: bool) -> np.ndarray:
         assert masked
-        return np.array([0 if scorer.name == "128 0.2" else 99])
+        return np.array([0 if one.name == "128 0.2" else 99])
 
     monkeypatch.setattr(neural, "train_once", pretend)
-    monkeypatch.setattr(neural, "rank_cases", rank)
-    training = replace(TRAINING, tune=True, seeds=3)
-    scorers, tuning, cut = train_neural(tmp_path, dataset, dataset.cases("valid"), "sasrec", training)
-    assert tuning.values == [0.0, 0.0, 1.0, 0.0]
-    assert tuning.grid[tuning.chosen] == GRID[2]
-    assert [scorer.name for scorer in scorers] == ["128 0.2"] * 3
+    monkeypatch.setattr(scorer, "rank_cases", rank)
+    plan = replace(PLAN, run_dir=tmp_path, tune=True, seeds=3)
+    fitted = NeuralBaseline("sasrec", NEURAL["sasrec"]).fitted(dataset, dataset.cases("valid"), plan, QUIET)
+    assert fitted.tuning.values == [0.0, 0.0, 1.0, 0.0]
+    assert fitted.tuning.grid[fitted.tuning.chosen] == GRID[2]
+    assert [one.name for one in fitted.scorers] == ["128 0.2"] * 3
     assert seen == [(point["dim"], point["dropout"], 3) for point in GRID] + [(128, 0.2, 4), (128, 0.2, 5)]
-    assert cut == 0
+    assert (fitted.trainings, fitted.cut_short) == (6, 0)
 
 
 def test_a_training_cut_short_goes_on_and_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         dataset = prepared(tmp_path / name)
-    whole = once(tmp_path / "whole", dataset, TRAINING)
-    first = once(tmp_path / "cut", dataset, replace(TRAINING, minutes=1e-9))
+    whole = once(tmp_path / "whole", dataset, PLAN)
+    first = once(tmp_path / "cut", dataset, replace(PLAN, minutes=1e-9))
     assert first.cut_short
     assert len(first.valid_recall) == 1
-    second = once(tmp_path / "cut", dataset, TRAINING)
+    second = once(tmp_path / "cut", dataset, PLAN)
     assert not second.cut_short
     assert second.valid_recall == whole.valid_recall
     assert np.array_equal(second.scores(HISTORY), whole.scores(HISTORY))
@@ -91,17 +95,17 @@ def test_a_finished_training_is_loaded_and_scores_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = prepared(tmp_path)
-    first = once(tmp_path, dataset, TRAINING, name)
+    first = once(tmp_path, dataset, PLAN, name)
     monkeypatch.setattr(neural, "train_sasrec", None)
-    again = once(tmp_path, dataset, replace(TRAINING, minutes=1e-9, overwrite=True), name)
+    again = once(tmp_path, dataset, replace(PLAN, minutes=1e-9, overwrite=True), name)
     assert again.name == first.name == name
     assert again.valid_recall == first.valid_recall
     assert np.array_equal(again.scores(HISTORY), first.scores(HISTORY))
 
 
 def test_other_data_are_refused_unless_overwritten(tmp_path: Path) -> None:
-    before = once(tmp_path, prepared(tmp_path), TRAINING).scores(HISTORY)
+    before = once(tmp_path, prepared(tmp_path), PLAN).scores(HISTORY)
     other = prepared(tmp_path, step=7)
-    with pytest.raises(InputError, match="was made from another data"):
-        once(tmp_path, other, TRAINING)
-    assert not np.array_equal(once(tmp_path, other, replace(TRAINING, overwrite=True)).scores(HISTORY), before)
+    with pytest.raises(InputError, match=r"was made from another \S+/data than the one there now"):
+        once(tmp_path, other, PLAN)
+    assert not np.array_equal(once(tmp_path, other, replace(PLAN, overwrite=True)).scores(HISTORY), before)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sidrec.baselines import sasrec
-from sidrec.baselines.counting import rank_cases
 from sidrec.baselines.sasrec import PAD, SasRec, SasRecScorer, SasRecSettings, batches, padded, train_sasrec, windows
+from sidrec.baselines.scorer import rank_cases
 from sidrec.baselines.transformer_blocks import LigrBlock
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import recall_at

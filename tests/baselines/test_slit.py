@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.baselines import slit
-from sidrec.baselines.counting import rank_cases
-from sidrec.baselines.slit import fit_slit, moments, ridge_regression, try_slit
+from sidrec.baselines.scorer import rank_cases
+from sidrec.baselines.slit import fit_slit, moments, ridge_regression, tune_slit
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import recall_at
 
@@ -94,14 +94,14 @@ def test_tuning_finds_the_best_of_the_whole_grid(monkeypatch: pytest.MonkeyPatch
     log = pl.DataFrame({"user_id": pl.Series([], dtype=pl.String)})
     data = Dataset(pl.DataFrame({"item_index": range(40)}), log, {})
     data.__dict__["train_sequences"] = [user[:-1] for user in users]
-    best, tuning = try_slit(data, valid)
+    best, tuning = tune_slit(data, valid)
     assert len(tuning.grid) == len(tuning.values) == 32
     assert len(set(tuning.values)) > 3
     again = fit_slit(data.train_sequences, 40, **tuning.grid[tuning.chosen])
     for model in (best, again):
         assert recall_at(rank_cases(model, valid, masked=True), 10).mean() == max(tuning.values)
     monkeypatch.setattr(slit, "MOST_CASES", 7)
-    best, tuning = try_slit(data, valid)
-    few = valid.drawn(7, seed=0)
+    best, tuning = tune_slit(data, valid)
+    few = valid.first_of_shuffle(7, seed=0)
     assert recall_at(rank_cases(best, few, masked=True), 10).mean() == max(tuning.values)
     assert all(value in np.arange(8) / 7 for value in tuning.values)

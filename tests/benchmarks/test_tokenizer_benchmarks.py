@@ -14,6 +14,7 @@ from run_dirs import finished_sft_run
 from benchmarks import harness, tokenizer_downstream, tokenizer_quality
 from benchmarks.case_ranks import mean_gains, save_ranks
 from benchmarks.finished_rows import FinishedRows, markdown
+from benchmarks.harness import name_of
 from benchmarks.item_texts import ItemTextsConfig, read_texts
 from benchmarks.item_texts import main as make_item_texts
 from benchmarks.quantizers import FSQ_LEVELS, QUANTIZERS, RESIDUAL_FSQ_LEVELS, check_names, flags_of, read_settings
@@ -293,7 +294,7 @@ def test_a_downstream_row_from_vectors_to_recall(
 
     def stage(command: list[str], run_dir: Path, threads: int) -> float:
         called.append([*command, str(threads)])
-        if "sidrec.data.prepare" in command:
+        if name_of(command) == "prepare":
             shutil.copytree(ready, run_dir, dirs_exist_ok=True)
         return 1.0
 
@@ -302,12 +303,7 @@ def test_a_downstream_row_from_vectors_to_recall(
     flags += ["--seeds", "3", "--threads", "2", "--cases", "50"]
     tokenizer_downstream.main(flags)
     printed = capfd.readouterr().out.splitlines()
-    assert [next(word for word in call if "." in word) for call in called] == [
-        "sidrec.data.prepare",
-        "sidrec.tokenizer.embed",
-        "sidrec.tokenizer.quantize",
-        "sft/train.py",
-    ]
+    assert [name_of(call) for call in called] == ["prepare", "sidrec.tokenizer.embed", "tokenize", "sft/train.py"]
     assert called[2][called[2].index("--clusters") + 1] == "plain"
     assert all(call[-3:] == ["--seed", "3", "2"] for call in called[2:])
     result = json.loads(printed[-1])

@@ -10,7 +10,7 @@ import torch
 from conftest import make_sids
 
 from sidrec.decoding import diagnostics as accounting
-from sidrec.decoding.diagnostics import account, forced_share, leaked_mass
+from sidrec.decoding.diagnostics import diagnose, forced_share, leaked_mass
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
@@ -69,14 +69,14 @@ def test_forced_codes_are_counted_by_item():
     assert forced_share(SidTrie(codes[:1], [2, 3, 5])) == [1, 1, 1]
 
 
-def test_the_account_of_several_histories(recommender, monkeypatch):
+def test_the_diagnosis_of_several_histories(recommender, monkeypatch):
     rng = np.random.default_rng(0)
     histories = [rng.integers(N_ITEMS, size=n) for n in (1, 5, 2, 4, 3)]
     monkeypatch.setattr(accounting, "HISTORIES_PER_BATCH", 2)
-    found = account(recommender, histories, k=4, seed=0)
+    found = diagnose(recommender, histories, k=4, seed=0)
     assert (found.histories, found.regret_histories, found.k) == (5, 5, 4)
-    assert found == account(recommender, histories, k=4, seed=0), "the seed decides"
-    assert found.leaked_full != account(recommender, histories, k=4, seed=1).leaked_full
+    assert found == diagnose(recommender, histories, k=4, seed=0), "the seed decides"
+    assert found.leaked_full != diagnose(recommender, histories, k=4, seed=1).leaked_full
     assert (found.missed, found.lost_mass) == (0, pytest.approx(0, abs=1e-5)), "50 beams see all of 24 items"
     trie = recommender.trie
     counts = [(trie.first_child[d][:].diff() == 1, trie.first_leaf[d][:].diff()) for d in range(3)]
@@ -99,7 +99,7 @@ def test_regret_is_measured_on_as_many_histories_as_can_be_scored(recommender, m
     monkeypatch.setattr(Recommender, "recommend", reversed_search)
     n_prefixes = sum(recommender.trie.n_nodes[1:-1])
     monkeypatch.setattr(accounting, "MOST_POSITIONS", 2 * n_prefixes + 1)
-    found = account(recommender, histories, k=4, seed=0)
+    found = diagnose(recommender, histories, k=4, seed=0)
     assert (found.histories, found.regret_histories) == (3, 2)
     assert found.missed == 1
     lost = []
@@ -108,5 +108,5 @@ def test_regret_is_measured_on_as_many_histories_as_can_be_scored(recommender, m
         lost.append(np.exp(one.log_probs[0, :4]).sum() - sum(probability[item] for item in items.tolist()))
     assert found.lost_mass == pytest.approx(np.mean(lost), abs=1e-5)
     monkeypatch.setattr(accounting, "MOST_POSITIONS", n_prefixes - 1)
-    none = account(recommender, histories, k=4, seed=0)
+    none = diagnose(recommender, histories, k=4, seed=0)
     assert (none.regret_histories, none.missed, none.lost_mass) == (0, None, None)

@@ -13,16 +13,20 @@ import pytest
 from sidrec.baselines import neural, sasrec
 from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import mask_seen
-from sidrec.decoding.diagnostics import Account
+from sidrec.decoding.diagnostics import Diagnosis
 from sidrec.decoding.recommender import Recommendations
-from sidrec.evaluation import evaluate
-from sidrec.evaluation.evaluate import EvaluateConfig
+from sidrec.evaluation import comparison as compared
+from sidrec.evaluation import evaluate, models, preconditions, ranking, results
+from sidrec.evaluation.models import load_models
 from sidrec.evaluation.report import figures as report
+from sidrec.evaluation.settings import DEFAULT_MODELS, EvaluateConfig
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 
 N, USERS = 70, 25
+QUIET = Screen("test", quiet=True)
 
 
 def dataset(name: str = "small") -> Dataset:
@@ -48,7 +52,7 @@ class FakeRecommender:
     def load(cls, run_dir: Path, stage: str) -> "FakeRecommender":
         return cls(stage, [])
 
-    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool, progress: str | None = None) -> Any:
+    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool, progress: Any = None) -> Any:
         self.asked.append((len(histories), k, exclude_seen))
         scores = np.stack([-((np.arange(N) - history[-1] - 1) % N).astype(float) for history in histories])
         if exclude_seen:
@@ -60,10 +64,10 @@ class FakeRecommender:
         return Recommendations(items, np.zeros(items.shape, np.float32), reachable)
 
 
-def fake_account(model: FakeRecommender, histories: list[np.ndarray], k: int, seed: int, progress: str) -> Account:
+def fake_diagnose(model: FakeRecommender, histories: list[np.ndarray], k: int, seed: int, progress: Any) -> Diagnosis:
     scored = {"sft": len(histories), "rl": 0}[model.stage]
     regret = (0.012, 0.00034) if scored else (None, None)
-    return Account(len(histories), [0.25, 0.5], [0.125, 0.0625], [0.0, 0.75], k, scored, *regret)
+    return Diagnosis(len(histories), [0.25, 0.5], [0.125, 0.0625], [0.0, 0.75], k, scored, *regret)
 
 
 @pytest.fixture
@@ -77,16 +81,17 @@ def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         stage = Stage(tmp_path, name, {})
         stage.begin()
         stage.finish()
-    monkeypatch.setattr(evaluate, "Recommender", FakeRecommender)
-    monkeypatch.setattr(evaluate, "account", fake_account)
+    monkeypatch.setattr(models, "Recommender", FakeRecommender)
+    monkeypatch.setattr(compared, "diagnose", fake_diagnose)
     # the real one may change between two runs of a test
     monkeypatch.setattr(report, "code_version", lambda: "a commit")
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, run_dir: Path, *flags: str) -> None:
-    monkeypatch.setattr("sys.argv", ["evaluate", "--run_dir", str(run_dir), "--sasrec_epochs", "2", *flags])
-    evaluate.main()
+def run(run_dir: Path, *flags: str) -> None:
+    # named, since without a flag the run's last settings count
+    training = ["--sasrec_epochs", "2", "--sasrec_minutes", "10", "--seeds", "1", "--tune_baselines", "false"]
+    evaluate.main(["--run_dir", str(run_dir), "--models", *DEFAULT_MODELS, *training, *flags])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -96,11 +101,11 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    run(monkeypatch, run_dir)
+    run(run_dir)
     metrics = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
     comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
     ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
-    assert set(metrics) == set(evaluate.DEFAULT_MODELS)
+    assert set(metrics) == set(DEFAULT_MODELS)
     assert len(ranks) == 7 * 2 * 2 * USERS
     assert ranks.columns == ["model", "split", "masked", "user_id", "target", "rank", "repeat"]
     assert ranks["repeat"].unique().to_list() == [0]
@@ -112,13 +117,18 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     checks = comparison["list_checks"]
     assert checks["sft"] == {"lists": 4 * USERS, "invalid": 0, "repeats": 0, "short": 0, "seen": 0}
     assert checks["rl"]["repeats"] == 4 * USERS
-    assert comparison["best_baseline"] in evaluate.DEFAULT_MODELS[2:]
+    assert comparison["best_baseline"] in DEFAULT_MODELS[2:]
     assert set(comparison["tuning"]) == {"item_knn", "recent_popularity"}
     assert comparison["cut_short"] == comparison["repeats"] == {}
     against = [row["against"] for row in comparison["paired_tests"] if row["model"] == "sft"]
-    assert set(against) == set(evaluate.DEFAULT_MODELS[2:])
+    assert set(against) == set(DEFAULT_MODELS[2:])
     printed = capsys.readouterr().out
-    assert "repeats" in printed
+    assert len(printed.splitlines()) <= 20
+    masked = metrics["sasrec"]["test"]["masked"]
+    for metric in ("recall@10", "ndcg@10"):
+        assert "{:.4f} ({:.4f}–{:.4f})".format(masked[metric], *masked[f"{metric}_interval"]) in printed
+    assert printed.count("\npopularity ") == 1, "one table"
+    assert str(run_dir / "evaluation" / "report.html") in printed
     assert metrics["sft"]["decoding"] == {
         "histories": USERS,
         "leaked_full": [0.25, 0.5],
@@ -131,7 +141,10 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     }
     assert "decoding" not in metrics["popularity"]
     written = (run_dir / "evaluation" / "table.md").read_text()
-    for text in (" ".join(printed.split()), " ".join(written.split())):
+    log = (run_dir / "evaluation" / "log.txt").read_text()
+    assert "log.txt" not in json.loads((run_dir / "evaluation" / "manifest.json").read_text())["outputs"]
+    assert "repeats" in written
+    for text in (" ".join(log.split()), " ".join(written.split())):
         sft, rl = text.split("Decoding of sft, ")[1].split("Decoding of rl, ")
         assert sft.startswith(f"{USERS} test histories")
         assert "25.00%, 50.00% of the full softmax and 12.50%, 6.25% of the level's" in sft
@@ -146,7 +159,7 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 def test_interrupted_evaluation_gives_the_same_bytes(
     run_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(monkeypatch, run_dir)
+    run(run_dir)
     whole = files(run_dir / "evaluation")
     original, calls = sasrec.Training.save, []
 
@@ -160,9 +173,10 @@ def test_interrupted_evaluation_gives_the_same_bytes(
     trained = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
     shutil.rmtree(run_dir / "baselines")
     with pytest.raises(KeyboardInterrupt):
-        run(monkeypatch, run_dir, "--overwrite", "true")
-    assert not (run_dir / "evaluation" / "metrics.json").exists()
-    run(monkeypatch, run_dir)
+        run(run_dir, "--overwrite", "true")
+    assert files(run_dir / "evaluation") == whole, "the last good table is there until another one is whole"
+    assert not (run_dir / ".evaluation.building").exists()
+    run(run_dir, "--overwrite", "true")
     assert len(calls) == 2, "two epochs, none trained twice"
     assert files(run_dir / "evaluation") == whole
     again = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
@@ -170,15 +184,36 @@ def test_interrupted_evaluation_gives_the_same_bytes(
     assert not [path for path in trained if path.name == "training.pt"]
 
 
+@pytest.mark.parametrize("step", ["load_models", "rank_all", "write_report"])
+def test_an_overwriting_evaluation_that_fails_keeps_the_last_good_one(
+    step: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(run_dir, "--models", "sft", "popularity")
+    folder = run_dir / "evaluation"
+    before = files(folder) | {"log.txt": (folder / "log.txt").read_bytes()}
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the machine goes down")
+
+    monkeypatch.setattr({"load_models": models, "rank_all": ranking, "write_report": results}[step], step, fail)
+    with pytest.raises(OSError, match="goes down"):
+        run(run_dir, "--models", "sft", "markov", "--overwrite", "true")
+    monkeypatch.undo()
+    assert files(folder) | {"log.txt": (folder / "log.txt").read_bytes()} == before
+    assert [path.name for path in run_dir.iterdir() if path.name.startswith(".evaluation")] == []
+    monkeypatch.setattr(ranking, "rank_all", None)
+    evaluate.main(["--run_dir", str(run_dir)])  # finished, with its last settings
+
+
 def test_overwriting_and_other_models_train_no_baseline_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, run_dir, "--models", "sft", "sasrec")
+    run(run_dir, "--models", "sft", "sasrec")
     before = files(run_dir / "evaluation")
     monkeypatch.setattr(sasrec, "train_epoch", None)
-    run(monkeypatch, run_dir, "--models", "sft", "sasrec", "popularity", "--overwrite", "true")
-    run(monkeypatch, run_dir, "--models", "sft", "sasrec", "--overwrite", "true")
+    run(run_dir, "--models", "sft", "sasrec", "popularity", "--overwrite", "true")
+    run(run_dir, "--models", "sft", "sasrec", "--overwrite", "true")
     assert files(run_dir / "evaluation") == before
     with pytest.raises(TypeError, match="not callable"):
-        run(monkeypatch, run_dir, "--models", "sft", "sasrec", "--overwrite", "true", "--sasrec_epochs", "3")
+        run(run_dir, "--models", "sft", "sasrec", "--overwrite", "true", "--sasrec_epochs", "3")
 
 
 def other_run(run_dir: Path, folder: Path) -> Path:
@@ -192,7 +227,7 @@ def test_several_seeds_are_averaged(
 ) -> None:
     other = other_run(run_dir, tmp_path_factory.mktemp("other") / "run")
     models = ("--models", "sft", "sasrec", "popularity")
-    run(monkeypatch, run_dir, *models, "--seeds", "3", "--other_runs", str(other))
+    run(run_dir, *models, "--seeds", "3", "--other_runs", str(other))
     metrics = json.loads((run_dir / "evaluation" / "metrics.json").read_text())
     comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
     ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
@@ -212,7 +247,7 @@ def test_other_runs_must_have_the_same_data(run_dir: Path, tmp_path: Path, monke
     log = pl.read_parquet(other / "data" / "interactions.parquet")
     log.with_columns(pl.col("item_index").reverse()).write_parquet(other / "data" / "interactions.parquet")
     with pytest.raises(InputError, match="whose data are not those of"):
-        run(monkeypatch, run_dir, "--models", "sft", "popularity", "--other_runs", str(other))
+        run(run_dir, "--models", "sft", "popularity", "--other_runs", str(other))
     assert not (run_dir / "evaluation").exists()
 
 
@@ -225,7 +260,7 @@ def test_a_leak_stops_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPa
     stage.begin(overwrite=True)
     stage.finish(*leaky.save(stage.folder))
     with pytest.raises(InputError, match=r"user u0, train\): a train interaction after the user's valid interaction"):
-        run(monkeypatch, run_dir, "--models", "popularity")
+        run(run_dir, "--models", "popularity")
     assert not (run_dir / "evaluation").exists()
 
 
@@ -233,7 +268,7 @@ def test_tuned_baselines_say_what_was_tried_and_a_time_limit_says_that_it_cut(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = ("--models", "popularity", "sasrec_bce", "esasrec", "--tune_baselines", "true")
-    run(monkeypatch, run_dir, *models, "--sasrec_epochs", "1")
+    run(run_dir, *models, "--sasrec_epochs", "1")
     comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
     for name in ("sasrec_bce", "esasrec"):
         tuned = comparison["tuning"][name]
@@ -241,34 +276,35 @@ def test_tuned_baselines_say_what_was_tried_and_a_time_limit_says_that_it_cut(
         assert tuned["valid_recall@10"][tuned["chosen"]] == max(tuned["valid_recall@10"])
         assert f"{name}: best of 4 settings by valid Recall@10" in (run_dir / "evaluation" / "table.md").read_text()
     flags = ("--models", "popularity", "sasrec", "--overwrite", "true")
-    run(monkeypatch, run_dir, *flags, "--sasrec_minutes", "1e-9")
+    run(run_dir, *flags, "--sasrec_minutes", "1e-9")
     cut = (run_dir / "evaluation" / "table.md").read_text()
     assert "sasrec: NOT FULLY TRAINED. The time limit of 1e-09 minutes ended 1 of its 1 trainings" in cut
-    run(monkeypatch, run_dir, *flags)  # goes on to the end
+    run(run_dir, *flags)  # goes on to the end
     assert "NOT FULLY TRAINED" not in (run_dir / "evaluation" / "table.md").read_text()
 
 
 def test_finished_evaluation_only_shows(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(monkeypatch, run_dir, "--models", "popularity", "markov")
+    run(run_dir, "--models", "popularity", "markov")
     before = files(run_dir / "evaluation")
     capsys.readouterr()
-    monkeypatch.setattr(evaluate, "rank_all", None)
-    run(monkeypatch, run_dir, "--models", "markov", "popularity")
+    monkeypatch.setattr(ranking, "rank_all", None)
+    run(run_dir, "--models", "markov", "popularity")
     assert "popularity" in capsys.readouterr().out
     assert files(run_dir / "evaluation") == before
     with pytest.raises(InputError, match="models="):
-        run(monkeypatch, run_dir, "--models", "popularity")
+        run(run_dir, "--models", "popularity")
 
 
 def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
     small = dataset()
     config = EvaluateConfig(run_dir, models=["sft", "popularity"])
-    models = evaluate.load_models(small, config).models
-    ranks, lists, _ = evaluate.rank_all(models, evaluate.measured_cases(small, config), N)
-    assert ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
-    assert models["sft"][0].asked == [(USERS, 50, True), (USERS, 50, False)] * 2
+    rankers = load_models(small, config, QUIET).rankers
+    ranked = ranking.rank_all(rankers, ranking.measured_cases(small, 0, seed=0), QUIET)
+    lists = ranked.lists
+    assert ranked.ranks["split"].unique(maintain_order=True).to_list() == ["valid", "test"]
+    assert rankers["sft"][0].recommender.asked == [(USERS, 50, True), (USERS, 50, False)] * 2
     assert lists["model"].to_list() == ["sft"] * USERS + ["popularity"] * USERS
     first = [int(history[-1] + 1) % N for history in small.cases("test").histories]
     assert lists["items"].to_numpy()[:USERS, 0].tolist() == first, "of test"
@@ -283,25 +319,25 @@ def test_baselines_do_not_read_valid_or_test(run_dir: Path) -> None:
     other = Dataset(small.items, shuffled, small.info)
     config = EvaluateConfig(run_dir, models=["popularity", "markov"])
     history = [np.array([3, 9])]
-    for name, (model,) in evaluate.load_models(small, config).models.items():
-        (again,) = evaluate.load_models(other, config).models[name]
-        assert np.array_equal(model.scores(history), again.scores(history))
+    for name, (ranker,) in load_models(small, config, QUIET).rankers.items():
+        (again,) = load_models(other, config, QUIET).rankers[name]
+        assert np.array_equal(ranker.scorer.scores(history), again.scorer.scores(history))
 
 
 def test_demo_reports_the_share_of_the_best_possible(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {kind: dict.fromkeys(evaluate.CUTOFFS, 0.5) for kind in ("expected", "realised")}
-    monkeypatch.setattr(evaluate, "oracle_for", lambda dataset, split, ks: known)
-    entry = {"masked": {f"recall@{k}": 0.4 for k in evaluate.CUTOFFS}}
-    found = evaluate.oracle({"sft": {"valid": entry, "test": entry}}, dataset("demo"))
+    known = {kind: dict.fromkeys(compared.CUTOFFS, 0.5) for kind in ("expected", "realised")}
+    monkeypatch.setattr(compared, "oracle_for", lambda dataset, split, ks: known)
+    entry = {"masked": {f"recall@{k}": 0.4 for k in compared.CUTOFFS}}
+    found = compared.oracle({"sft": {"valid": entry, "test": entry}}, dataset("demo"))
     assert found["test"]["share_of_expected"]["sft"]["10"] == pytest.approx(0.8)
 
 
 def test_a_missing_model_is_named_with_what_to_do(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (run_dir / "rl" / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"rl/grpo\.py.*leave rl out of --models"):
-        run(monkeypatch, run_dir)
+        run(run_dir)
     assert not (run_dir / "evaluation").exists()
-    run(monkeypatch, run_dir, "--models", "sft", "popularity")
+    run(run_dir, "--models", "sft", "popularity")
     assert "rl" not in json.loads((run_dir / "evaluation" / "metrics.json").read_text())
 
 
@@ -324,9 +360,9 @@ def test_data_without_test_or_without_training_pairs_are_refused(run_dir: Path) 
     small, config = dataset(), EvaluateConfig(run_dir, models=["popularity"])
     log = small.interactions
     with pytest.raises(InputError, match="no test interaction"):
-        evaluate.check(Dataset(small.items, log.filter(pl.col("split") != "test"), {}), config)
+        preconditions.check(Dataset(small.items, log.filter(pl.col("split") != "test"), {}), config)
     with pytest.raises(InputError, match="two training interactions"):
-        evaluate.check(Dataset(small.items, log.filter(pl.col("split") != "train"), {}), config)
+        preconditions.check(Dataset(small.items, log.filter(pl.col("split") != "train"), {}), config)
 
 
 def test_the_shipped_config_is_read() -> None:

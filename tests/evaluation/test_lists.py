@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import mask_seen, rank_of_target, ranks_in_lists
 from sidrec.evaluation.coverage import count_items, lorenz, spread
-from sidrec.evaluation.lists import LIST_LENGTH, first_items, items_of, lists_frame, log_probs_of, rank_and_list
+from sidrec.evaluation.lists import LIST_LENGTH, first_items, items_of, lists_frame, log_probs_of
+from sidrec.evaluation.ranking import ScoreRanker, rank_each
 from sidrec.evaluation.sid_levels import by_chance, prefix_hits
+from sidrec.pipeline.screen import Screen
 
 SCORE = st.one_of(st.integers(-3, 3).map(float), st.just(-np.inf))
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any)
@@ -52,7 +54,8 @@ def test_lists_of_many_cases_hold_no_seen_item_and_agree_with_the_ranks() -> Non
     histories = [rng.integers(0, 40, rng.integers(1, 35)) for _ in range(600)]  # more than one batch
     cases = EvalCases([str(i) for i in range(600)], histories, rng.integers(0, 40, 600))
     scorers = [Scores(0), Scores(1)]
-    for scorer, found in zip(scorers, rank_and_list(scorers, cases, "scores"), strict=True):
+    results = rank_each([ScoreRanker(scorer) for scorer in scorers], cases, "scores", Screen("test", quiet=True))
+    for scorer, found in zip(scorers, results, strict=True):
         assert not any(
             np.isin(own[own >= 0], history).any() for own, history in zip(found.items, histories, strict=True)
         )

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from rich.console import Console
 
 from sidrec.evaluation import statistics, table
 
@@ -135,17 +134,22 @@ def test_oracle_is_reported_where_it_is_known(ranks: pl.DataFrame) -> None:
     assert "0.5000 expected, 0.4800 on these cases; share of the expected reached, seen items masked: sft 90%" in text
 
 
-def test_screen_table_shows_the_same_numbers(ranks: pl.DataFrame) -> None:
-    console = Console(width=80, record=True, quiet=True)
-    with console.capture() as capture:
-        console.quiet = False
-        console.print(table.screen_table(table.summarise(ranks, seed=0), ["markov", "sft"], masked=False))
-    printed = capture.get()
-    assert printed.index("markov") < printed.index("sft")
-    assert "seen items not masked" in printed
-    assert "popularity" not in printed
-    assert "0.7500" in printed  # nothing is cut off
-    assert "…" not in printed
+def test_the_lines_for_the_screen_show_the_same_numbers(ranks: pl.DataFrame) -> None:
+    metrics = table.summarise(ranks, seed=0)
+    title, head, *rows = table.screen_lines(metrics, ["markov", "sft"])
+    assert title == "Test, seen items masked (95 % intervals)"
+    assert head.split() == ["Recall@10", "NDCG@10"]
+    assert [row.split()[0] for row in rows] == ["markov", "sft"]
+    for row in rows:
+        figures = metrics[row.split()[0]]["test"]["masked"]
+        for name in ("recall@10", "ndcg@10"):
+            low, high = figures[f"{name}_interval"]
+            assert f"{figures[name]:.4f} ({low:.4f}–{high:.4f})" in row
+    assert len({row.index("(") for row in rows}) == 1, "columns"
+    notes = table.screen_notes(comparison(ranks) | {"cut_short": {"sft": {"cut": 1, "trainings": 1, "minutes": 2.0}}})
+    assert notes[0].startswith("sft − popularity (the best baseline on valid): Recall@10 +0.2500, p = ")
+    assert "NOT FULLY TRAINED" in notes[1]
+    assert len(notes) == 2
 
 
 def test_plot_is_a_png_and_the_same_each_time(ranks: pl.DataFrame, tmp_path: Path) -> None:

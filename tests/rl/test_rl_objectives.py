@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidrec.baselines.counting import fit_item_knn
+from sidrec.baselines.item_knn import fit_item_knn
 from sidrec.rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.rewards import (

@@ -14,10 +14,12 @@ from run_dirs import N_ITEMS, assert_one_sentence, exit_code, finished_sft_run
 
 from sidrec.baselines.blend import Blend, load_blend
 from sidrec.data.dataset import Dataset
-from sidrec.evaluation.evaluate import EvaluateConfig, load_models
+from sidrec.evaluation.models import load_models
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 
-EVALUATE, RECOMMEND = "evaluation/evaluate.py", "serving/recommend_blend.py"
+EVALUATE, RECOMMEND = "evaluation/evaluate.py", "serving/recommend.py"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,9 @@ def test_a_baseline_fitted_anew_is_the_one_that_was_chosen(run_dir: Path, tmp_pa
     shutil.copytree(run_dir, own)
     models = ["--models", "sft_blend", "--blend_with", expert, "--overwrite", "true"]
     assert exit_code(EVALUATE, "--run_dir", own, *models) == 0
-    (tuned,) = load_models(dataset, EvaluateConfig(own, models=["sft_blend"], blend_with=[expert])).models["sft_blend"]
+    config = EvaluateConfig(own, models=["sft_blend"], blend_with=[expert])
+    (ranker,) = load_models(dataset, config, Screen("test", quiet=True)).rankers["sft_blend"]
+    tuned = ranker.scorer
     assert isinstance(tuned, Blend)
     found = load_blend(own, "sft_blend")
     histories = dataset.cases("valid").histories
@@ -80,7 +84,7 @@ def test_a_user_is_shown_the_blends_list(
     history = dataset.interactions.filter(pl.col("user_id") == "u7")["item_index"].to_numpy().copy()
     wanted = load_blend(run_dir, "sft_blend").recommend([history], 5, exclude_seen=True).items[0]
     capsys.readouterr()
-    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "5") == 0
+    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "5", "--model", "sft_blend") == 0
     output = capsys.readouterr().out
     places = [output.index(dataset.titles[item], output.index("next, by the sft_blend model")) for item in wanted]
     assert places == sorted(places)
@@ -92,22 +96,19 @@ def test_what_was_not_measured_cannot_be_asked(
     assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--model", "rl_blend") == 2
     error = capsys.readouterr().err
     assert_one_sentence(error)
-    assert (
-        "has no rl_blend, only sft_blend, sft_ensemble, popularity; run `python -m sidrec.evaluation.evaluate" in error
-    )
-    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "0") == 2
+    assert "has no rl_blend, only sft_blend, sft_ensemble, popularity; run `sidrec evaluate" in error
+    blend = ("--model", "sft_blend")
+    assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "0", *blend) == 2
     own = tmp_path / "run"
     shutil.copytree(run_dir, own)
     comparison = own / "evaluation" / "comparison.json"
     found = json.loads(comparison.read_text())
     del found["tuning"]["item_knn"], found["tuning"]["slit"]
     comparison.write_text(json.dumps(found))
-    with pytest.raises(InputError, match="is of an older version; run"):
+    with pytest.raises(InputError, match=r"comparison.json is not the file that .* lists: it was changed"):
         load_blend(own, "sft_blend")
     shutil.rmtree(own / "evaluation")
-    with pytest.raises(
-        InputError, match=r"holds no finished 'evaluation' stage; run `python -m sidrec.evaluation.evaluate"
-    ):
+    with pytest.raises(InputError, match=r"holds no finished 'evaluation' stage; run `sidrec evaluate"):
         load_blend(own, "sft_blend")
 
 

@@ -1,9 +1,10 @@
-"""`python -m sidrec.serving.recommend`: whose history is asked about, what is shown, and what is said to a mistaken question."""
+"""`sidrec recommend`: whose history is asked about, what is shown, and what is said to a mistaken question."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,10 +15,13 @@ import pytest
 from rich.console import Console
 from run_dirs import assert_one_sentence, exit_code, finished_sft_run, write_sid_stage
 
+from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
-from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
 from sidrec.pipeline.errors import InputError
-from sidrec.serving.recommend import find_title, show
+from sidrec.serving.history import find_title
+from sidrec.serving.recommend import MODELS, last_trained
+from sidrec.serving.table import show
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 SCRIPT = "serving/recommend.py"
@@ -101,7 +105,7 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
         ([], ["either --user ID or --history TITLE"]),
         (["--user", "u1", "--k", "0"], ["k=0 recommendations cannot be made"]),
         (["--user", "u1", "--k", "-3"], ["k=-3 recommendations cannot be made"]),
-        (["--user", "u1", "--stage", "rl"], ["holds no finished 'rl' stage; run `accelerate launch rl/grpo.py"]),
+        (["--user", "u1", "--model", "rl"], ["holds no finished 'rl' stage; run `accelerate launch rl/grpo.py"]),
         (["--users", "u1", "u2"], ["--help"]),
     ],
     ids=lambda value: " ".join(value) or "nothing" if (value and value[0].startswith("--")) or not value else "",
@@ -139,13 +143,39 @@ def test_titles_are_shown_as_they_are(run_dir):
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=200)
-    show(console, named, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft")
+    show(named, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft", console)
     out = console.file.getvalue()
     assert f"history: {titles[0]} → {titles[1]}" in out
     assert [title for line in out.splitlines() for title in titles if title in line and "%" in line] == [
         titles[2],
         *titles[:2],
     ]
+
+
+def test_nothing_is_cut_on_a_narrow_screen(run_dir):
+    titles = ["A soap with a name that is longer than most screens are wide, " * 3, "Shampoo", "Comb"]
+    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
+    named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
+    console = Console(file=io.StringIO(), width=40)
+    show(named, sids, np.array([1, 0]), np.array([0, 2]), np.log([0.5, 0.25]), "sft", console)
+    out = console.file.getvalue()
+    assert out.count(titles[0].strip()) == 2
+    assert sum(sids.text(item) in out for item in (0, 2)) == 2
+    assert "50.00%" in out
+    assert "…" not in out
+    tables = [line for line in out.splitlines() if line.strip().startswith("─")]
+    assert len(tables) == 1, "one table"
+
+
+def test_the_model_that_is_asked(run_dir, tmp_path):
+    assert (*STAGE_COMMANDS, *BLENDS) == MODELS
+    assert last_trained(run_dir) == "sft"
+    copied = shutil.copytree(run_dir, tmp_path / "run")
+    shutil.copytree(copied / "sft", copied / "rl")
+    assert last_trained(copied) == "rl"
+    manifest = json.loads((copied / "rl" / "manifest.json").read_text())
+    (copied / "rl" / "manifest.json").write_text(json.dumps(manifest | {"finished": False}))
+    assert last_trained(copied) == "sft"
 
 
 def test_the_whole_title_wins_over_titles_that_contain_it():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +100,11 @@ def test_the_commit_is_that_of_this_programs_repository(tmp_path, monkeypatch):
     assert "at commit `1234`" in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
 
 
-def test_evaluation_fills_in_the_test_results(run_dir, monkeypatch):
+def test_evaluation_fills_in_the_test_results(run_dir):
     assert NOT_MEASURED in card_of(run_dir)
     before, model = card_of(run_dir), weights(run_dir / "sft")
-    monkeypatch.setattr(sys, "argv", ["evaluate", "--run_dir", str(run_dir), "--models", "sft", "popularity"])
     for _ in range(2):  # the second time there is nothing to measure
-        evaluate.main()
+        evaluate.main(["--run_dir", str(run_dir), "--models", "sft", "popularity"])
         card, table = card_of(run_dir), (run_dir / "evaluation" / "table.md").read_text(encoding="utf-8")
         assert table.strip() in card
         assert card.replace(table.strip(), NOT_MEASURED) == before

@@ -232,7 +232,7 @@ def test_a_missing_stage_names_its_command(run_dir: Path, command: Command) -> N
     ):
         command(quantize, *SMALL)
     shutil.rmtree(run_dir / "data")
-    with pytest.raises(InputError, match=r"python -m sidrec.data.prepare"):
+    with pytest.raises(InputError, match=r"sidrec prepare"):
         command(embed, *SMALL)
 
 
@@ -515,7 +515,7 @@ def test_the_script_runs_both_steps_from_anywhere(run_dir: Path) -> None:
 def test_the_script_passes_exit_codes_on(tmp_path: Path) -> None:
     refused = shell("--run_dir", "nowhere", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "sidrec.data.prepare" in refused.stderr
+    assert "sidrec prepare" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

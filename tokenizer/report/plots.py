@@ -84,8 +84,10 @@ def fan_out_heat_map(sids: SemanticIds) -> Figure:
     """How many items have each pair of first and second code; rows and columns from the most to the least used."""
     ranks = [_ranks(sids.codes_raw[:, level], size) for level, size in enumerate(sids.level_sizes[:2])]
     shape = [min(size, LARGEST_HEAT_MAP) for size in sids.level_sizes[:2]]
-    kept = (ranks[0] < shape[0]) & (ranks[1] < shape[1])
-    counts = np.bincount(ranks[0][kept] * shape[1] + ranks[1][kept], minlength=shape[0] * shape[1]).reshape(shape)
+    is_drawn = (ranks[0] < shape[0]) & (ranks[1] < shape[1])
+    counts = np.bincount(ranks[0][is_drawn] * shape[1] + ranks[1][is_drawn], minlength=shape[0] * shape[1]).reshape(
+        shape
+    )
     figure, axes = bare_axes(4.9, 3.8, right=0.9)
     shown = np.log10(np.where(counts > 0, counts, np.nan))
     image = axes.imshow(shown, aspect="auto", interpolation="none", cmap="viridis", vmin=0, rasterized=True)
@@ -155,8 +157,8 @@ def item_map(vectors: Rows, sids: SemanticIds, seed: int) -> Figure:
     others = places[~np.isin(first, top)]
     axes.scatter(others[:, 0], others[:, 1], s=7, color="#cccccc", label="all others", linewidths=0, rasterized=True)
     for code, colour in zip(top, COLOURS, strict=False):
-        own, name = places[first == code], f"{sid_token(0, int(code))}: {counts[code]}"
-        axes.scatter(own[:, 0], own[:, 1], s=16, color=colour, label=name, linewidths=0, rasterized=True)
+        members, name = places[first == code], f"{sid_token(0, int(code))}: {counts[code]}"
+        axes.scatter(members[:, 0], members[:, 1], s=16, color=colour, label=name, linewidths=0, rasterized=True)
     axes.set(
         title="Items by first code", xlabel="first principal axis", ylabel="second principal axis", xticks=[], yticks=[]
     )
@@ -205,14 +207,14 @@ def tree_plot(sids: SemanticIds, titles: list[str], categories: list[str] | None
     )
     axes.axis("off")
     for place in range(len(firsts)):
-        own = [row for row, (of, _, _) in enumerate(rows) if of == place]
-        items = np.flatnonzero(ids[:, 0] == rows[own[0]][1])
+        branches_of_first = [row for row, (of, _, _) in enumerate(rows) if of == place]
+        items = np.flatnonzero(ids[:, 0] == rows[branches_of_first[0]][1])
         colour = COLOURS[place]
         label = f"{sid_token(0, int(codes[items[0], 0]))}: {len(items):,} items"
         if categories is not None:
             label += f"\n{_main_category(items, categories)}"
-        _block(axes, (0, own[0], 2.2, len(own)), label, colour, 0.35)
-        for row in own:
+        _block(axes, (0, branches_of_first[0], 2.2, len(branches_of_first)), label, colour, 0.35)
+        for row in branches_of_first:
             branch = rows[row][2]
             text = "".join(sid_token(level, int(code)) for level, code in enumerate(codes[branch[0], :depth]))
             _block(axes, (2.25, row, 2.1, 1), f"{text[:24]}: {len(branch):,}", colour, 0.2)

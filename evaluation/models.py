@@ -1,0 +1,85 @@
+"""The models of a run, loaded or fitted, each as something that ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sidrec.baselines import BASELINES
+from sidrec.baselines.baseline import TrainingPlan
+from sidrec.baselines.blend import BLENDS, EXPERTS, LatestLogProbs, tune_blend
+from sidrec.baselines.tuning import Tuning
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
+from sidrec.evaluation.ranking import ListRanker, Ranker, ScoreRanker
+from sidrec.evaluation.settings import EvaluateConfig
+from sidrec.pipeline.screen import Screen
+
+MODELS = (*STAGE_COMMANDS, *BLENDS, *BASELINES)  # in the order of the table's rows
+
+
+@dataclass
+class LoadedModels:
+    """rankers: by model, one a repeat (a training with its own seed). generative: the first repeat of those that write semantic IDs.
+    tuning: of the models that were tuned. cut_short: of those with trainings that the time limit ended, how many."""
+
+    rankers: dict[str, list[Ranker]] = field(default_factory=dict)
+    generative: dict[str, Recommender] = field(default_factory=dict)
+    tuning: dict[str, Tuning] = field(default_factory=dict)
+    cut_short: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def load_models(dataset: Dataset, config: EvaluateConfig, screen: Screen) -> LoadedModels:
+    """The models of --models, fitted on the train part and chosen on valid."""
+    valid, plan, n_items = dataset.cases("valid"), training_plan(config), dataset.n_items
+    runs = (config.run_dir, *config.other_runs)
+    recommenders = {stage: [Recommender.load(run, stage) for run in runs] for stage in trained_stages(config.models)}
+    fitted = {name: BASELINES[name].fitted(dataset, valid, plan, screen) for name in needed_baselines(config)}
+    loaded, latest = LoadedModels(), LatestLogProbs()
+    for name in [
+        *(expert for expert in EXPERTS if expert in fitted),
+        *fitted,
+    ]:  # those that blends are made with come first
+        tuning = fitted[name].tuning
+        if tuning is not None:
+            loaded.tuning[name] = tuning
+    for name in config.models:
+        if name in BASELINES:
+            result = fitted[name]
+            loaded.rankers[name] = [ScoreRanker(scorer) for scorer in result.scorers]
+            if result.cut_short:
+                counts = {"cut": result.cut_short, "trainings": result.trainings}
+                loaded.cut_short[name] = counts | {"minutes": config.sasrec_minutes}
+        elif name in BLENDS:
+            experts = [fitted[expert].scorers[0] for expert in config.blend_with]
+            blended = recommenders[BLENDS[name]]
+            blends, loaded.tuning[name] = tune_blend(
+                name, blended, experts, valid, n_items, config.seed, latest, screen
+            )
+            loaded.rankers[name] = [ScoreRanker(blend) for blend in blends]
+        else:
+            loaded.generative[name] = recommenders[name][0]
+            loaded.rankers[name] = [ListRanker(recommender, n_items) for recommender in recommenders[name]]
+    return loaded
+
+
+def needed_baselines(config: EvaluateConfig) -> list[str]:
+    """The baselines that are measured or blended with."""
+    blended = set(config.blend_with) if set(config.models) & set(BLENDS) else set()
+    return [name for name in BASELINES if name in blended | set(config.models)]
+
+
+def trained_stages(models: list[str]) -> list[str]:
+    """The stages whose models these models are made of."""
+    return sorted({BLENDS.get(name, name) for name in models} & set(STAGE_COMMANDS))
+
+
+def training_plan(config: EvaluateConfig) -> TrainingPlan:
+    return TrainingPlan(
+        config.run_dir,
+        config.sasrec_epochs,
+        config.sasrec_minutes,
+        config.seed,
+        config.seeds,
+        config.tune_baselines,
+        config.overwrite,
+    )

@@ -1,0 +1,66 @@
+"""What must hold before anything is fitted or measured, so that a mistake is said at once and not after hours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sidrec.baselines import BASELINES
+from sidrec.baselines.blend import BLENDS
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.recommender import STAGE_COMMANDS
+from sidrec.evaluation.leaks import check_leaks
+from sidrec.evaluation.models import needed_baselines, trained_stages
+from sidrec.evaluation.settings import EvaluateConfig
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import sha256
+from sidrec.pipeline.stage import require_finished
+
+
+def inputs_of(config: EvaluateConfig) -> tuple[Path, ...]:
+    """What the models are made from."""
+    trained = trained_stages(config.models)
+    runs = (config.run_dir, *config.other_runs) if trained else ()
+    files = [run_dir / name / "manifest.json" for run_dir in runs for name in trained]
+    return (config.run_dir / "data", *(run_dir / "sid" / "codes_all.npy" for run_dir in runs), *files)
+
+
+def check(dataset: Dataset, config: EvaluateConfig) -> None:
+    """Raise InputError where a model is missing, the data leave nothing to fit or to measure, or something leaks."""
+    check_models(config)
+    check_data(dataset, config)
+    for name in needed_baselines(config):
+        most = BASELINES[name].most_items
+        if most is not None and dataset.n_items > most:
+            raise InputError(
+                f"{name} holds matrices of items x items, and the {dataset.n_items:,} items of {config.run_dir / 'data'} are more than "
+                f"its {most:,}; leave it out of --models and --blend_with."
+            )
+    check_leaks(dataset, config.run_dir / "data" / "interactions.parquet")
+
+
+def check_models(config: EvaluateConfig) -> None:
+    """Every trained model is there, and those of other runs are of the same data."""
+    for run_dir in (config.run_dir, *config.other_runs):
+        for name in trained_stages(config.models):
+            try:
+                require_finished(run_dir, name, f"{STAGE_COMMANDS[name]} --run_dir {run_dir}")
+            except InputError as error:
+                needing = " and ".join(model for model in config.models if name in (model, BLENDS.get(model)))
+                raise InputError(f"{str(error).rstrip('.')}, or leave {needing} out of --models.") from error
+    for run_dir in config.other_runs:
+        here, there = (folder / "data" / "interactions.parquet" for folder in (config.run_dir, run_dir))
+        if not there.exists() or sha256(here) != sha256(there):
+            raise InputError(f"--other_runs has {run_dir}, whose data are not those of {config.run_dir}; leave it out.")
+
+
+def check_data(dataset: Dataset, config: EvaluateConfig) -> None:
+    """There are cases of both splits, and something to fit."""
+    for split in ("valid", "test"):
+        if not (dataset.interactions["split"] == split).any():
+            raise InputError(
+                f"{config.run_dir / 'data'} has no {split} interaction; prepare data with longer histories."
+            )
+    if not any(len(sequence) > 1 for sequence in dataset.train_sequences):
+        raise InputError(
+            f"{config.run_dir / 'data'} has no user with two training interactions; nothing can be fitted."
+        )

@@ -1,0 +1,55 @@
+"""Whose history is asked about: a user of the data, or titles that somebody types."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sidrec.data.dataset import Dataset
+from sidrec.pipeline.errors import InputError
+
+LISTED_CANDIDATES = 10
+
+
+def history_of_user(dataset: Dataset, user: str, folder: Path) -> np.ndarray:
+    """All items of a user of the data, oldest first, int64. folder: of the data, for the message. Raises InputError for an unknown user."""
+    rows = dataset.interactions.filter(pl.col("user_id") == user)
+    if not len(rows):
+        known = ", ".join(dataset.interactions["user_id"].unique(maintain_order=True).head(3).to_list())
+        raise InputError(f"--user {user}: no such user_id in {folder}; the first ones are {known}.")
+    return rows["item_index"].to_numpy().astype(np.int64)
+
+
+def history_of_titles(dataset: Dataset, queries: list[str]) -> np.ndarray:
+    """The items whose titles are asked for, in that order, int64; see `find_title`."""
+    return np.array([find_title(dataset.titles, query) for query in queries], dtype=np.int64)
+
+
+def find_title(titles: list[str], query: str) -> int:
+    """Item index of the one title that is `query`, is it but for a year in brackets, or holds it; letter case does not count.
+
+    Raises InputError that lists the candidates when there are several, and the closest titles when there is none.
+    """
+    wanted = query.casefold().strip()
+    if not wanted:
+        raise InputError("--history holds an empty title; give at least a part of one.")
+    folded = [title.casefold() for title in titles]
+    without_year = [re.sub(r"\s*\(\d{4}\)$", "", title) for title in folded]
+    for matches in (
+        [i for i, title in enumerate(folded) if title == wanted],
+        [i for i, title in enumerate(without_year) if title == wanted],
+        [i for i, title in enumerate(folded) if wanted in title],
+    ):
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            listed = "; ".join(titles[i] for i in matches[:LISTED_CANDIDATES])
+            more = f"; and {len(matches) - LISTED_CANDIDATES} more" if len(matches) > LISTED_CANDIDATES else ""
+            raise InputError(f"--history {query!r} fits {len(matches)} items: {listed}{more}. Type more of the title.")
+    close = difflib.get_close_matches(wanted, without_year, n=3, cutoff=0.5)
+    hint = "; ".join(titles[without_year.index(title)] for title in close) or titles[0]
+    raise InputError(f"--history {query!r} is in no title; perhaps you mean: {hint}.")
