@@ -1,7 +1,7 @@
 """What the README, CONTRIBUTING.md and docs/ name exists: every path, every identifier, every flag, every link; and the examples run.
 
-A page may say what it likes outside of backticks. In backticks stands a path of the repository, a file that the code writes, a name that the
-code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of the few words of EXAMPLES.
+A page may say what it likes outside of backticks. In backticks stands a path of the repository, a file that the code writes, a name
+that the code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of the few words of EXAMPLES.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ EXAMPLES = {
     "ml-100k/",  # a folder with a user's data
     "kill -9",  # of the shell
     '{"0": ["<a_12>", "<b_7>"], …}',  # the layout of sid.json
-    "sidrec.sft.train",
+    ".index.json",  # a file of MiniOneRec's
+    *("--name value", "--name a b", "--name true"),  # how flags are written
 }
+DEMO_ID = r"[ub]\d{4,5}"
 MOST_LINES_OF_THE_README = 170
 
 
@@ -137,7 +139,7 @@ def settings() -> set[str]:
 
 
 def exists(word: str) -> bool:
-    return word in EXAMPLES or any(
+    return word in EXAMPLES or re.fullmatch(DEMO_ID, word) is not None or any(
         is_so(word)
         for is_so in (
             is_path,
@@ -190,7 +192,7 @@ def is_name(word: str) -> bool:
 def is_text(word: str) -> bool:
     """A value, a column, a file that the code writes, or the ending of one."""
     texts = known_texts()
-    if word.rstrip("/") in texts or re.sub(r"\(\)$", "", word) in texts:
+    if all(part in texts for part in word.rstrip("/").split("/")):  # sid/report.html
         return True
     numbered = re.sub(r"_(\d+|\{.*\})$", "_", word)  # codebook_0
     return (word.startswith(".") and any(text.endswith(word) for text in texts)) or (
@@ -211,18 +213,18 @@ def is_flag(word: str) -> bool:
 
 
 def is_value(word: str) -> bool:
-    return bool(re.fullmatch(r"-?[\d.]+|true|false|[A-Z]+|name|a|b|value", word)) or is_text(word) or word in EXAMPLES
+    return bool(re.fullmatch(r"-?[\d.]+|true|false|[A-Z]+", word)) or is_text(word) or word in EXAMPLES
 
 
 def is_command(word: str) -> bool:
-    words = word.split()
-    if words[0] not in PROGRAMS or len(words) < 2:
-        return words[0] in PROGRAMS and word in ("bash", "sidrec")
-    if words[0] == "sidrec":
-        rest = words[2:]
-        return words[1] in COMMANDS and (not rest or is_flag(" ".join(rest)) or word in EXAMPLES)
-    targets = [each for each in words[1:] if each not in ("launch", "-m") and not each.startswith("-")]
-    return bool(targets) and (is_path(targets[0]) or is_dotted_name(targets[0]))
+    """`sidrec add-items`, `python docs/draw_model.py`, `accelerate launch sft/train.py`: a program, and what it runs."""
+    program, *words = word.split()
+    if program not in PROGRAMS:
+        return False
+    if program == "sidrec" and words:
+        return words[0] in COMMANDS and (len(words) == 1 or is_flag(" ".join(words[1:])))
+    targets = [each for each in words if each not in ("launch", "-m")]
+    return not targets or is_path(targets[0]) or is_dotted_name(targets[0])
 
 
 def is_semantic_id(word: str) -> bool:
