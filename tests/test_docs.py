@@ -1,7 +1,8 @@
 """What the README, CONTRIBUTING.md and docs/ name exists: every path, every identifier, every flag, every link; and the examples run.
 
 A page may say what it likes outside of backticks. In backticks stands a path of the repository, a file that the code writes, a name
-that the code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of the few words of EXAMPLES.
+that the code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of the few
+words of EXAMPLES.
 """
 
 from __future__ import annotations
@@ -139,18 +140,22 @@ def settings() -> set[str]:
 
 
 def exists(word: str) -> bool:
-    return word in EXAMPLES or re.fullmatch(DEMO_ID, word) is not None or any(
-        is_so(word)
-        for is_so in (
-            is_path,
-            is_dotted_name,
-            is_member,
-            is_name,
-            is_text,
-            is_flag,
-            is_command,
-            is_semantic_id,
-            is_import,
+    return (
+        word in EXAMPLES
+        or re.fullmatch(DEMO_ID, word) is not None
+        or any(
+            is_so(word)
+            for is_so in (
+                is_path,
+                is_dotted_name,
+                is_member,
+                is_name,
+                is_text,
+                is_flag,
+                is_command,
+                is_semantic_id,
+                is_import,
+            )
         )
     )
 
