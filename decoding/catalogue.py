@@ -140,8 +140,8 @@ def without_items(trie: SidTrie, items: np.ndarray) -> SidTrie:
         raise InputError(f"all {trie.n_items} items would be removed; leave at least one in the catalogue.")
     is_kept = torch.ones(trie.n_items, dtype=torch.bool)
     is_kept[leaves] = False
-    rows, items = trie.sorted_codes()[is_kept], trie.item_of_leaf.stored[is_kept]
-    return SidTrie.of_sorted(rows, trie.level_sizes, items, trie.n_slots).to(device)
+    rows, remaining = trie.sorted_codes()[is_kept], trie.item_of_leaf.stored[is_kept]
+    return SidTrie.of_sorted(rows, trie.level_sizes, remaining, trie.n_slots).to(device)
 
 
 def _insertion_points(trie: SidTrie, items: Tensor, codes: Tensor) -> Tensor:

@@ -8,17 +8,14 @@ normalise over a level's codes, or over the whole vocabulary as `generate()` doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.trie import SidTrie
 
-# what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
-Normaliser = Literal["children", "level", "full"]
-NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
 SPARSE_LEVEL = 8  # a level with more codes than this many times a node's most children is worked on child by child
 
 
@@ -120,8 +117,8 @@ def next_code_log_probs(
 def leaked_mass(logits: Tensor, exists: Tensor, log_total: Tensor) -> Tensor:
     """float32 [R]: the share of a softmax that falls on codes which do not exist.
 
-    logits: float32 [R, K], of a level's codes. exists: bool [R, K]. log_total: float32 [R], logsumexp of all logits that the softmax
-    is over: those of the level, or of the whole vocabulary.
+    logits: float32 [R, K], of a level's codes. exists: bool [R, K]. log_total: float32 [R] (or [n, R], for n softmaxes at once),
+    logsumexp of all logits that the softmax is over: those of the level, or of the whole vocabulary.
     """
     existing = logits.masked_fill(~exists, -torch.inf).logsumexp(1)
     return -torch.expm1(existing - log_total)
