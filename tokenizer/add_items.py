@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +19,9 @@ from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import read_manifest
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
 from sidrec.tokenizer.embeddings.sources import check_numbers, open_array, read_source
-from sidrec.tokenizer.interchange import write_codes
-from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.semantic_ids import SemanticIds
+
+if TYPE_CHECKING:
+    from sidrec.tokenizer.quantizer import Quantizer
 
 MOST_NAMED = 10  # duplicates in the summary
 
@@ -82,6 +83,9 @@ def read_catalogue(config: AddItemsConfig, quantizer: Quantizer, n_items: int) -
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(AddItemsConfig, arguments)
+    from sidrec.tokenizer.interchange import write_codes  # these after --help, which shall be fast
+    from sidrec.tokenizer.semantic_ids import SemanticIds
+
     screen = Screen("new items")
     sids = SemanticIds.load(config.run_dir)
     if sids.quantizer is None or not sids.quantizer.scales:

@@ -10,20 +10,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import polars as pl
-from rich.console import Console
+from typing import TYPE_CHECKING
 
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.sources import read_source
-from sidrec.tokenizer.interchange import read_codes
-from sidrec.tokenizer.report.categories import categories_of
-from sidrec.tokenizer.report.comparison import SidSet, console_table, measure_set, render
-from sidrec.tokenizer.semantic_ids import SemanticIds
+
+if TYPE_CHECKING:
+    from sidrec.tokenizer.report.comparison import SidSet
 
 
 @dataclass
@@ -92,6 +88,10 @@ def default_names(paths: list[Path]) -> list[str]:
 
 def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
     """A set of semantic IDs from a folder or a file. Raises InputError when it is neither, or does not hold such a set."""
+    from sidrec.tokenizer.interchange import read_codes
+    from sidrec.tokenizer.report.comparison import SidSet
+    from sidrec.tokenizer.semantic_ids import SemanticIds
+
     if path.is_dir():
         return SidSet.of(name, SemanticIds.read(path))
     if not path.is_file() or path.suffix not in (".json", ".npy"):
@@ -111,6 +111,10 @@ def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
 
 def read_categories(path: Path, n_items: int) -> list[str]:
     """The items' categories. Raises InputError when the file has none, or another number of items."""
+    import polars as pl
+
+    from sidrec.tokenizer.report.categories import categories_of
+
     if not path.is_file():
         raise InputError(f"{path} does not exist; correct --items.")
     items = pl.read_parquet(path)
@@ -126,7 +130,11 @@ def read_categories(path: Path, n_items: int) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(CompareConfig, arguments)
-    console = Console()
+    from rich.console import Console  # these after --help, which shall be fast
+
+    from sidrec.tokenizer.embeddings.sources import read_source
+    from sidrec.tokenizer.report.comparison import console_table, measure_set, render
+
     sets = [
         read_set(name, Path(path), config.codes_per_level) for name, path in zip(config.names, config.sids, strict=True)
     ]
@@ -149,7 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     write_json(folder / "compare.json", {"items": n_items, "order": config.names, "sets": measured})
     with atomic_path(folder / "compare.html") as temporary:
         temporary.write_text(render(measured, sets), encoding="utf-8")
-    console.print(console_table(measured))
+    table, console = console_table(measured), Console()
+    console = Console(width=max(console.width, console.measure(table).maximum))  # whole, however narrow the screen
+    console.print(table)
     console.print(f"Look at {folder / 'compare.html'}")
 
 
