@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
 from sidrec.decoding.recommender import Recommender
+from sidrec.pipeline.deepspeed_build import build_lock, cache_folder
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.sft.backbone import byte_tokenizer, scratch_model
@@ -286,3 +289,55 @@ def test_two_processes_that_accelerate_would_not_start_are_refused(tmp_path):
     assert "error: accelerate was asked for 2 processes but started one" in err
     assert "configs/accelerate/two_processes.yaml" in err
     assert not (run_dir / "sft").exists()
+
+
+def test_a_second_launch_is_refused_in_every_process_and_the_first_ends_as_if_alone(sft_alone, alone, tmp_path):
+    run_dir, go_on = make_run_dir(tmp_path / "run"), tmp_path / "go_on"
+    arguments = flags(train, run_dir, **SFT | {"per_device_train_batch_size": 4})
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        f"""
+import time
+from pathlib import Path
+from transformers import Trainer
+from sidrec.sft.train import main
+
+step = Trainer.training_step
+
+def step_when_told(self, *args, **kwargs):
+    while not Path({str(go_on)!r}).exists():
+        time.sleep(0.05)
+    return step(self, *args, **kwargs)
+
+Trainer.training_step = step_when_told
+main()
+""",
+        encoding="utf-8",
+    )
+    launcher = config_of("two_processes")
+    first = begin_launch(script, ["--main_process_port", free_port(), *launcher], arguments)
+    limit = time.monotonic() + 200
+    while not (run_dir / "sft" / "manifest.json").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    code, out, err = launch("sft/train.py", launcher, arguments)
+    go_on.touch()
+    assert code == 1, out + err
+    assert err.count("error: ") == err.count("sft is being made by process ") == 2, "each process says so: " + err
+    out, err = first.communicate(timeout=300)
+    assert first.returncode == 0, out + err
+    assert_same_sft(sft_alone, logged(run_dir / "sft"))
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
+
+
+@needs_compiler
+def test_a_lock_file_that_a_killed_compiler_left_does_not_hang_deepspeed(sft_alone, tmp_path):
+    stale = cache_folder() / "deepspeed_shm_comm" / "lock"
+    with build_lock(cache_folder(), Screen("test", quiet=True)):  # nobody compiles while it is put there
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+    run_dir = make_run_dir(tmp_path / "run")
+    rows = launch_two(train, run_dir, "zero2", **SFT | {"per_device_train_batch_size": 4})
+    assert not stale.exists()
+    assert_same_sft(sft_alone, rows)
