@@ -49,7 +49,7 @@ class DataScaleConfig:
     work_dir: Path | None = field(
         default=None,
         metadata={
-            "help": "An empty or new folder for the log and the prepared data (35 bytes a row), deleted at the end. None: a "
+            "help": "An empty or new folder for the log and the prepared data (35 bytes per row), deleted at the end. None: a "
             "temporary one."
         },
     )

@@ -1,4 +1,4 @@
-"""A benchmark's table as it comes: finished rows lie in a JSON file, so that none is computed twice."""
+"""A benchmark's table as it grows: finished rows are saved in a JSON file, so that none is computed twice."""
 
 from __future__ import annotations
 

@@ -26,12 +26,14 @@ from sidrec.pipeline.provenance import machine
 Result = TypeVar("Result")
 ROOT = Path(__file__).resolve().parent.parent
 # the stages as users run them: what stands behind `python`
-PREPARE = ["-m", "sidrec.data.prepare"]
-EMBED = ["-m", "sidrec.tokenizer.embed"]
-QUANTIZE = ["-m", "sidrec.tokenizer.quantize"]
+PREPARE = ["-m", "sidrec", "prepare"]
+TOKENIZE = ["-m", "sidrec", "tokenize"]
 SFT = ["sft/train.py"]
 RL = ["rl/grpo.py"]
-EVALUATE = ["-m", "sidrec.evaluation.evaluate"]
+EVALUATE = ["-m", "sidrec", "evaluate"]
+# the two halves of `TOKENIZE`
+EMBED = ["-m", "sidrec.tokenizer.embed"]
+QUANTIZE = ["-m", "sidrec.tokenizer.quantize"]
 QUICKSTART_STAGES = ("data", "tokenizer", "sft", "rl", "evaluation", "recommend")
 QUICKSTART_LINE = re.compile(r"── (\d+)  ")  # with which run_quickstart.sh begins its Nth stage
 
@@ -62,6 +64,12 @@ def print_figures(figures: dict[str, Any]) -> None:
     """Print the benchmark's last line: its figures as one JSON object."""
     sys.stdout.write(json.dumps(figures, default=vars) + "\n")
     sys.stdout.flush()
+
+
+def name_of(command: list[str]) -> str:
+    """What a stage's command calls: "prepare", "sidrec.tokenizer.embed", "sft/train.py"."""
+    words = [word for word in command[:3] if word not in ("-m", "sidrec")]
+    return words[0]
 
 
 def python_command(command: list[str], run_dir: Path) -> list[str]:

@@ -81,7 +81,7 @@ def levers_of(dataset: str) -> dict[str, Lever]:
         "random codes": Lever(OURS["random"].tokenizer),
         "text alone": Lever(OURS["text"].tokenizer),
         "collaborative alone": Lever(OURS["collaborative"].tokenizer),
-        "rows start from the mean": Lever(sft="--row_start mean"),
+        "rows start from the mean": Lever(sft="--embedding_init mean"),
         "no item left out": Lever(sft="--item_dropout 0"),
         "dropout 0.1": Lever(sft="--dropout 0.1"),
         "half the width": Lever(sft="--hidden_size 64 --intermediate_size 192"),
@@ -187,7 +187,7 @@ def train_and_measure(
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line a lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
+    """One line per lever: means over its seeds, and on valid the paired difference of NDCG@10 from the config's, p corrected."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "lever").items()}
     gains = {name: mean_gains(trainings, work_dir, "valid", ndcg_at) for name, trainings in groups.items()}
     table = []

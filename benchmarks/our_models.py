@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmarks.harness import EMBED, QUANTIZE, RL, SFT
+from benchmarks.harness import RL, SFT, TOKENIZE
 
 
 @dataclass(frozen=True)
 class Ours:
-    """tokenizer: flags that say what the semantic IDs are made from. models: of `sidrec.evaluation.evaluate`, by the name of their row."""
+    """tokenizer: flags that say what the semantic IDs are made from. models: of `sidrec evaluate`, by the name of their row."""
 
     tokenizer: str
     models: dict[str, str]
@@ -75,7 +75,7 @@ def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) 
     seeded = ["--seed", str(seed)]
     tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *seeded]
     quiet = ["--disable_tqdm", "true", *seeded]
-    commands = [[*EMBED, *tokenizer], [*QUANTIZE, *tokenizer], [*SFT, *shlex.split(plan.sft), *quiet]]
+    commands = [[*TOKENIZE, *tokenizer], [*SFT, *shlex.split(plan.sft), *quiet]]
     if plan.rl is not None and "rl" in models:
         commands.append([*RL, *shlex.split(plan.rl), *quiet])
     return commands

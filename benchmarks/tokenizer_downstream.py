@@ -27,8 +27,8 @@ from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_
 from benchmarks.harness import (
     EMBED,
     PREPARE,
-    QUANTIZE,
     SFT,
+    TOKENIZE,
     announce,
     check_at_least,
     check_seeds,
@@ -195,9 +195,9 @@ def train_and_measure(
         shutil.rmtree(run_dir)
     shutil.copytree(config.work_dir / "base", run_dir)
     seeded = ["--seed", str(seed)]
-    quantize = [*QUANTIZE, *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *seeded]
+    tokenize = [*TOKENIZE, *flags_of(name, level_sizes), *shlex.split(EMBEDDING), *seeded]
     sft = [*SFT, *shlex.split(PLANS[config.dataset].sft), *seeded]
-    seconds = {"quantize": run_stage(quantize, run_dir, config.threads), "sft": run_stage(sft, run_dir, config.threads)}
+    seconds = {"tokenize": run_stage(tokenize, run_dir, config.threads), "sft": run_stage(sft, run_dir, config.threads)}
     ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), cases, name))
     seconds["evaluate"] = round(measuring, 1)
     shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
@@ -221,7 +221,7 @@ def to_repeat(rows: list[Row]) -> list[str]:
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line a quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
+    """One line per quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
 
     The difference is of the hits of each case, averaged over the seeds that both have run with.
     """

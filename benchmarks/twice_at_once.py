@@ -6,13 +6,12 @@ python -m benchmarks.twice_at_once --tries 3 --stages data sid sft
 For every stage, on a small catalogue: two processes of one command begin together; one must do the work, the other must end with one
 sentence (exit code 2, naming the process at work) or find the stage finished. Then the process that holds the stage's lock is killed
 (SIGKILL) at moments spread over its work; the next one must begin at once. After each try the stage's files must be the bytes that one
-process makes alone; compared are all files that two processes alone make alike, and by all means those in `Kind.result`. The last line
+process makes alone; compared are all files that two processes alone make alike, and by all means `small_run.Kind.result`. The last line
 is one JSON object; the exit code is 1 when a try fails.
 """
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 import sys
@@ -23,18 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 from rich.console import Console
 
 from benchmarks.harness import (
-    EMBED,
-    EVALUATE,
-    PREPARE,
-    QUANTIZE,
-    RL,
     ROOT,
-    SFT,
     announce,
     check_at_least,
     plain_console,
@@ -42,58 +33,15 @@ from benchmarks.harness import (
     python_command,
     stage_environment,
 )
+from benchmarks.small_run import Kind, kinds, write_raw
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json, sha256
 
-N_USERS, N_ITEMS, MOST_EVENTS = 60, 48, 14
 POLL_SECONDS = 0.005
 MOST_SECONDS = 300  # a command that takes longer hangs
 SLACK_SECONDS = 2.0  # of the next process's start, beside twice what a start takes alone
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A stage: its command without --run_dir, the folders it reads, and the files that are its result."""
-
-    command: list[str]
-    reads: tuple[str, ...]
-    result: tuple[str, ...]
-
-
-def kinds(raw: Path) -> dict[str, Kind]:
-    """The stages by name, in their order, small. raw: the folder with the files of `write_raw`."""
-    own_data = ["--dataset", "own", "--interactions", str(raw / "log.csv"), "--items", str(raw / "items.csv")]
-    vectors = ["--text_dim", "8", "--collaborative_dim", "8"]
-    training = shlex.split(
-        "--learning_rate 0.01 --eval_strategy steps --save_strategy steps --logging_steps 1 --valid_users 60 --bf16 false --use_cpu true "
-        "--disable_tqdm true"
-    )
-    model = shlex.split(
-        "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 24 --max_items 12"
-    )
-    sft = shlex.split("--per_device_train_batch_size 8 --max_steps 12 --eval_steps 4 --save_steps 4")
-    rl = shlex.split("--per_device_train_batch_size 32 --num_generations 8 --max_steps 6 --eval_steps 2 --save_steps 2")
-    prepared, tokenized = ("data",), ("data", "embeddings", "sid")
-    return {
-        "data": Kind(
-            [*PREPARE, *own_data, "--k_user", "1", "--k_item", "1"], (), ("items.parquet", "interactions.parquet")
-        ),
-        "embeddings": Kind([*EMBED, *vectors], prepared, ("text.npy", "collaborative.npy")),
-        "sid": Kind(
-            [*QUANTIZE, *vectors, "--level_sizes", "8", "8"],
-            ("data", "embeddings"),
-            ("codes_all.npy", "codebooks.npz", "sid.json"),
-        ),
-        "sft": Kind([*SFT, *model, *sft, *training], tokenized, ("model.safetensors",)),
-        "rl": Kind([*RL, *rl, *training], (*tokenized, "sft"), ("model.safetensors",)),
-        "evaluation": Kind(
-            [*EVALUATE, "--models", "popularity", "item_knn", "sft"],
-            (*tokenized, "sft"),
-            ("metrics.json", "ranks.parquet", "table.md"),
-        ),
-    }
 
 
 STAGES = tuple(kinds(Path()))
@@ -133,22 +81,6 @@ def main(arguments: list[str] | None = None) -> None:
     print_figures({"tries": config.tries, "stages": figures, "all_held": all_held})
     if not all_held:
         sys.exit(1)
-
-
-def write_raw(folder: Path) -> None:
-    """log.csv and items.csv of a catalogue in four kinds; each user stays with one of them, mostly."""
-    rng = np.random.default_rng(0)
-    events = []
-    for user in range(N_USERS):
-        kind = np.where(rng.random(MOST_EVENTS) < 0.8, user % 4, rng.integers(0, 4, MOST_EVENTS))
-        items = np.unique(4 * rng.integers(0, N_ITEMS // 4, MOST_EVENTS) + kind)
-        events += [
-            (f"u{user}", f"i{item}", 1_500_000_000 + 60 * step) for step, item in enumerate(rng.permutation(items))
-        ]
-    words = ("tea", "lamp", "boot", "drum")
-    pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
-    titles = [f"{words[item % 4]} number {item // 4}" for item in range(N_ITEMS)]
-    pl.DataFrame({"item_id": [f"i{item}" for item in range(N_ITEMS)], "title": titles}).write_csv(folder / "items.csv")
 
 
 @dataclass(frozen=True)
@@ -256,10 +188,14 @@ class Trial:
         for number in range(tries):
             run_dir = self.new_run_dir(f"{self.stage}-pair")
             first, second = (Running(self, run_dir) for _ in range(2))
+            finished = None
             while first.poll() | second.poll():
+                finished = finished or finished_mark(run_dir / self.stage)
                 time.sleep(POLL_SECONDS)
-            ends = sorted((first.wait(), second.wait()), key=lambda end: end.lock_at is None)
+            ends = sorted((first.wait(), second.wait()), key=lambda end: (end.lock_at is None, end.lock_at))
             ending = how_second_ended(*ends)
+            if finished not in (None, finished_mark(run_dir / self.stage)):
+                ending = Ending("worked too", "the finished stage was written a second time")
             faults += [f"pair {number + 1}: {fault}" for fault in (ending.fault, self.difference(run_dir)) if fault]
             endings[ending.name] += 1
             shutil.rmtree(run_dir)
@@ -313,6 +249,16 @@ class Trial:
         return f"{odd[0]} is not what one process makes alone" if odd else None
 
 
+def finished_mark(folder: Path) -> tuple[int, int] | None:
+    """What changes when a finished stage is written again: its manifest's file number and time; None while it is not finished."""
+    manifest = folder / "manifest.json"
+    try:
+        status = manifest.stat()
+        return (status.st_ino, status.st_mtime_ns) if read_json(manifest)["finished"] else None
+    except (OSError, InputError):  # the folder is being put in its place
+        return None
+
+
 def output_hashes(folder: Path) -> dict[str, str]:
     """sha256 of every file that a stage's manifest lists and that is there, by name; nothing for a stage that is not finished."""
     manifest = folder / "manifest.json"
@@ -342,7 +288,7 @@ def how_second_ended(worked: Ended, second: Ended) -> Ending:
         if "finished by another process" in lines[0]:
             return Ending("found it finished")
         return Ending("refused for another reason", lines[0])
-    if second.code == 0 and second.lock_at is None and "finished" in second.printed:
+    if second.code == 0 and second.lock_at is None:
         return Ending("found it finished")
     return Ending("worked too", f"the second process ended with code {second.code}: {second.printed[-300:]}")
 

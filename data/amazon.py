@@ -80,13 +80,13 @@ def read_amazon(edition: str, reviews: Path, metadata: Path) -> RawLog:
     files = EDITIONS[edition]
     log = _read_reviews(reviews, files).rename({files.user: "user_id", files.item: "item_id", files.time: "timestamp"})
     unit = "row" if ".csv" in reviews.name else "line"
-    taken = log["item_id"].drop_nulls().unique(maintain_order=True).cast(pl.String)
+    item_ids = log["item_id"].drop_nulls().unique(maintain_order=True).cast(pl.String)
     described = pl.DataFrame(
-        list(_descriptions(metadata, files.item, set(taken))),
+        list(_descriptions(metadata, files.item, set(item_ids))),
         schema=dict.fromkeys(("item_id", "title", "brand", "categories", "description"), pl.String),
         orient="row",
     )
-    items = taken.to_frame().join(described, on="item_id", how="left", maintain_order="left")
+    items = item_ids.to_frame().join(described, on="item_id", how="left", maintain_order="left")
     raw = checked(reviews, log.lazy(), metadata, items, unit)
     interactions, notes = _without_repeats(raw.interactions, files.keeps_repeats)
     untitled = items["title"].is_null().sum()
@@ -102,12 +102,12 @@ def read_amazon(edition: str, reviews: Path, metadata: Path) -> RawLog:
 def _first(folder: Path, names: tuple[str, ...], category: str) -> Path:
     wanted = [name.format(category) for name in names]
     candidates = [folder / name for packed in wanted for name in (packed, packed.removesuffix(".gz"))]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
+    first = next((path for path in candidates if path.is_file()), None)
+    if first is None:
         raise InputError(
             f"{folder} holds no {' or '.join(wanted)}, packed or unpacked; check the folder and --category {category}."
         )
-    return found
+    return first
 
 
 def _read_reviews(path: Path, files: Edition) -> pl.DataFrame:
@@ -131,7 +131,7 @@ def _descriptions(path: Path, id_field: str, wanted: set[str]) -> Iterator[tuple
     for first_line, block in blocks(path):
         for number, line in enumerate(block.split(b"\n"), first_line):
             # parsing is most of the time, and most products have too few reviews to be wanted
-            if not any(found.decode("utf-8", "replace") in left for found in looks_like_id.findall(line)):
+            if not any(item_id.decode("utf-8", "replace") in left for item_id in looks_like_id.findall(line)):
                 continue
             record = parse(path, number, line)
             item = record.get(id_field)
@@ -153,14 +153,14 @@ def _brand(record: dict[str, Any]) -> str | None:
 
 def _categories(record: dict[str, Any]) -> str | None:
     """2014: paths of categories; 2018 and 2023: one path."""
-    found = record.get("categories") or record.get("category") or []
-    levels = [plain(level) for path in found for level in (path if isinstance(path, list) else [path])]
+    paths = record.get("categories") or record.get("category") or []
+    levels = [plain(level) for path in paths for level in (path if isinstance(path, list) else [path])]
     return ", ".join(dict.fromkeys(level for level in levels if level and len(level) <= CATEGORY_CHARACTERS)) or None
 
 
 def _description(record: dict[str, Any]) -> str | None:
-    found = record.get("description") or []
-    text = " ".join(part for part in (found if isinstance(found, list) else [found]) if isinstance(part, str))
+    parts = record.get("description") or []
+    text = " ".join(part for part in (parts if isinstance(parts, list) else [parts]) if isinstance(part, str))
     return textwrap.shorten(plain(text) or "", DESCRIPTION_CHARACTERS, placeholder=" …") or None
 
 

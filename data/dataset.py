@@ -28,9 +28,9 @@ ROW_GROUP_ROWS = 1 << 18
 
 @dataclass(frozen=True)
 class EvalCases:
-    """Questions with known answers: what did this user take next?
+    """Questions with known answers: which item does this user take next?
 
-    user_ids: one a case. histories: item indices before the target, oldest first (int64 arrays, never empty).
+    user_ids: one per case. histories: item indices before the target, oldest first (int64 arrays, never empty).
     targets: int64 [cases], the item index taken next.
     """
 

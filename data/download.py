@@ -1,4 +1,4 @@
-"""MovieLens and Amazon reviews from their publishers: downloaded once into a cache folder, from the first address that answers."""
+"""Download MovieLens and Amazon reviews from their publishers, once, into a cache folder, from the first address that answers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def fetch_movielens(name: str, folder: Path) -> Path:
 def fetch_amazon(edition: str, category: str, folder: Path) -> Path:
     """The folder with a category's reviews and metadata, below `folder`; each file is downloaded unless it is there.
 
-    The publisher gives no checksums: what came is told, its sha256 is in the run's manifest.json and its size in dataset.json.
+    The publisher gives no checksums, so the download is recorded: its sha256 in the run's manifest.json, its size in dataset.json.
     Raises InputError when no address answers.
     """
     target = folder / edition
@@ -95,7 +95,7 @@ def fetch_amazon(edition: str, category: str, folder: Path) -> Path:
 
 
 def _fetch(urls: list[str], target: Path, md5: str | None, by_hand: str) -> None:
-    """What is at the first of `urls` that gives all of it, with this md5 (None: not known). Raises InputError when none does."""
+    """Download the first of `urls` that delivers the whole file with this md5 (None: not known). Raises InputError when none does."""
     failures = []
     for url in urls:
         try:
@@ -103,10 +103,10 @@ def _fetch(urls: list[str], target: Path, md5: str | None, by_hand: str) -> None
         except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
             failures.append(f"{url} cannot be downloaded ({error})")
             continue
-        found = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() if md5 else None
-        if found == md5:
+        digest = hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() if md5 else None
+        if digest == md5:
             return
-        failures.append(f"{url} has md5 {found}, not the publisher's {md5}")
+        failures.append(f"{url} has md5 {digest}, not the publisher's {md5}")
     raise InputError(f"{', and '.join(failures)}; try again, or {by_hand}.")
 
 
@@ -131,20 +131,20 @@ def _published_md5(urls: list[str], by_hand: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "md5"
         _fetch([f"{url}.md5" for url in urls], file, None, by_hand)
-        found = re.search(r"\b[0-9a-f]{32}\b", file.read_text(encoding="utf-8", errors="replace"))
-    if found is None:
+        match = re.search(r"\b[0-9a-f]{32}\b", file.read_text(encoding="utf-8", errors="replace"))
+    if match is None:
         raise InputError(f"{urls[0]}.md5 holds no md5; try again, or {by_hand}.")
-    return found.group()
+    return match.group()
 
 
 def _unpack(archive: Path, target: Path) -> None:
     """Unpack the archive's folder `target.name` as `target`: all of it or nothing, and nothing outside it."""
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary, zipfile.ZipFile(archive) as content:
-        place = Path(temporary).resolve()
+        folder = Path(temporary).resolve()
         for member in content.namelist():
-            if not (place / member).resolve().is_relative_to(place):
+            if not (folder / member).resolve().is_relative_to(folder):
                 raise InputError(
                     f"{archive.name} holds {member!r}, which points outside its folder; do not use this archive."
                 )
-        content.extractall(place)
-        shutil.move(place / target.name, target)
+        content.extractall(folder)
+        shutil.move(folder / target.name, target)

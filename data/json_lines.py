@@ -1,4 +1,4 @@
-"""Files with one JSON object a line, mostly gzipped and mostly larger than memory: read block by block."""
+"""Read files with one JSON object per line, block by block: most are gzipped and larger than memory."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _read_slowly(path: Path, first_line: int, block: bytes, schema: dict[str, Any]) -> pl.DataFrame:
-    """`read_columns` for a block that Polars refuses: line by line, so that the line to blame is known."""
+    """Read a block that Polars refuses line by line, so that the error names the line."""
     kinds = {pl.String: str, pl.Int64: int}
     columns: dict[str, list[Any]] = {name: [] for name in schema}
     for number, line in enumerate(block.split(b"\n"), first_line):

@@ -22,10 +22,10 @@ def rank_of_target(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     assert scores.ndim == 2
     assert targets.shape == (len(scores),)
     assert not np.isnan(scores).any(), "a score is NaN"
-    own = scores[np.arange(len(scores)), targets]
-    ranks = (scores >= own[:, None]).sum(axis=1) - 1
+    target_scores = scores[np.arange(len(scores)), targets]
+    ranks = (scores >= target_scores[:, None]).sum(axis=1) - 1
     never = max(scores.shape[1], CUTOFFS[-1])
-    return np.where(np.isneginf(own), never, ranks).astype(np.int64)
+    return np.where(np.isneginf(target_scores), never, ranks).astype(np.int64)
 
 
 def ranks_in_lists(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -35,8 +35,8 @@ def ranks_in_lists(items: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     assert items.ndim == 2
     assert targets.shape == (len(items),)
-    found = items == targets[:, None]
-    return np.where(found.any(axis=1), found.argmax(axis=1), items.shape[1]).astype(np.int64)
+    is_target = items == targets[:, None]
+    return np.where(is_target.any(axis=1), is_target.argmax(axis=1), items.shape[1]).astype(np.int64)
 
 
 def recall_at(ranks: np.ndarray, k: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """MiniOneRec's prepared folders (arXiv 2510.24431): train/, valid/ and test/ with CSVs, info/ and index/.
 
 A row of a CSV is one next-item sample: a user, the last ten items at most, and the item taken next, in time order over all users and
-without a time. The log is put together again from them.
+without a time. The log is rebuilt from them.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def find_minionerec(category: str, folder: Path) -> tuple[Path, ...]:
         if name not in present:
             raise InputError(f"{folder} holds no {name}/{category}*.csv; check the folder and --category {category}.")
     catalogues = [folder / "index" / f"{category}.item.json", *sorted((folder / "info").glob(f"{category}*.txt"))]
-    found = next((path for path in catalogues if path.is_file()), None)
-    if found is None:
+    catalogue = next((path for path in catalogues if path.is_file()), None)
+    if catalogue is None:
         raise InputError(
             f"{folder} holds neither index/{category}.item.json nor info/{category}*.txt; check the folder."
         )
-    return (*samples, found)
+    return (*samples, catalogue)
 
 
 def read_minionerec(files: tuple[Path, ...]) -> RawLog:
@@ -74,7 +74,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]], known: set[str]) -> pl.DataFrame:
     """user_id, item_id, timestamp, split: each user's histories laid over one another, then the answers."""
-    taken: dict[str, list[str]] = {}
+    histories: dict[str, list[str]] = {}
     columns: dict[str, list[Any]] = {name: [] for name in ("user_id", "item_id", "timestamp", "split")}
     for time, (path, number, row) in enumerate(samples):
         user, split = row["user_id"], path.parent.name
@@ -84,7 +84,7 @@ def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]], known: set[str]) -
             raise InputError(
                 f"{path} row {number}: item {unknown!r} is not in the catalogue; check that both are of one run."
             )
-        before = taken.setdefault(user, [])
+        before = histories.setdefault(user, [])
         new = history[_overlap(before, history) :]  # all of it at a user's first row, else what missing rows would tell
         for item, name in [*((item, NAMES[0]) for item in new), (answer, split)]:
             before.append(item)

@@ -111,10 +111,10 @@ def _read_delimited(path: Path, separator: str, names: list[str], encoding: str)
     wrong = (fields.list.len() != len(names)).arg_true()
     if len(wrong):
         row = int(wrong[0])
-        found = f"has {fields[row].len()} fields where {len(names)} separated by {separator!r} were expected: {quote(lines[row])}"
+        fault = f"has {fields[row].len()} fields where {len(names)} separated by {separator!r} were expected: {quote(lines[row])}"
         if row == len(lines) - 1 and row > 0:
             raise InputError(
-                f"{path} line {row + 1}, the last one, {found}; the file looks truncated, so download it again."
+                f"{path} line {row + 1}, the last one, {fault}; the file looks truncated, so download it again."
             )
-        raise InputError(f"{path} line {row + 1} {found}; check that this is the publisher's own file.")
+        raise InputError(f"{path} line {row + 1} {fault}; check that this is the publisher's own file.")
     return fields.list.to_struct(fields=names).struct.unnest()

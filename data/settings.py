@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -148,11 +147,6 @@ class PrepareConfig:
                 raise InputError(f"{flag} is {text!r}; write a day as 2016-10-01.") from error
         if len(days) == 2 and days[1] < days[0]:
             raise InputError(f"--to_date {self.to_date} lies before --from_date {self.from_date}; exchange them.")
-
-
-def configs(arguments: Sequence[str] | None = None) -> tuple[type, ...]:
-    """The dataclasses that `arguments` fill."""
-    return (PrepareConfig,)
 
 
 def default_k(dataset: str) -> int:

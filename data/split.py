@@ -1,4 +1,4 @@
-"""Which interaction is for what: training, validation or test.
+"""Assign every interaction to training, validation or test.
 
 The tie rule, part of the contract: time order means by timestamp, and among equal timestamps by the order of the input rows; only
 `leave_one_out_ties_shuffled` draws the order of a user's equal timestamps instead. Every protocol returns the log sorted by user (as

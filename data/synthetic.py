@@ -195,9 +195,9 @@ class DemoModel:
         rng = np.random.default_rng([self.seed, 2])
         pairs = [rng.permutation(len(ADJECTIVES) * len(words)) for _, words in themes]
         titles, genres, descriptions = [], [], []
-        for cluster, place in zip(cluster_of, rank, strict=True):
+        for cluster, item_rank in zip(cluster_of, rank, strict=True):
             genre, words = themes[cluster]
-            adjective, noun = divmod(int(pairs[cluster][place]), len(words))
+            adjective, noun = divmod(int(pairs[cluster][item_rank]), len(words))
             others = rng.permutation([word for word in words if word != words[noun]])[:3]
             titles.append(f"The {ADJECTIVES[adjective]} {words[noun].capitalize()}")
             genres.append(genre)
@@ -218,10 +218,10 @@ class DemoModel:
             ranking = np.argsort(-probabilities, kind="stable")
             mass += np.cumsum(probabilities[ranking])
             hits += np.cumsum(ranking == target)
-        at = {k: min(k, len(item_ids)) - 1 for k in ks}
+        last = {k: min(k, len(item_ids)) - 1 for k in ks}
         return {
-            "expected": {k: float(mass[place]) / len(cases) for k, place in at.items()},
-            "realised": {k: float(hits[place]) / len(cases) for k, place in at.items()},
+            "expected": {k: float(mass[index]) / len(cases) for k, index in last.items()},
+            "realised": {k: float(hits[index]) / len(cases) for k, index in last.items()},
         }
 
 

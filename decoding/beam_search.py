@@ -1,13 +1,15 @@
-"""Constrained search for exactly L codes: one prefill a request, then at most L - 1 steps in which a request's beams are query
+"""Constrained search for exactly L codes: one prefill per request, then at most L - 1 steps in which a request's beams are query
 positions of one sequence (`SharedPrefix`). Only the current level's rows of the head are computed, and a beam whose remaining codes
 are forced is not run again.
 
 Deterministic: the `beams` items of largest π that beam search finds. Stochastic: Gumbel top-k (arXiv 1903.06059), `beams` distinct
 items drawn from π without replacement, with what importance weights need.
 
-Why min(beams, eligible items) items come back, always: call a node live when an eligible item is below it. Every kept node is live,
-so it has a live child. Either all live nodes of a level are kept, and then all live nodes of the next are candidates; or `beams` are
-kept, and then at least `beams` are candidates. So min(beams, live nodes) are kept at every level, and the last level's are items.
+Why min(beams, eligible items) items come back, always. Call a node live when an eligible item is below it.
+  1. Every node that the search keeps is live, so it has a live child.
+  2. Where all live nodes of a level are kept, all live nodes of the next one are candidates.
+  3. Where only `beams` of them are kept, each brings a live child, so at least `beams` are candidates.
+  4. So min(beams, live nodes) are kept at every level; the last level's live nodes are the eligible items.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.decoding.eligibility import Eligibility
-from sidrec.decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from sidrec.decoding.normaliser import Normaliser
+from sidrec.decoding.policy import SidVocabulary, code_log_probs
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
@@ -63,8 +66,8 @@ class _Frontier:
     """The beams of every request after some codes, best first; all [B, W] but the last.
 
     node: in the trie. log_prob: of the codes so far, -inf where there is no beam. key, log_draw: the Gumbel key and log φ when
-    stochastic (else log_prob). token: of the last code. rank: its place among the beams, by which noise is drawn (0 is best). sees:
-    bool [B, W, appended], its ancestors among the appended positions.
+    stochastic (else log_prob). token: of the last code. rank: its number among the beams, by which noise is drawn (0 is best).
+    ancestors: bool [B, W, appended], where the beam's earlier tokens stand among the appended positions.
     """
 
     node: Tensor
@@ -73,13 +76,13 @@ class _Frontier:
     log_draw: Tensor
     token: Tensor
     rank: Tensor
-    sees: Tensor
+    ancestors: Tensor
 
     @classmethod
     def root(cls, n_requests: int, key: Tensor) -> _Frontier:
         zero = torch.zeros(n_requests, 1, device=key.device)
-        sees = torch.zeros(n_requests, 1, 0, dtype=torch.bool, device=key.device)
-        return cls(zero.long(), zero, key, zero, zero.long(), zero.long(), sees)
+        no_ancestors = torch.zeros(n_requests, 1, 0, dtype=torch.bool, device=key.device)
+        return cls(zero.long(), zero, key, zero, zero.long(), zero.long(), no_ancestors)
 
     def take(self, order: Tensor) -> _Frontier:
         """The beams at `order`, int64 [B, W']."""
@@ -90,7 +93,7 @@ class _Frontier:
             log_draw=self.log_draw.gather(1, order),
             token=self.token.gather(1, order),
             rank=self.rank.gather(1, order),
-            sees=_rows(self.sees, order),
+            ancestors=_rows(self.ancestors, order),
         )
 
 
@@ -110,7 +113,7 @@ def beam_search(
     """Search the next item of every request. All tensors, the model and the trie are on one device.
 
     input_ids, attention_mask: int64 [B, T], left-padded. eligible: what each request may be given (or bool [B, n_slots] by item
-    index, for small catalogues); None: every item. generators: one a request, on the CPU; they make the search stochastic, each
+    index, for small catalogues); None: every item. generators: one per request, on the CPU; they make the search stochastic, each
     request with its own randomness. normaliser: what scores are normalised over; a stochastic search draws by the children's softmax
     whatever it is. static_shapes: run every beam at every level, so that what the model is given has shapes that follow from the
     prompts' shape, the beams and the trie alone, as a compiled model or a CUDA graph wants it; None: everywhere but on the CPU,
@@ -126,16 +129,16 @@ def beam_search(
         eligible = Eligibility.of_mask(trie, eligible)
     assert eligible is None or eligible.trie is trie, "eligibility by another trie"
     is_static = device.type != "cpu" if static_shapes is None else static_shapes
-    step = _Step(
+    search = _Search(
         prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser, is_static
     )
-    frontier = _Frontier.root(n_requests, step.noise(1, 1, n_requests)[..., 0].to(device))
+    frontier = _Frontier.root(n_requests, search.noise(1, 1, n_requests)[..., 0].to(device))
     for level in range(trie.n_levels):
         if level == 0:
             hidden = prefix.hidden
         else:
-            frontier, hidden = step.run(frontier, level)
-        frontier = step.expand(frontier, hidden, level)
+            frontier, hidden = search.decode_one_token(frontier, level)
+        frontier = search.expand(frontier, hidden, level)
 
     if bool(frontier.log_prob.isnan().any()):
         raise InputError("the model's scores are not numbers (NaN); its weights, or its precision, are broken.")
@@ -148,7 +151,7 @@ def beam_search(
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Search:
     """What stays the same from level to level of one search."""
 
     prefix: SharedPrefix
@@ -160,8 +163,8 @@ class _Step:
     normaliser: Normaliser
     is_static: bool
 
-    def run(self, frontier: _Frontier, level: int) -> tuple[_Frontier, Tensor]:
-        """Run the model on the beams' last tokens. Returns the frontier, the run beams first, and their states [B, n, H].
+    def decode_one_token(self, frontier: _Frontier, level: int) -> tuple[_Frontier, Tensor]:
+        """Run the model on the beams' last tokens. Returns the frontier, the beams that were run first, and their states [B, n, H].
 
         A beam with a single item below has only forced codes left, of probability 1: it need not be run.
         """
@@ -178,18 +181,21 @@ class _Step:
             return frontier, self.prefix.hidden[:, :0]
         n_requests, width = frontier.node.shape
         itself = torch.eye(width, n_run, dtype=torch.bool, device=frontier.node.device).expand(n_requests, -1, -1)
-        sees = torch.cat([frontier.sees, itself], dim=2)
-        hidden = self.prefix.extend(frontier.token[:, :n_run], sees[:, :n_run], depth=level)
-        return replace(frontier, sees=sees), hidden
+        ancestors = torch.cat([frontier.ancestors, itself], dim=2)
+        hidden = self.prefix.extend(frontier.token[:, :n_run], ancestors[:, :n_run], depth=level)
+        return replace(frontier, ancestors=ancestors), hidden
 
     def expand(self, frontier: _Frontier, hidden: Tensor, level: int) -> _Frontier:
         """Give every beam its children and keep the best of each request. hidden: [B, n, H], states of the first n beams."""
         trie, (n_requests, width) = self.trie, frontier.node.shape
         n_run, n_children = hidden.shape[1], trie.widest(level)
-        found = trie.padded_children(level, frontier.node.flatten())
-        child, codes, exists = (values.view(n_requests, width, n_children) for values in found)
 
-        step = torch.zeros(child.shape, device=child.device).masked_fill_(~exists, -torch.inf)  # forced codes: log 1
+        # 1. the children of every beam: [B, W, M], M the most that a node of the level has
+        below = trie.padded_children(level, frontier.node.flatten())
+        child, codes, exists = (values.view(n_requests, width, n_children) for values in below)
+
+        # 2. log π of each child's code; a beam that was not run has only forced codes left, of probability 1
+        step = torch.zeros(child.shape, device=child.device).masked_fill_(~exists, -torch.inf)
         if n_run:
             step[:, :n_run] = code_log_probs(
                 hidden.reshape(n_requests * n_run, 1, -1),
@@ -200,24 +206,30 @@ class _Step:
                 exists[:, :n_run].reshape(-1, n_children),
                 self.normaliser,
             ).view(n_requests, n_run, n_children)
+
+        # 3. a code without an eligible item below it is closed
         if self.eligible is not None:
             step = step.masked_fill(~self.eligible.open_children(level, frontier.node, child), -torch.inf)
+
+        # 4. what the children are ordered by: log π of all codes so far, or Gumbel keys of log φ below the parent's key
         log_probs = frontier.log_prob[..., None] + step
         log_draws = keys = log_probs
         if self.generators is not None:
             log_draws = frontier.log_draw[..., None] + step.log_softmax(2).masked_fill(step == -torch.inf, -torch.inf)
             noise = _rows(self.noise(width, n_children, n_requests).to(child.device), frontier.rank)
             keys = _conditioned_keys(frontier.key, log_draws + noise)
-        kept = min(self.beams, width * n_children, trie.n_nodes[level + 1])
-        best = best_first(keys.flatten(1), child.flatten(1), kept)
+
+        # 5. the best children of each request become its beams
+        n_best = min(self.beams, width * n_children, trie.n_nodes[level + 1])
+        best = best_first(keys.flatten(1), child.flatten(1), n_best)
         return _Frontier(
             node=child.flatten(1).gather(1, best),
             log_prob=log_probs.flatten(1).gather(1, best),
             key=keys.flatten(1).gather(1, best),
             log_draw=log_draws.flatten(1).gather(1, best),
-            rank=torch.arange(kept, device=child.device).expand(n_requests, -1),
+            rank=torch.arange(n_best, device=child.device).expand(n_requests, -1),
             token=codes.flatten(1).gather(1, best) + self.vocabulary.first_tokens[level],
-            sees=_rows(frontier.sees, best // n_children),
+            ancestors=_rows(frontier.ancestors, best // n_children),
         )
 
     def noise(self, width: int, n_children: int, n_requests: int) -> Tensor:
@@ -261,5 +273,13 @@ def _draws(log_probs: Tensor, keys: Tensor, beams: int) -> Draws:
     """log_probs: [B, W ≤ beams]. keys: [B, W'], one more than `beams` where as many exist, best first."""
     nothing_left = torch.full_like(keys[:, 0], -torch.inf)
     threshold = keys[:, beams] if keys.shape[1] > beams else nothing_left
-    log_inclusion = torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))
-    return Draws(keys[:, :beams], log_probs, threshold, log_inclusion.masked_fill(log_probs == -torch.inf, 0.0))
+    log_inclusion = log_inclusion_probability(log_probs, threshold).masked_fill(log_probs == -torch.inf, 0.0)
+    return Draws(keys[:, :beams], log_probs, threshold, log_inclusion)
+
+
+def log_inclusion_probability(log_probs: Tensor, threshold: Tensor) -> Tensor:
+    """float32 [B, W]: log q = log(1 - exp(-exp(log φ - κ))), the probability that an item's Gumbel key is above κ (arXiv 1903.06059).
+
+    log_probs: [B, W], log φ. threshold: [B], κ.
+    """
+    return torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))

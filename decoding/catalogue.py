@@ -66,9 +66,9 @@ class LiveCatalogue:
             for name in allow_lists:
                 self.snapshot.allow_list(name)
             trie = with_items(self.snapshot.trie, items, codes)
-            codes_after = _grown(self.snapshot.codes, trie.n_slots)
+            codes_after = _with_rows(self.snapshot.codes, trie.n_slots)
             codes_after[torch.as_tensor(items).long()] = torch.as_tensor(codes).to(codes_after.dtype)
-            lists = {name: _grown(allowed, trie.n_slots) for name, allowed in self._allowed.items()}
+            lists = {name: _with_rows(allowed, trie.n_slots) for name, allowed in self._allowed.items()}
             for name, allowed in lists.items():
                 allowed[torch.as_tensor(items).long()] = name in allow_lists
             self._swap(trie, codes_after, lists)
@@ -112,14 +112,16 @@ def with_items(trie: SidTrie, items: np.ndarray, codes: np.ndarray) -> SidTrie:
             f"items {int(new_items[i])} and {int(new_items[i + 1])} have the same semantic ID; give one another code."
         )
 
-    place = _leaf_places(trie, new_items, new_codes) + torch.arange(len(order))  # of each new row among all
+    inserted = _insertion_points(trie, new_items, new_codes) + torch.arange(
+        len(order)
+    )  # the new rows' numbers among all
     is_old = torch.ones(trie.n_items + len(order), dtype=torch.bool)
-    is_old[place] = False
+    is_old[inserted] = False
     old_rows = trie.sorted_codes()
     rows = torch.empty((len(is_old), trie.n_levels), dtype=old_rows.dtype)
-    rows[is_old], rows[place] = old_rows, new_codes.to(old_rows.dtype)
+    rows[is_old], rows[inserted] = old_rows, new_codes.to(old_rows.dtype)
     leaves = torch.empty(len(is_old), dtype=torch.int32)
-    leaves[is_old], leaves[place] = trie.item_of_leaf.stored, new_items.to(torch.int32)
+    leaves[is_old], leaves[inserted] = trie.item_of_leaf.stored, new_items.to(torch.int32)
     n_slots = max(trie.n_slots, int(new_items.max()) + 1)
     return SidTrie.of_sorted(rows, trie.level_sizes, leaves, n_slots).to(device)
 
@@ -138,26 +140,26 @@ def without_items(trie: SidTrie, items: np.ndarray) -> SidTrie:
         raise InputError(f"all {trie.n_items} items would be removed; leave at least one in the catalogue.")
     is_kept = torch.ones(trie.n_items, dtype=torch.bool)
     is_kept[leaves] = False
-    rows, kept = trie.sorted_codes()[is_kept], trie.item_of_leaf.stored[is_kept]
-    return SidTrie.of_sorted(rows, trie.level_sizes, kept, trie.n_slots).to(device)
+    rows, remaining = trie.sorted_codes()[is_kept], trie.item_of_leaf.stored[is_kept]
+    return SidTrie.of_sorted(rows, trie.level_sizes, remaining, trie.n_slots).to(device)
 
 
-def _leaf_places(trie: SidTrie, items: Tensor, codes: Tensor) -> Tensor:
+def _insertion_points(trie: SidTrie, items: Tensor, codes: Tensor) -> Tensor:
     """int64 [M]: the number of leaves that come before each SID, int64 [M, L]. Raises InputError when an item has one of them."""
     node = torch.zeros(len(codes), dtype=torch.long)
-    place = torch.full_like(node, -1)
+    n_before = torch.full_like(node, -1)
     for depth in range(trie.n_levels):
-        found = trie.find(depth, node, codes[:, depth])
-        leaves_here = (found < 0) & (place < 0)
+        child = trie.find(depth, node, codes[:, depth])
+        leaves_here = (child < 0) & (n_before < 0)
         first_larger = trie.lower_bound(depth, node.clamp(min=0), codes[:, depth])
-        place = torch.where(leaves_here, trie.first_leaf[depth + 1][first_larger], place)
-        node = found
-    if bool((place < 0).any()):
-        i = int((place < 0).nonzero()[0, 0])
+        n_before = torch.where(leaves_here, trie.first_leaf[depth + 1][first_larger], n_before)
+        node = child
+    if bool((n_before < 0).any()):
+        i = int((n_before < 0).nonzero()[0, 0])
         raise InputError(
             f"item {int(items[i])} has the semantic ID of item {int(trie.item_of_leaf[node[i, None]])}; give it another."
         )
-    return place
+    return n_before
 
 
 def _refuse_bad_items(trie: SidTrie, items: Tensor) -> None:
@@ -196,7 +198,7 @@ def _codes_by_item(trie: SidTrie) -> Tensor:
     return codes
 
 
-def _grown(table: Tensor, n: int) -> Tensor:
+def _with_rows(table: Tensor, n: int) -> Tensor:
     """A copy with n rows, the new ones false, or -1."""
     grown = table.new_full((n, *table.shape[1:]), False if table.dtype == torch.bool else -1)
     grown[: len(table)] = table

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.exhaustive import beam_regret
+from sidrec.decoding.policy import leaked_mass
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
@@ -28,7 +29,7 @@ HISTORIES_PER_BATCH = 16
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """histories: how many were looked at. leaked_full, leaked_level, forced: a share a level.
+    """histories: how many were looked at. leaked_full, leaked_level, forced: one share per level.
 
     leaked: E[1 - Σ of the softmax over the codes that exist], prefixes drawn from π. forced: share of the catalogue's items whose code
     at the level is its prefix's only child. k: of the regret, seen items left out. regret_histories: how many of the histories were
@@ -64,7 +65,7 @@ def diagnose(
     starts = range(0, len(histories), HISTORIES_PER_BATCH)
     for start in starts:
         batch = histories[start : start + HISTORIES_PER_BATCH]
-        leaks.append(leaked_mass(recommender, batch, generator))
+        leaks.append(leaked_mass_along_draws(recommender, batch, generator))
         scored = batch[: max(0, n_scored - start)]
         if scored:
             missed_share, lost_mass = regret(recommender, scored, k)
@@ -86,8 +87,10 @@ def diagnose(
 
 
 @torch.inference_mode()
-def leaked_mass(recommender: Recommender, histories: list[np.ndarray], generator: torch.Generator) -> Tensor:
-    """float32 [2, L, B]: mass outside the existing codes of the full and of the level's softmax, along one item drawn from π each."""
+def leaked_mass_along_draws(
+    recommender: Recommender, histories: list[np.ndarray], generator: torch.Generator
+) -> Tensor:
+    """float32 [2, L, B]: what the full and the level's softmax leak at each level, along one item drawn from π for each history."""
     renderer, trie, device = recommender.renderer, recommender.trie, recommender.model.device
     input_ids, attention_mask = (tensor.to(device) for tensor in renderer.batch(histories))
     prefix = SharedPrefix(recommender.model, input_ids, attention_mask)
@@ -96,14 +99,14 @@ def leaked_mass(recommender: Recommender, histories: list[np.ndarray], generator
     leaks = []
     for level in range(trie.n_levels):
         logits = renderer.vocabulary.level_logits(hidden, prefix.head, level)
-        existing = logits.masked_fill(~trie.children_mask(level, nodes), -torch.inf)
-        mass = existing.logsumexp(1)
-        leaks.append(-torch.expm1(mass - torch.stack([prefix.head.log_sum(hidden), logits.logsumexp(1)])))
-        codes = existing.softmax(1).cpu().multinomial(1, generator=generator).to(device)
+        exists = trie.children_mask(level, nodes)
+        log_totals = torch.stack([prefix.head.log_sum(hidden), logits.logsumexp(1)])
+        leaks.append(leaked_mass(logits, exists, log_totals))
+        codes = logits.masked_fill(~exists, -torch.inf).softmax(1).cpu().multinomial(1, generator=generator).to(device)
         nodes = trie.child(level, nodes, codes[:, 0])
         if level + 1 < trie.n_levels:
-            sees = torch.ones(len(nodes), 1, level + 1, dtype=torch.bool, device=device)
-            hidden = prefix.extend(codes + renderer.vocabulary.first_tokens[level], sees, depth=level + 1)[:, 0]
+            attends_to = torch.ones(len(nodes), 1, level + 1, dtype=torch.bool, device=device)
+            hidden = prefix.extend(codes + renderer.vocabulary.first_tokens[level], attends_to, depth=level + 1)[:, 0]
     return torch.stack(leaks, dim=1).clamp(min=0).cpu()
 
 
@@ -124,5 +127,5 @@ def regret(recommender: Recommender, histories: list[np.ndarray], k: int) -> tup
     items = torch.from_numpy(recommender.recommend(histories, k, exclude_seen=True).items).to(trie.device)
     leaves = trie.leaf_of_item(items.clamp(min=0)).masked_fill(items < 0, -1)
     unseen = Eligibility(trie, len(histories), excluded=histories).leaves()
-    found = beam_regret(recommender.leaf_log_probs(histories).masked_fill(~unseen, -torch.inf), leaves)
-    return found.missed.cpu(), found.mass.cpu()
+    lost = beam_regret(recommender.leaf_log_probs(histories).masked_fill(~unseen, -torch.inf), leaves)
+    return lost.missed.cpu(), lost.mass.cpu()

@@ -19,7 +19,7 @@ from sidrec.decoding.trie import Pointers, SidTrie
 class AllowList:
     """Items of one trie that may be recommended (in stock, of a category, of a tenant): at every depth, one bit a node.
 
-    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte an item.
+    trie: the trie that the list is for. allowed: bool [n_slots], by item index. A list takes about half a byte per item.
     """
 
     def __init__(self, trie: SidTrie, allowed: Tensor) -> None:
@@ -74,7 +74,7 @@ class _Closed:
     request: Tensor
     parent: Tensor
     code: Tensor
-    place: Tensor
+    child_number: Tensor
 
 
 class Eligibility:
@@ -110,7 +110,7 @@ class Eligibility:
 
     @classmethod
     def of_mask(cls, trie: SidTrie, eligible: Tensor) -> Eligibility:
-        """From bool [B, n_slots]: builds a list a row, so it is for few requests or small catalogues."""
+        """From bool [B, n_slots]: builds one allow-list per row, so it suits few requests or small catalogues."""
         return cls(trie, len(eligible), allowed=[AllowList(trie, row) for row in eligible])
 
     def open_codes(self, depth: int, nodes: Tensor, mask: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class Eligibility:
             is_open[requests] = allowed.contains(depth + 1, children[requests])
         if self._closed is not None:
             closed, entry, column = self._closed[depth], *self._find_closed(depth, nodes)
-            is_open[closed.request[entry], column, closed.place[entry]] = False
+            is_open[closed.request[entry], column, closed.child_number[entry]] = False
         return is_open
 
     def leaves(self) -> Tensor:
@@ -150,7 +150,7 @@ class Eligibility:
             is_open[requests] = allowed.leaves()
         if self._closed is not None:
             closed = self._closed[-1]
-            is_open[closed.request, self.trie.first_child[-1][closed.parent] + closed.place] = False
+            is_open[closed.request, self.trie.first_child[-1][closed.parent] + closed.child_number] = False
         return is_open
 
     def _find_closed(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,8 +186,8 @@ class Eligibility:
             is_closed = count == self._allowed_below(depth + 1, node, request)
             parent = trie.parent(depth, node)
             shut, above = node[is_closed], parent[is_closed]
-            place = shut - trie.first_child[depth][above]
-            closed.insert(0, _Closed(request[is_closed], above, trie.code[depth][shut], place))
+            child_number = shut - trie.first_child[depth][above]
+            closed.insert(0, _Closed(request[is_closed], above, trie.code[depth][shut], child_number))
             key, position = torch.unique_consecutive(request * trie.n_nodes[depth] + parent, return_inverse=True)
             count = torch.zeros_like(key).index_add_(0, position, count)
             request, node = key // trie.n_nodes[depth], key % trie.n_nodes[depth]

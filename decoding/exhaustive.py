@@ -1,8 +1,8 @@
 """The log-probability of every item of the catalogue, each prefix of the trie computed once.
 
-The history is run once; then the trie is walked depth first, a chunk of neighbouring nodes at a time. A chunk's nodes are query
-positions after the prompt and their ancestors' chunks, and each sees the prompt, its own ancestors and itself: no mask is larger
-than chunk x (prompt + L chunks), and what lies deeper is cut from the cache before the next chunk is run. It is the yardstick of
+The history is prefilled once; then the trie is walked depth first, a chunk of neighbouring nodes at a time. A chunk's nodes are query
+positions after the prompt and their ancestors' chunks, and each attends to the prompt, its own ancestors and itself: no mask is larger
+than chunk x (prompt + L chunks), and the cache is truncated to the ancestors before the next chunk is run. It is the yardstick of
 beam search, and the exact ranking of a small catalogue.
 """
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.decoding.beam_search import best_first
-from sidrec.decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from sidrec.decoding.normaliser import Normaliser
+from sidrec.decoding.policy import SidVocabulary, code_log_probs
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
 
@@ -41,7 +42,7 @@ def leaf_log_probs(
     chunk = min(CHUNK_NODES, max(16, CHUNK_POSITIONS // n_requests))
     walk = _Walk(prefix, vocabulary, trie, normaliser, scores, chunk)
     root = torch.zeros(1, dtype=torch.long, device=input_ids.device)
-    walk.give_children(0, root, scores.new_zeros(n_requests, 1), prefix.hidden, root.new_zeros(1, 0, dtype=torch.bool))
+    walk.score_children(0, root, scores.new_zeros(n_requests, 1), prefix.hidden, root.new_zeros(1, 0, dtype=torch.bool))
     return scores
 
 
@@ -64,16 +65,16 @@ class Regret:
     mass: Tensor
 
 
-def beam_regret(scores: Tensor, found: Tensor, tolerance: float = 1e-4) -> Regret:
-    """Regret@k of a search. scores: float32 [B, N], of every leaf (-inf: not eligible). found: int64 [B, k], the search's leaves,
+def beam_regret(scores: Tensor, listed: Tensor, tolerance: float = 1e-4) -> Regret:
+    """Regret@k of a search. scores: float32 [B, N], of every leaf (-inf: not eligible). listed: int64 [B, k], the search's leaves,
     best first, -1 where there is none. A score within `tolerance` of another is equal to it: of equal items either will do."""
-    best, best_scores = exact_top(scores, found.shape[1])  # [B, k'], k' ≤ k
-    found_scores = scores.gather(1, found.clamp(min=0)).masked_fill(found < 0, -torch.inf)[:, : best.shape[1]]
-    is_found = (best[:, :, None] == found[:, None, :]).any(2)
+    best, best_scores = exact_top(scores, listed.shape[1])  # [B, k'], k' ≤ k
+    listed_scores = scores.gather(1, listed.clamp(min=0)).masked_fill(listed < 0, -torch.inf)[:, : best.shape[1]]
+    is_listed = (best[:, :, None] == listed[:, None, :]).any(2)
     exists = best_scores > -torch.inf
-    last = found_scores.masked_fill(~exists, torch.inf).amin(dim=1, keepdim=True)
-    missed = (exists & ~is_found & (best_scores > last + tolerance)).sum(1)
-    mass = best_scores.exp().sum(1) - found_scores.exp().sum(1)
+    last = listed_scores.masked_fill(~exists, torch.inf).amin(dim=1, keepdim=True)
+    missed = (exists & ~is_listed & (best_scores > last + tolerance)).sum(1)
+    mass = best_scores.exp().sum(1) - listed_scores.exp().sum(1)
     return Regret(missed / exists.sum(1).clamp(min=1), mass.clamp(min=0))
 
 
@@ -88,11 +89,11 @@ class _Walk:
     scores: Tensor
     chunk: int
 
-    def give_children(self, depth: int, nodes: Tensor, log_probs: Tensor, hidden: Tensor, sees: Tensor) -> None:
+    def score_children(self, depth: int, nodes: Tensor, log_probs: Tensor, hidden: Tensor, attends_to: Tensor) -> None:
         """Score the children of `nodes` and all that is below them.
 
-        nodes: int64 [C], rising. log_probs: [B, C], of their prefixes. hidden: [B, C, H], their states. sees: bool [C, appended],
-        themselves included.
+        nodes: int64 [C], rising. log_probs: [B, C], of their prefixes. hidden: [B, C, H], their states. attends_to: bool
+        [C, appended], the positions of their ancestors and their own.
         """
         trie = self.trie
         child, codes, exists = trie.padded_children(depth, nodes)  # [C, M]
@@ -113,16 +114,21 @@ class _Walk:
         if self.normaliser == "children":  # where one item is left, its other codes are forced and have probability 1
             is_open = leaves[child + 1] - leaves[child] > 1
             self.scores[:, leaves[child[~is_open]]] = below[:, ~is_open]
-        self.run(depth + 1, child[is_open], below[:, is_open], tokens[is_open], sees[parent[is_open]])
+        self.decode_nodes(depth + 1, child[is_open], below[:, is_open], tokens[is_open], attends_to[parent[is_open]])
 
-    def run(self, depth: int, nodes: Tensor, log_probs: Tensor, tokens: Tensor, sees: Tensor) -> None:
-        """Run the model on `nodes` [n], a chunk at a time, and go on below. tokens: [n]; log_probs: [B, n]; sees: [n, appended]."""
+    def decode_nodes(self, depth: int, nodes: Tensor, log_probs: Tensor, tokens: Tensor, ancestors: Tensor) -> None:
+        """Run the model on `nodes` [n], a chunk at a time, and go on below.
+
+        tokens: [n], of the nodes' last codes. log_probs: [B, n]. ancestors: bool [n, appended], the positions of the nodes above.
+        """
         if len(nodes) == 0:
             return
         n_appended, n_requests = self.prefix.n_appended, len(log_probs)
         for rows in torch.arange(len(nodes), device=nodes.device).split(self.chunk):
             itself = torch.eye(len(rows), dtype=torch.bool, device=nodes.device)
-            own = torch.cat([sees[rows], itself], dim=1)
-            hidden = self.prefix.extend(tokens[rows].expand(n_requests, -1), own.expand(n_requests, -1, -1), depth)
-            self.give_children(depth, nodes[rows], log_probs[:, rows], hidden, own)
-            self.prefix.cut(n_appended)
+            attends_to = torch.cat([ancestors[rows], itself], dim=1)
+            hidden = self.prefix.extend(
+                tokens[rows].expand(n_requests, -1), attends_to.expand(n_requests, -1, -1), depth
+            )
+            self.score_children(depth, nodes[rows], log_probs[:, rows], hidden, attends_to)
+            self.prefix.truncate(n_appended)

@@ -64,14 +64,14 @@ class OutputHead:
         """
         owner = self.owner
         if owner is None or not _is_split(owner.weight):
-            return compute(self if owner is None else self._now(), hidden)
-        owner.forward = lambda inputs: compute(self._now(), inputs)
+            return compute(self if owner is None else self._with_present_weights(), hidden)
+        owner.forward = lambda inputs: compute(self._with_present_weights(), inputs)
         try:
             return owner(hidden)
         finally:
             del owner.forward
 
-    def _now(self) -> OutputHead:
+    def _with_present_weights(self) -> OutputHead:
         """This head with the tensors that its module holds at this moment: FSDP2 exchanges them."""
         if self.owner.weight is self.weight:
             return self
@@ -85,7 +85,7 @@ class OutputHead:
             assert self.weight is not None
             bias = None if self.bias is None else self.bias[first:last]
             logits = nn.functional.linear(hidden, self.weight[first:last], bias)
-        return self._finished(logits)
+        return self._scaled_and_capped(logits)
 
     def logits_at(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """float32 [R, B, M]: logits of the tokens, int64 [R, M], that row r's B states may be followed by. hidden: [R, B, H].
@@ -94,9 +94,9 @@ class OutputHead:
         """
         assert self.weight is not None, "a head that only runs whole has no rows to pick"
         logits = torch.bmm(hidden, nn.functional.embedding(tokens, self.weight).transpose(1, 2))
-        return self._finished(logits if self.bias is None else logits + self.bias[tokens][:, None])
+        return self._scaled_and_capped(logits if self.bias is None else logits + self.bias[tokens][:, None])
 
-    def _finished(self, logits: Tensor) -> Tensor:
+    def _scaled_and_capped(self, logits: Tensor) -> Tensor:
         """Scaled and soft-capped, float32."""
         if self.scale != 1.0:
             logits = logits * self.scale

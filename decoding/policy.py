@@ -8,17 +8,14 @@ normalise over a level's codes, or over the whole vocabulary as `generate()` doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.trie import SidTrie
 
-# what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
-Normaliser = Literal["children", "level", "full"]
-NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
 SPARSE_LEVEL = 8  # a level with more codes than this many times a node's most children is worked on child by child
 
 
@@ -51,16 +48,16 @@ class SidVocabulary:
         """
         if head.weight is not None and is_sparse(self.level_sizes[level], codes.shape[1]):
             return head.logits_at(hidden, codes + self.first_tokens[level])
-        return _picked(self.level_logits(hidden, head, level), codes)
+        return _logits_of(self.level_logits(hidden, head, level), codes)
 
 
-def _picked(logits: Tensor, codes: Tensor) -> Tensor:
+def _logits_of(logits: Tensor, codes: Tensor) -> Tensor:
     """[R, B, M]: of logits [R, B, K], those of each row's codes, int64 [R, M]."""
     return logits.gather(2, codes[:, None].expand(-1, logits.shape[1], -1))
 
 
 def child_log_probs(logits: Tensor, mask: Tensor) -> Tensor:
-    """float32 [..., K]: log-softmax over the codes allowed by `mask` (bool [..., K], at least one a row); -inf elsewhere."""
+    """float32 [..., K]: log-softmax over the codes allowed by `mask` (bool [..., K], at least one per row); -inf elsewhere."""
     assert logits.shape == mask.shape, f"logits {tuple(logits.shape)}, mask {tuple(mask.shape)}"
     return logits.float().masked_fill(~mask, -torch.inf).log_softmax(-1)
 
@@ -90,7 +87,7 @@ def code_log_probs(
         if normaliser == "level"
         else head.log_sum(hidden.flatten(0, 1)).view(where.shape[:2])
     )
-    return (_picked(level_logits, codes) - total[..., None]).masked_fill(~where, -torch.inf)
+    return (_logits_of(level_logits, codes) - total[..., None]).masked_fill(~where, -torch.inf)
 
 
 def next_code_log_probs(
@@ -117,6 +114,16 @@ def next_code_log_probs(
     return log_probs, trie.code[level][trie.node_of_item[level + 1][items]].long()
 
 
+def leaked_mass(logits: Tensor, exists: Tensor, log_total: Tensor) -> Tensor:
+    """float32 [R]: the share of a softmax that falls on codes which do not exist.
+
+    logits: float32 [R, K], of a level's codes. exists: bool [R, K]. log_total: float32 [R] (or [n, R], for n softmaxes at once),
+    logsumexp of all logits that the softmax is over: those of the level, or of the whole vocabulary.
+    """
+    existing = logits.masked_fill(~exists, -torch.inf).logsumexp(1)
+    return -torch.expm1(existing - log_total)
+
+
 def item_log_probs(
     hidden: Tensor,
     items: Tensor,
@@ -134,8 +141,8 @@ def item_log_probs(
     assert hidden.shape[:2] == (len(items), trie.n_levels), f"hidden {tuple(hidden.shape)} for {len(items)} items"
     columns = []
     for level in range(trie.n_levels):
-        node, own = (trie.node_of_item[depth][items] for depth in (level, level + 1))
+        node, child = (trie.node_of_item[depth][items] for depth in (level, level + 1))
         children, codes, exists = trie.padded_children(level, node)
         log_probs = code_log_probs(hidden[:, level, None], head, vocabulary, level, codes, exists, normaliser)[:, 0]
-        columns.append(log_probs.gather(1, (own - children[:, 0])[:, None])[:, 0])
+        columns.append(log_probs.gather(1, (child - children[:, 0])[:, None])[:, 0])
     return torch.stack(columns, dim=1)

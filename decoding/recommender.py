@@ -1,4 +1,4 @@
-"""`Recommender`: a trained model, its SIDs and the search, behind one call."""
+"""`Recommender`: a trained model, its SIDs and the search behind one call."""
 
 from __future__ import annotations
 
@@ -119,11 +119,11 @@ class Recommender:
             if exclude_seen or allowed is not None:
                 eligible = Eligibility(snapshot.trie, len(batch), batch if exclude_seen else None, allowed)
             search, width = (self._score, k) if exact else (self._search, max(k, beams))
-            found = search(snapshot, batch, eligible, width)
-            width = min(k, found.items.shape[1])
-            items[rows, :width] = found.items[:, :width].cpu().numpy()
-            log_probs[rows, :width] = found.log_probs[:, :width].cpu().numpy()
-            reachable[rows] = found.reachable.cpu().numpy()
+            batch_beams = search(snapshot, batch, eligible, width)
+            width = min(k, batch_beams.items.shape[1])
+            items[rows, :width] = batch_beams.items[:, :width].cpu().numpy()
+            log_probs[rows, :width] = batch_beams.log_probs[:, :width].cpu().numpy()
+            reachable[rows] = batch_beams.reachable.cpu().numpy()
             if progress is not None:
                 progress(len(rows))
         return Recommendations(items, log_probs, reachable)

@@ -1,7 +1,7 @@
 """`SharedPrefix`: prompts that are run once and then continued by many positions at a time, told apart by a 4-D attention mask.
 
-Beams (or the trie's nodes) of a request are query positions of one sequence: each sees the prompt, its own ancestors and itself.
-The KV cache is only appended to, or cut back; it is never copied per beam or reordered.
+Beams (or the trie's nodes) of a request are query positions of one sequence: each attends to the prompt, its own ancestors and itself.
+The KV cache is only appended to, or truncated; it is never copied per beam or reordered.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LAYER_KINDS = {"full_attention", "sliding_attention"}
 
 
 class SharedPrefix:
-    """A batch of prompts, prefilled.
+    """A batch of prompts, prefilled: the model has run on them, and their keys and values lie in the cache.
 
     model: a causal language model of transformers with sdpa or eager attention that takes `position_ids`, bare or wrapped by PEFT.
     input_ids, attention_mask: int64 [B, T], left-padded.
@@ -50,18 +50,19 @@ class SharedPrefix:
     def n_appended(self) -> int:
         return sum(count for count, _ in self._appended_depths)
 
-    def extend(self, tokens: Tensor, sees: Tensor, depth: int) -> Tensor:
+    def extend(self, tokens: Tensor, attends_to: Tensor, depth: int) -> Tensor:
         """Append positions; returns their hidden states [B, W, H].
 
-        tokens: int64 [B, W]. sees: bool [B, W, n_appended + W], which appended positions each one sees, itself included; all see
-        their prompt. depth: how many tokens after the prompt's end the new positions are (1 for the first).
+        tokens: int64 [B, W]. attends_to: bool [B, W, n_appended + W], which appended positions each one attends to, itself included;
+        all attend to their prompt. depth: how many tokens after the prompt's end the new positions are (1 for the first).
         """
         n_requests, width = tokens.shape
-        assert sees.shape == (n_requests, width, self.n_appended + width), f"{tuple(sees.shape)} for {width} tokens"
+        expected = (n_requests, width, self.n_appended + width)
+        assert attends_to.shape == expected, f"{tuple(attends_to.shape)} for {width} tokens"
         self._appended_depths.append((width, depth))
         position = self._prompt_positions[:, -1] + depth  # [B]
         prompt = self._prompt_mask[:, None, :].expand(-1, width, -1)
-        visible = torch.cat([prompt, sees], dim=2)  # [B, W, T + appended]
+        visible = torch.cat([prompt, attends_to], dim=2)  # [B, W, T + appended]
         return self._decoder(
             input_ids=tokens,
             attention_mask=self._masks(visible, position),
@@ -69,7 +70,7 @@ class SharedPrefix:
             past_key_values=self._cache,
         ).last_hidden_state
 
-    def cut(self, n_appended: int) -> None:
+    def truncate(self, n_appended: int) -> None:
         """Forget the last extensions, until `n_appended` positions are left."""
         surplus = self.n_appended - n_appended
         while self.n_appended > n_appended:
@@ -103,7 +104,7 @@ class SharedPrefix:
 
 @torch.inference_mode()
 def check_decoder(model: nn.Module, vocabulary: SidVocabulary) -> None:
-    """Raise InputError where prompts cannot be continued as `SharedPrefix` does, or the model's own logits come out different."""
+    """Raise InputError where prompts cannot be continued as `SharedPrefix` does, or the model's plain logits come out different."""
     causal = causal_model(model)
     name = type(causal).__name__
     kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ()) - LAYER_KINDS
@@ -122,9 +123,9 @@ def check_decoder(model: nn.Module, vocabulary: SidVocabulary) -> None:
     hidden = prefix.extend(ids[:, 1:], torch.ones(1, 1, 1, dtype=torch.bool, device=ids.device), depth=1)
     tolerance = 1e-3 if expected.dtype == prefix.hidden.dtype else 0.1
     for level, size in enumerate(vocabulary.level_sizes):
-        found = vocabulary.level_logits(hidden[0], prefix.head, level)[0]
-        own = expected[first[level] : first[level] + size]
-        if not torch.allclose(found, own, atol=tolerance * max(1.0, float(own.abs().max())), rtol=0):
+        shared = vocabulary.level_logits(hidden[0], prefix.head, level)[0]
+        plain = expected[first[level] : first[level] + size]
+        if not torch.allclose(shared, plain, atol=tolerance * max(1.0, float(plain.abs().max())), rtol=0):
             raise InputError(
                 f"{name} does more to its logits than decoding knows of; use a model whose logits are its head's, scaled or soft-capped."
             )

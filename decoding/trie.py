@@ -1,8 +1,8 @@
 """The trie of the semantic IDs that exist: which codes may follow a prefix, and which item a full path is.
 
 Rows of `codes` are sorted; the nodes of one depth are numbered in lexicographic order of their prefixes. So the children of a
-node, and the items below it, are contiguous ranges: a pointer a node and a code a child are all there is, and no table of next
-states is needed. Both are stored narrow (about two bytes each); reading them gives int64.
+node, and the items below it, are contiguous ranges: the trie holds one pointer per node and one code per child, and no table of next
+states. Both are stored narrow (about two bytes each); reading them gives int64.
 
 A trie never changes once it is built: a search that holds one is not disturbed by a new catalogue (see `sidrec.decoding.catalogue`).
 """
@@ -287,9 +287,9 @@ class SidTrie:
 
     def child(self, depth: int, nodes: Tensor, codes: Tensor) -> Tensor:
         """int64 [R]: the node at depth + 1 reached from `nodes` [R] by `codes` [R]. Every one must exist."""
-        found = self.find(depth, nodes, codes)
-        assert bool((found >= 0).all()), "no item has this prefix"
-        return found
+        children = self.find(depth, nodes, codes)
+        assert bool((children >= 0).all()), "no item has this prefix"
+        return children
 
     def descend(self, codes: Tensor) -> Tensor:
         """int64 [R]: the node at depth D of each prefix (int64 [R, D]); -1 where no item has it."""

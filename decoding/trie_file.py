@@ -83,7 +83,7 @@ def _digest(header: dict[str, Any], tables: dict[str, Tensor]) -> str:
 
 
 def _lengths_agree(n_levels: int, tables: dict[str, Tensor]) -> bool:
-    """Whether all tables are there, with one pointer a node and one more, and the last pointer being the number of children."""
+    """Whether all tables are there, with one pointer per node and one more, and the last pointer being the number of children."""
     names = [f"{kind}_{d}" for d in range(n_levels) for kind in ("code", "first_child_base", "first_child_low")]
     if sorted(tables) != sorted([*names, "item_of_leaf"]):
         return False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.decoding.output_head import OutputHead, causal_model
-from sidrec.decoding.policy import SidVocabulary, next_code_log_probs
+from sidrec.decoding.policy import SidVocabulary, leaked_mass, next_code_log_probs
 from sidrec.decoding.trie import SidTrie
 
 
@@ -111,13 +111,15 @@ def group_states(
     return torch.cat([last, later], dim=2).flatten(0, 1)[packed.slot_of_row]
 
 
-def leaked_mass(hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie) -> Tensor:
+def leaked_mass_by_level(
+    hidden: Tensor, items: Tensor, head: OutputHead, vocabulary: SidVocabulary, trie: SidTrie
+) -> Tensor:
     """float32 [B, L]: how much of the softmax over the whole vocabulary falls on codes that do not exist. hidden: [B, L, H]."""
     shares = []
     for level in range(trie.n_levels):
         logits = vocabulary.level_logits(hidden[:, level], head, level)
-        existing = logits.masked_fill(~trie.children_mask(level, trie.node_of_item[level][items]), -torch.inf)
-        shares.append(-torch.expm1(existing.logsumexp(1) - head.log_sum(hidden[:, level])))
+        exists = trie.children_mask(level, trie.node_of_item[level][items])
+        shares.append(leaked_mass(logits, exists, head.log_sum(hidden[:, level])))
     return torch.stack(shares, dim=1).clamp(min=0)
 
 

@@ -12,22 +12,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sidrec.pipeline.command import run_as_command
-from sidrec.pipeline.config import HELP_ALL, HELP_FLAGS, parse_configs
+from sidrec.pipeline.config import HELP_FLAGS
 from sidrec.pipeline.errors import InputError
 
 
 class Command(NamedTuple):
-    """modules: run one after the other, each by its `main(arguments)`. settings: where `configs(arguments)` names their dataclasses; it
-    imports nothing that takes long, so that `--help` answers at once."""
+    """modules: run one after the other, each by its `main(arguments)`, which prints the help before it imports what takes long."""
 
     modules: tuple[str, ...]
     help: str
-    settings: str | None = None
 
 
 COMMANDS = {
     "prepare": Command(
-        ("sidrec.data.prepare",), "read a catalogue and a log, filter and split them", "sidrec.data.settings"
+        ("sidrec.data.prepare",), "read a catalogue and a log, filter and split them"
     ),
     "tokenize": Command(
         ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "make item vectors, and semantic IDs of them"
@@ -51,10 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name, *rest = words
     if name not in COMMANDS:
         raise InputError(f"sidrec has no command {name!r}; it has {', '.join(COMMANDS)}.")
-    command = COMMANDS[name]
-    if command.settings and any(word in (*HELP_FLAGS, HELP_ALL) for word in rest):
-        parse_configs(importlib.import_module(command.settings).configs(rest), rest)  # prints the help and ends
-    for module in command.modules:
+    for module in COMMANDS[name].modules:
         importlib.import_module(module).main(rest)
 
 

@@ -32,7 +32,8 @@ def test_prepares_and_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert set(figures) == {"rows", "seconds", "peak_gib"}
     assert figures["rows"] == 20000
     assert 0.05 < figures["peak_gib"] < 8
-    assert "train / valid / test" in printed
+    assert " train, " in printed
+    assert " test interactions" in printed
     assert not (tmp_path / "work").exists()
 
 

@@ -12,29 +12,27 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from run_dirs import ROOT, small_dataset
+from run_dirs import ROOT, small_dataset, stage_configs
 
 from benchmarks import results
-from benchmarks.harness import prepare_flags
+from benchmarks.harness import name_of, prepare_flags
 from benchmarks.our_models import OURS, PLANS, training_commands
 from benchmarks.results import BASELINES, PIECES, ResultsConfig, models_of
 from sidrec.baselines.blend import ENSEMBLES
-from sidrec.data.prepare import PrepareConfig
+from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.evaluate import EvaluateConfig
 from sidrec.evaluation.statistics import holm, paired_test
-from sidrec.pipeline.config import parse_config, parse_configs
+from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
 from sidrec.pipeline.stage import Stage
 from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 USERS = 200
 TAKERS = {
-    "sidrec.tokenizer.embed": (TokenizerConfig, *KINDS),
-    "sidrec.tokenizer.quantize": (TokenizerConfig, *KINDS),
+    "tokenize": (TokenizerConfig,),
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
 }
@@ -70,13 +68,13 @@ class Stages:
         self.calls.append((run_dir.name, command))
         if self.stop_at(run_dir.name, command):
             raise KeyboardInterrupt
-        if command[1] == "sidrec.data.prepare":
+        if name_of(command) == "prepare":
             stage = Stage(run_dir, "data", {})
             stage.begin()
             stage.finish(*small_dataset().save(stage.folder))
-        elif command[1] == "sidrec.evaluation.evaluate":
+        elif name_of(command) == "evaluate":
             assert (run_dir / "data" / "interactions.parquet").exists()
-            asked = parse_config(EvaluateConfig, [*command[2:], "--run_dir", str(run_dir)])
+            asked = parse_config(EvaluateConfig, [*command[3:], "--run_dir", str(run_dir)])
             trainings = 1 + len(asked.other_runs) if asked.other_runs else asked.seeds
             run = run_dir.name.partition("-seed")[0]
             repeats = {name: 1 if name in ENSEMBLES else trainings for name in asked.models}
@@ -88,7 +86,7 @@ class Stages:
 
     def pop_calls(self) -> list[tuple[str, str]]:
         """(run directory, stage) of the calls since the last time."""
-        calls = [(run, command[0] if command[0] != "-m" else command[1]) for run, command in self.calls]
+        calls = [(run, name_of(command)) for run, command in self.calls]
         self.calls = []
         return calls
 
@@ -114,9 +112,10 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
             piece == "both" and PLANS[dataset].rl is not None
         )
         for command in commands:
-            name, flags = (command[1], command[2:]) if command[0] == "-m" else (command[0], command[1:])
-            configs = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
-            if name.startswith("tokenizer"):
+            name = name_of(command)
+            flags = command[command.index(name) + 1 :]
+            configs = stage_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
+            if name == "tokenize":
                 assert (configs[0].seed, len(configs[0].level_sizes), configs[0].unique) == (3, 1, "own_token")
                 assert (configs[0].quantizer == "random") == (piece == "random")
                 assert configs[0].sources == SOURCES.get(piece, ["text", "collaborative"])
@@ -144,18 +143,18 @@ def test_the_pieces_are_all_rows_of_the_table() -> None:
 def test_a_piece_is_prepared_trained_and_measured_once(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = ["sidrec.tokenizer.embed", "sidrec.tokenizer.quantize", "sft/train.py"]
+    trained = ["tokenize", "sft/train.py"]
     run(tmp_path, "--seeds", "2", "--pieces", "text", "markov")
-    expected = [("base", "sidrec.data.prepare"), ("markov", "sidrec.evaluation.evaluate")]
+    expected = [("base", "prepare"), ("markov", "evaluate")]
     expected += [(f"text-seed{seed}", stage) for seed in (0, 1) for stage in trained]
-    assert stages.pop_calls() == [*expected, ("text-seed0", "sidrec.evaluation.evaluate")]
+    assert stages.pop_calls() == [*expected, ("text-seed0", "evaluate")]
     run(tmp_path, "--seeds", "2", "--pieces", "markov", "text")
     assert stages.pop_calls() == []
     # a further seed asks for the earlier stages, which find themselves finished, and measures anew
     run(tmp_path, "--seeds", "3", "--pieces", "both")
     calls = stages.calls
     assert [run for run, command in calls if command[0] == "rl/grpo.py"] == [f"both-seed{seed}" for seed in range(3)]
-    evaluated = parse_config(EvaluateConfig, calls[-1][1][2:])
+    evaluated = parse_config(EvaluateConfig, calls[-1][1][3:])
     assert evaluated.other_runs == [(tmp_path / "runs" / f"both-seed{seed}").resolve() for seed in (1, 2)]
     assert evaluated.overwrite
     assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"]
@@ -228,7 +227,7 @@ def test_what_is_not_finished_has_no_figure(
 
 def test_neural_baselines_may_have_fewer_seeds(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path, "--seeds", "2", "--baseline_seeds", "1", "--pieces", "sasrec", "text")
-    asked = {run: parse_config(EvaluateConfig, command[2:]) for run, command in stages.calls if "--models" in command}
+    asked = {run: parse_config(EvaluateConfig, command[3:]) for run, command in stages.calls if "--models" in command}
     assert asked["sasrec"].seeds == 1
     assert len(asked["text-seed0"].other_runs) == 1
 
@@ -237,9 +236,9 @@ def test_only_what_is_trained_depends_on_how(stages: Stages, tmp_path: Path, mon
     pieces = ["--pieces", "markov", "sasrec"]
     run(tmp_path, *pieces)
     stages.calls = []
-    for flags in (["--no_tune_baselines"], ["--baseline_seeds", "1"], ["--seeds", "2"]):
+    for flags in (["--tune_baselines", "false"], ["--baseline_seeds", "1"], ["--seeds", "2"]):
         run(tmp_path, *pieces, *flags)
-        assert stages.pop_calls() == [("sasrec", "sidrec.evaluation.evaluate")]
+        assert stages.pop_calls() == [("sasrec", "evaluate")]
 
 
 def test_bad_settings_are_refused() -> None:

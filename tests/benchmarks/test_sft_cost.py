@@ -9,6 +9,7 @@ from run_dirs import make_run_dir
 
 from benchmarks import sft_cost
 from benchmarks.sft_cost import Point, ratios, reached
+from sidrec.pipeline.errors import InputError
 
 
 def test_ratios_by_hand():
@@ -46,7 +47,6 @@ def test_a_short_run_prints_all_keys(tmp_path, monkeypatch, capfd):
     assert curves["all_positions"][-1]["tokens"] == curves["full"][-1]["tokens"]
 
 
-def test_no_run_directory_is_refused(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        sft_cost.parse_configs((sft_cost.SftCostConfig, sft_cost.SmallBackbone), [])
-    assert "--run_dirs" in capsys.readouterr().err
+def test_no_run_directory_is_refused():
+    with pytest.raises(InputError, match="--run_dirs"):
+        sft_cost.main([])

@@ -12,8 +12,8 @@ ids = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), 
 def test_ranks_are_places_in_the_sorted_list(names: list[str], categorical: bool) -> None:
     series = pl.Series("user_id", names, dtype=pl.String)
     order = sorted(set(names), key=lambda name: name.encode())
-    found = ranks(series.cast(pl.Categorical) if categorical else series)
-    assert found.tolist() == [order.index(name) for name in names]
+    places = ranks(series.cast(pl.Categorical) if categorical else series)
+    assert places.tolist() == [order.index(name) for name in names]
 
 
 @given(ids, ids)

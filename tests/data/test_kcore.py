@@ -49,11 +49,11 @@ def test_equals_counting_by_windows_on_larger_logs(seed: int, k_user: int, k_ite
     log = frame(list(zip(users.tolist(), items.tolist(), strict=True)))
     wanted = log
     while True:
-        kept = wanted.filter(pl.len().over("user_id") >= k_user, pl.len().over("item_id") >= k_item)
-        if len(kept) == len(wanted):
+        next_round = wanted.filter(pl.len().over("user_id") >= k_user, pl.len().over("item_id") >= k_item)
+        if len(next_round) == len(wanted):
             break
-        wanted = kept
+        wanted = next_round
     given_log = log.with_columns(pl.col("user_id", "item_id").cast(pl.Categorical)) if categorical else log
-    found = k_core(given_log, k_user, k_item)
-    assert found["timestamp"].to_list() == wanted["timestamp"].to_list()
-    assert found["user_id"].cast(pl.String).to_list() == wanted["user_id"].to_list()
+    core = k_core(given_log, k_user, k_item)
+    assert core["timestamp"].to_list() == wanted["timestamp"].to_list()
+    assert core["user_id"].cast(pl.String).to_list() == wanted["user_id"].to_list()

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from sidrec.data.amazon import EDITIONS
+from sidrec.data.build import build, catalogue, find_inputs, in_window
 from sidrec.data.dataset import Dataset
 from sidrec.data.movielens import FILES
-from sidrec.data.prepare import build, catalogue, find_inputs, in_window, main
+from sidrec.data.prepare import main
 from sidrec.data.settings import AMAZON, MOVIELENS, PrepareConfig
 from sidrec.data.summary import KNOWN_COUNTS
 from sidrec.pipeline.config import parse_config
@@ -80,7 +81,7 @@ def test_a_second_run_is_skipped_and_changes_are_refused(
     prepare(*arguments)
     before = snapshot(tmp_path / "run" / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("sidrec.data.prepare.build", lambda *_: pytest.fail("a finished stage was made again"))
+        patch.setattr("sidrec.data.build.build", lambda *_: pytest.fail("a finished stage was made again"))
         prepare(*arguments)
     with pytest.raises(InputError, match="k_item=3, not 2"):
         prepare(*own, "--k_user", "3", "--k_item", "2")
@@ -184,10 +185,10 @@ def test_wrong_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argume
 def test_movielens_is_downloaded_only_without_raw_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("u.data", "u.item"):
         (tmp_path / name).write_text("x")
-    monkeypatch.setattr("sidrec.data.prepare.fetch_movielens", lambda name, _: tmp_path if name == "ml-100k" else None)
+    monkeypatch.setattr("sidrec.data.build.fetch_movielens", lambda name, _: tmp_path if name == "ml-100k" else None)
     files = (tmp_path / "u.data", tmp_path / "u.item")
     assert find_inputs(PrepareConfig(run_dir=tmp_path, dataset="ml-100k")) == files
-    monkeypatch.setattr("sidrec.data.prepare.fetch_movielens", lambda *_: pytest.fail("downloaded for nothing"))
+    monkeypatch.setattr("sidrec.data.build.fetch_movielens", lambda *_: pytest.fail("downloaded for nothing"))
     assert find_inputs(PrepareConfig(run_dir=tmp_path, dataset="ml-100k", raw_dir=tmp_path)) == files
 
 

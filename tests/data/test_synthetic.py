@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sidrec.data.build import build
 from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.prepare import build
 from sidrec.data.settings import PrepareConfig
 from sidrec.data.synthetic import DemoModel, oracle_for
 from sidrec.pipeline.errors import InputError
@@ -22,7 +22,7 @@ KS = (1, 5, 10, 20)
 def slow_probabilities(model: DemoModel, history: list[int]) -> list[float]:
     """The formula of the module's docstring, one item at a time."""
     cluster_of, rank, popularity, successors = model._tables
-    taken = set(history)
+    history_items = set(history)
     clusters = [int(cluster_of[item]) for item in history]
 
     def omega(c: int) -> float:
@@ -39,7 +39,8 @@ def slow_probabilities(model: DemoModel, history: list[int]) -> list[float]:
         return (1 + rank[item]) ** -model.item_skew
 
     free = {
-        c: [i for i in range(model.n_items) if cluster_of[i] == c and i not in taken] for c in range(model.n_clusters)
+        c: [i for i in range(model.n_items) if cluster_of[i] == c and i not in history_items]
+        for c in range(model.n_clusters)
     }
     total = sum(omega(c) for c, items in free.items() if items)
     result = [0.0] * model.n_items
@@ -84,8 +85,8 @@ def test_draws_follow_the_probabilities() -> None:
     for history in ([], [int(np.bincount(sequences[:, 0]).argmax())]):
         chosen = sequences[(sequences[:, : len(history)] == history).all(axis=1), len(history)]
         expected = model.next_item_probabilities(np.array(history, dtype=np.int64))
-        found = np.bincount(chosen, minlength=model.n_items) / len(chosen)
-        assert (np.abs(found - expected) <= 5 * np.sqrt(expected * (1 - expected) / len(chosen))).all()
+        shares = np.bincount(chosen, minlength=model.n_items) / len(chosen)
+        assert (np.abs(shares - expected) <= 5 * np.sqrt(expected * (1 - expected) / len(chosen))).all()
 
 
 def test_log_and_catalogue_are_sound_and_the_same_twice() -> None:

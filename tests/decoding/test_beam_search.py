@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sidrec.decoding import output_head
 from sidrec.decoding.beam_search import beam_search, best_first
 from sidrec.decoding.exhaustive import leaf_log_probs
+from sidrec.decoding.normaliser import NORMALISERS
 from sidrec.decoding.output_head import OutputHead
-from sidrec.decoding.policy import NORMALISERS, SidVocabulary
+from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.shared_prefix import SharedPrefix, check_decoder
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
@@ -107,7 +108,7 @@ def by_generate(model: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
     for row in item_of:
         for level in range(len(row)):
             children.setdefault(row[:level], set()).add(row[level])
-    found = model.generate(
+    output = model.generate(
         input_ids=case.input_ids,
         attention_mask=case.mask,
         num_beams=BEAMS,
@@ -121,8 +122,8 @@ def by_generate(model: nn.Module, case: Case) -> tuple[Tensor, Tensor]:
         return_dict_in_generate=True,
         output_scores=True,
     )
-    items = [item_of[tuple(row)] for row in found.sequences[:, length:].tolist()]
-    return torch.tensor(items).view(-1, BEAMS), found.sequences_scores.view(-1, BEAMS)
+    items = [item_of[tuple(row)] for row in output.sequences[:, length:].tolist()]
+    return torch.tensor(items).view(-1, BEAMS), output.sequences_scores.view(-1, BEAMS)
 
 
 @torch.no_grad()
@@ -153,9 +154,9 @@ def test_with_the_full_normaliser_it_is_generate(family, attention, case):
     model = make_model(family, attention)
     check_decoder(model, VOCABULARY)
     items, scores = by_generate(model, case)
-    found = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, BEAMS, normaliser="full")
-    assert torch.equal(found.items, items)
-    torch.testing.assert_close(found.log_probs, scores, atol=1e-5, rtol=0)
+    beams = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, BEAMS, normaliser="full")
+    assert torch.equal(beams.items, items)
+    torch.testing.assert_close(beams.log_probs, scores, atol=1e-5, rtol=0)
     assert scores.std() > 0.01, "a model without opinions proves nothing"
 
 
@@ -164,14 +165,14 @@ def test_every_normaliser_is_the_written_formula(family, case):
     """A beam as wide as the catalogue, and exhaustive scoring, both equal each item scored alone."""
     model = make_model(family)
     for normaliser in NORMALISERS:
-        found = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, 60, normaliser=normaliser)
+        beams = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, 60, normaliser=normaliser)
         every = leaf_log_probs(model, case.input_ids, case.mask, VOCABULARY, case.trie, normaliser)
         for request in range(3):
             exact = one_by_one(model, case, request, normaliser)
-            assert sorted(found.items[request].tolist()) == list(range(60))
-            torch.testing.assert_close(found.log_probs[request], exact[found.items[request]].float(), atol=1e-5, rtol=0)
+            assert sorted(beams.items[request].tolist()) == list(range(60))
+            torch.testing.assert_close(beams.log_probs[request], exact[beams.items[request]].float(), atol=1e-5, rtol=0)
             torch.testing.assert_close(every[request], exact[case.trie.item_of_leaf[:]].float(), atol=1e-5, rtol=0)
-            assert (found.log_probs[request].diff() <= 0).all()
+            assert (beams.log_probs[request].diff() <= 0).all()
 
 
 ADAPTERS = {
@@ -199,10 +200,10 @@ def test_adapters_that_are_not_merged(adapter, tied, case):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     check_decoder(model, VOCABULARY)
     items, scores = by_generate(model, case)
-    found = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, BEAMS, normaliser="full")
-    assert torch.equal(found.items, items)
-    torch.testing.assert_close(found.log_probs, scores, atol=1e-5, rtol=0)
-    assert (before.log_probs - found.log_probs).abs().max() > 0.1, "the adapter changes nothing"
+    beams = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, BEAMS, normaliser="full")
+    assert torch.equal(beams.items, items)
+    torch.testing.assert_close(beams.log_probs, scores, atol=1e-5, rtol=0)
+    assert (before.log_probs - beams.log_probs).abs().max() > 0.1, "the adapter changes nothing"
     head = OutputHead.of(model)
     assert (head.module is not None) == (adapter == "head"), "only a LoRA on the head is run whole"
 
@@ -214,14 +215,14 @@ def test_bfloat16(family, case):
     exact = torch.stack([one_by_one(model, case, request, "children") for request in range(3)]).float()
     model = model.to(torch.bfloat16)
     check_decoder(model, VOCABULARY)
-    found = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, 60)
-    own = torch.stack([one_by_one(model, case, request, "children") for request in range(3)]).float()
+    beams = beam_search(model, case.input_ids, case.mask, VOCABULARY, case.trie, 60)
+    one_at_a_time = torch.stack([one_by_one(model, case, request, "children") for request in range(3)]).float()
     for request in range(3):
-        items = found.items[request]
+        items = beams.items[request]
         assert sorted(items.tolist()) == list(range(60))
-        assert (found.log_probs[request] - own[request][items]).abs().max() < 0.25
-        assert (found.log_probs[request] - exact[request][items]).abs().max() < 0.5
-        assert (own[request] - exact[request]).abs().max() > 1e-3, "not half precision"
+        assert (beams.log_probs[request] - one_at_a_time[request][items]).abs().max() < 0.25
+        assert (beams.log_probs[request] - exact[request][items]).abs().max() < 0.5
+        assert (one_at_a_time[request] - exact[request]).abs().max() > 1e-3, "not half precision"
 
 
 def test_whatever_the_generation_config_and_the_tail_of_the_prompt(case):
@@ -235,11 +236,11 @@ def test_whatever_the_generation_config_and_the_tail_of_the_prompt(case):
     for tail in (1, 40, 63, VOCABULARY.first_tokens[1]):
         ids = torch.cat([case.input_ids, torch.full((3, 1), tail)], dim=1)
         mask = torch.cat([case.mask, torch.ones(3, 1, dtype=torch.long)], dim=1)
-        found = beam_search(model, ids, mask, VOCABULARY, case.trie, 60)
+        beams = beam_search(model, ids, mask, VOCABULARY, case.trie, 60)
         other = Case(case.trie, case.codes, ids, mask)
         for request in range(3):
             exact = one_by_one(model, other, request, "children")
-            torch.testing.assert_close(found.log_probs[request], exact[found.items[request]].float(), atol=1e-5, rtol=0)
+            torch.testing.assert_close(beams.log_probs[request], exact[beams.items[request]].float(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("normaliser", NORMALISERS)
@@ -256,11 +257,11 @@ def test_static_shapes_find_the_same(normaliser, stochastic, case, monkeypatch):
     monkeypatch.setattr(SharedPrefix, "extend", recorded)
     codes = torch.cat([case.codes[:12], torch.tensor([[5, 0, 0], [5, 0, 1], [5, 1, 0]])])
     trie = SidTrie(codes.unique(dim=0), SIZES)
-    found, runs = [], []
+    beams, runs = [], []
     for family, is_static in (("qwen3", True), ("qwen3", False), ("gpt2", True)):
         shapes.clear()
         generators = [torch.Generator().manual_seed(i) for i in range(3)] if stochastic else None
-        found.append(
+        beams.append(
             beam_search(
                 make_model(family),
                 case.input_ids,
@@ -278,10 +279,10 @@ def test_static_shapes_find_the_same(normaliser, stochastic, case, monkeypatch):
     assert len(runs[0]) == len(SIZES) - 1, "a step a code but the first, none for a forced end token"
     positions = [sum(width for _, width, _ in run) for run in runs]
     assert positions[1] < positions[0] if normaliser == "children" else positions[1] == positions[0]
-    assert torch.equal(found[0].items, found[1].items)
-    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-6, rtol=0)
+    assert torch.equal(beams[0].items, beams[1].items)
+    torch.testing.assert_close(beams[0].log_probs, beams[1].log_probs, atol=1e-6, rtol=0)
     if stochastic:
-        torch.testing.assert_close(found[0].draws.weights, found[1].draws.weights, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(beams[0].draws.weights, beams[1].draws.weights, atol=1e-5, rtol=1e-4)
 
 
 def test_a_compiled_decoder_has_one_graph_a_level(case):
@@ -298,10 +299,10 @@ def test_a_compiled_decoder_has_one_graph_a_level(case):
     for shift in (0, 1, 7):
         ids = (case.input_ids + shift) % 40 * case.mask.roll(shift, dims=0)
         mask = case.mask.roll(shift, dims=0)
-        found = beam_search(model, ids, mask, VOCABULARY, case.trie, BEAMS, static_shapes=True)
+        beams = beam_search(model, ids, mask, VOCABULARY, case.trie, BEAMS, static_shapes=True)
         wanted = beam_search(plain, ids, mask, VOCABULARY, case.trie, BEAMS)
-        assert torch.equal(found.items, wanted.items)
-        torch.testing.assert_close(found.log_probs, wanted.log_probs, atol=1e-5, rtol=0)
+        assert torch.equal(beams.items, wanted.items)
+        torch.testing.assert_close(beams.log_probs, wanted.log_probs, atol=1e-5, rtol=0)
         assert len(graphs) == len(SIZES)
     torch.compiler.reset()
 

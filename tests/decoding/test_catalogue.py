@@ -22,12 +22,12 @@ from sidrec.pipeline.errors import InputError
 LEVELS = [4, 5, 6]
 
 
-def assert_same_trie(found: SidTrie, wanted: SidTrie) -> None:
-    assert found.n_nodes == wanted.n_nodes
-    assert torch.equal(found.item_of_leaf[:], wanted.item_of_leaf[:])
+def assert_same_trie(trie: SidTrie, wanted: SidTrie) -> None:
+    assert trie.n_nodes == wanted.n_nodes
+    assert torch.equal(trie.item_of_leaf[:], wanted.item_of_leaf[:])
     for depth in range(wanted.n_levels):
-        assert torch.equal(found.first_child[depth].values(), wanted.first_child[depth].values())
-        assert torch.equal(found.code[depth][:], wanted.code[depth][:])
+        assert torch.equal(trie.first_child[depth].values(), wanted.first_child[depth].values())
+        assert torch.equal(trie.code[depth][:], wanted.code[depth][:])
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,12 +91,12 @@ def test_wrong_changes_are_refused_and_change_nothing():
     sids = make_sids(50, LEVELS)
     catalogue = LiveCatalogue(SidTrie(torch.from_numpy(sids.codes[:40]), LEVELS))
     before = catalogue.snapshot
-    free, taken = sids.codes[40:42], sids.codes[[7]]
+    free, in_use = sids.codes[40:42], sids.codes[[7]]
     for items, codes, message in (
         ([39], free[:1], "item 39 is in the catalogue already"),
         ([40, 40], free, "item 40 is given twice"),
         ([40, 41], free[[0, 0]], "items 40 and 41 have the same semantic ID"),
-        ([40], taken, "item 40 has the semantic ID of item 7"),
+        ([40], in_use, "item 40 has the semantic ID of item 7"),
         ([40], np.array([[0, 5, 0]]), "item 40 has code 5 at level 1, which has 5 codes"),
         ([-1], free[:1], "negative"),
     ):
@@ -130,10 +130,10 @@ def test_requests_in_eight_threads_see_no_removed_item_while_the_catalogue_chang
             while not finished.is_set():
                 gone = set(removed)
                 trie = catalogue.snapshot.trie
-                found = beam_search(
+                beams = beam_search(
                     model, torch.tensor([[0, thread]]), torch.ones(1, 2, dtype=torch.long), vocabulary, trie, 30
                 )
-                items = found.items[0].tolist()
+                items = beams.items[0].tolist()
                 assert len(set(items)) == len(items) == min(30, trie.n_items)
                 assert not gone & set(items), "a removed item"
                 assert set(items) <= inserted, "an item that was never there"

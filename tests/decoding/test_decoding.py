@@ -23,7 +23,8 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, load_backbone
+from sidrec.sft.backbone import load_backbone
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -63,13 +64,13 @@ HISTORIES = [np.array([3]), np.array([7, 1, 44, 9]), np.array([5, 6, 7, 8, 9, 10
 
 
 def test_wide_beam_ranks_the_whole_catalogue_as_exhaustive_scoring_does(recommender):
-    found = recommender.recommend(HISTORIES, k=50, exclude_seen=False)
+    lists = recommender.recommend(HISTORIES, k=50, exclude_seen=False)
     for row, history in enumerate(HISTORIES):
         exact = every_item_log_prob(recommender, history)
-        assert sorted(found.items[row]) == list(range(50))
-        np.testing.assert_allclose(found.log_probs[row], exact[found.items[row]].numpy(), atol=1e-4)
-        assert (np.diff(found.log_probs[row]) <= 1e-6).all()
-        assert math.isclose(np.exp(found.log_probs[row]).sum(), 1.0, abs_tol=1e-4)
+        assert sorted(lists.items[row]) == list(range(50))
+        np.testing.assert_allclose(lists.log_probs[row], exact[lists.items[row]].numpy(), atol=1e-4)
+        assert (np.diff(lists.log_probs[row]) <= 1e-6).all()
+        assert math.isclose(np.exp(lists.log_probs[row]).sum(), 1.0, abs_tol=1e-4)
 
 
 def test_batches_of_mixed_lengths_equal_one_request_at_a_time(recommender):
@@ -97,10 +98,10 @@ def test_exactly_k_distinct_eligible_items_whatever_the_mask(k, eligible, recomm
     input_ids, mask = recommender.renderer.batch(HISTORIES[:2])
     allowed = torch.zeros(2, 50, dtype=torch.bool)
     allowed[:, list(eligible)] = True
-    found = beam_search(
+    searched = beam_search(
         recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, k, eligible=allowed
     )
-    for row in found.items.tolist():
+    for row in searched.items.tolist():
         items = [item for item in row if item >= 0]
         assert len(items) == len(set(items)) == min(k, len(eligible))
         assert set(items) <= eligible
@@ -121,18 +122,18 @@ def test_gumbel_search_draws_without_replacement_from_the_policy(recommender):
     draws = 4000
     input_ids, mask = recommender.renderer.batch([history] * draws)
     generators = [torch.Generator().manual_seed(i) for i in range(draws)]
-    found = beam_search(
+    searched = beam_search(
         recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, 3, generators=generators
     )
-    assert all(len(set(row)) == 3 for row in found.items.tolist())
-    first = torch.bincount(found.items[:, 0], minlength=50) / draws
+    assert all(len(set(row)) == 3 for row in searched.items.tolist())
+    first = torch.bincount(searched.items[:, 0], minlength=50) / draws
     assert (first - probabilities).abs().sum() / 2 < 0.05
-    second = torch.bincount(found.items[:, 1], minlength=50) / draws
+    second = torch.bincount(searched.items[:, 1], minlength=50) / draws
     others = torch.stack([p * probabilities / (1 - p) for p in probabilities])
     others.fill_diagonal_(0)
     assert (second - others.sum(0)).abs().sum() / 2 < 0.05
     exact = every_item_log_prob(recommender, history)
-    torch.testing.assert_close(found.log_probs, exact[found.items], atol=1e-4, rtol=0)
+    torch.testing.assert_close(searched.log_probs, exact[searched.items], atol=1e-4, rtol=0)
 
 
 @st.composite
@@ -207,17 +208,17 @@ def test_the_contract_over_random_tries(data, shape, kind, models):
     k = data.draw(st.integers(1, n_items + 3), label="k")
     beams = data.draw(st.integers(1, n_items + 3), label="beams")
     exclude_seen, exact = data.draw(st.booleans()), data.draw(st.booleans())
-    found = recommender.recommend(histories, k, exclude_seen, beams=beams, exact=exact)
+    lists = recommender.recommend(histories, k, exclude_seen, beams=beams, exact=exact)
 
     place = np.argsort(np.lexsort(codes.T[::-1]))  # of every item in the order of the SIDs
     for row, history in enumerate(histories):
         unseen = sorted(set(range(n_items)) - (set(history.tolist()) if exclude_seen else set()))
-        assert found.reachable[row] == len(unseen)
-        items, scores = found.items[row][: min(k, len(unseen))], found.log_probs[row][: min(k, len(unseen))]
+        assert lists.reachable[row] == len(unseen)
+        items, scores = lists.items[row][: min(k, len(unseen))], lists.log_probs[row][: min(k, len(unseen))]
         assert len(set(items.tolist())) == len(items)
         assert set(items.tolist()) <= set(unseen)
-        assert (found.items[row][len(items) :] == -1).all()
-        assert np.isneginf(found.log_probs[row][len(items) :]).all()
+        assert (lists.items[row][len(items) :] == -1).all()
+        assert np.isneginf(lists.log_probs[row][len(items) :]).all()
         true = exact_scores(recommender, codes, recommender.renderer.tokens(history))
         np.testing.assert_allclose(scores, true[items], atol=1e-5)
         assert (np.diff(scores) <= 0).all()
@@ -232,8 +233,8 @@ def test_equal_scores_are_in_the_order_of_the_sids(models):
     codes = np.array([(a, b) for a in range(5) for b in range(4)], dtype=np.int32)[::-1].copy()
     recommender = recommender_for(models["indifferent"], codes, [5, 4])
     for k, beams, exact in [(1, 1, False), (3, 3, False), (7, 7, False), (7, 12, False), (20, 20, False), (7, 1, True)]:
-        found = recommender.recommend([np.array([0, 3])], k, exclude_seen=False, beams=beams, exact=exact)
-        assert found.items[0].tolist() == list(range(19, 19 - k, -1)), (k, beams, exact)
+        lists = recommender.recommend([np.array([0, 3])], k, exclude_seen=False, beams=beams, exact=exact)
+        assert lists.items[0].tolist() == list(range(19, 19 - k, -1)), (k, beams, exact)
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5, 19, 20, 33])
@@ -245,13 +246,13 @@ def test_a_search_narrower_than_the_catalogue_fills_every_beam(models, beams):
     eligible = torch.zeros(2, 36, dtype=torch.bool)
     eligible[0, ::7] = True  # (0, 0), (1, 1), …: one below each first code
     eligible[1, 3:23] = True
-    found = beam_search(
+    searched = beam_search(
         recommender.model, input_ids, mask, recommender.renderer.vocabulary, recommender.trie, beams, eligible=eligible
     )
-    assert found.reachable.tolist() == [6, 20]
+    assert searched.reachable.tolist() == [6, 20]
     for row in range(2):
-        items = [item for item in found.items[row].tolist() if item >= 0]
-        assert len(set(items)) == len(items) == min(beams, int(found.reachable[row]))
+        items = [item for item in searched.items[row].tolist() if item >= 0]
+        assert len(set(items)) == len(items) == min(beams, int(searched.reachable[row]))
         assert eligible[row, items].all()
 
 
@@ -295,34 +296,34 @@ def test_importance_weights_are_unbiased(models, allowed):
     assert phi.sum() == pytest.approx(1)
     is_allowed = torch.isin(torch.arange(10), torch.from_numpy(items))
     allow_list = None if allowed is None else AllowList(recommender.trie, is_allowed)
-    found = drawn(recommender, history, draws, beams, allow_list)
-    np.testing.assert_allclose(found.draws.log_probs.exp(), phi[found.items], atol=1e-5)
-    weights = torch.zeros(draws, 10).scatter_(1, found.items, found.draws.weights).double().numpy()
+    searched = drawn(recommender, history, draws, beams, allow_list)
+    np.testing.assert_allclose(searched.draws.log_probs.exp(), phi[searched.items], atol=1e-5)
+    weights = torch.zeros(draws, 10).scatter_(1, searched.items, searched.draws.weights).double().numpy()
     errors = (weights.mean(0) - phi) / np.maximum(weights.std(0) / math.sqrt(draws), 1e-9)
     assert np.abs(errors[items]).max() < 4, (weights.mean(0), phi)
     assert weights[:, np.setdiff1d(np.arange(10), items)].sum() == 0
     total = weights.sum(1)
     assert abs(total.mean() - 1) < 4 * total.std() / math.sqrt(draws)
     flat = np.log(phi[items]) + np.random.default_rng(0).gumbel(size=(draws, len(items)))
-    expected, own = np.sort(-np.sort(-flat, axis=1)[:, beams]), np.sort(found.draws.threshold.numpy())
-    everything = np.concatenate([expected, own])
+    expected, thresholds = np.sort(-np.sort(-flat, axis=1)[:, beams]), np.sort(searched.draws.threshold.numpy())
+    everything = np.concatenate([expected, thresholds])
     distance = np.abs(
-        np.searchsorted(expected, everything, side="right") - np.searchsorted(own, everything, side="right")
+        np.searchsorted(expected, everything, side="right") - np.searchsorted(thresholds, everything, side="right")
     )
     assert distance.max() / draws < 1.95 * math.sqrt(2 / draws)  # Kolmogorov-Smirnov, p = 0.001
 
 
 def test_when_everything_is_drawn_every_weight_is_its_probability(models):
     recommender, codes = small_catalogue(models)
-    found = drawn(recommender, np.array([2]), 5, beams=12)
+    searched = drawn(recommender, np.array([2]), 5, beams=12)
     true = exact_scores(recommender, codes, recommender.renderer.tokens(np.array([2])))
-    assert torch.isneginf(found.draws.threshold).all()
-    assert (found.draws.log_inclusion == 0).all()
+    assert torch.isneginf(searched.draws.threshold).all()
+    assert (searched.draws.log_inclusion == 0).all()
     for row in range(5):
-        assert sorted(found.items[row].tolist()) == list(range(10))
-        np.testing.assert_allclose(found.draws.weights[row], np.exp(true[found.items[row]]), atol=1e-5)
+        assert sorted(searched.items[row].tolist()) == list(range(10))
+        np.testing.assert_allclose(searched.draws.weights[row], np.exp(true[searched.items[row]]), atol=1e-5)
     ordered = drawn(recommender, np.array([2]), 5, beams=9)
-    assert torch.equal(ordered.items, found.items[:, :9]), "a narrower search draws the same items first"
+    assert torch.equal(ordered.items, searched.items[:, :9]), "a narrower search draws the same items first"
 
 
 def test_the_checkpoint_says_what_its_scores_are_normalised_over(recommender, tmp_path):
@@ -333,7 +334,7 @@ def test_the_checkpoint_says_what_its_scores_are_normalised_over(recommender, tm
         assert record["normaliser"] == normaliser
         loaded = Renderer.load(tmp_path, sids)
         assert loaded.normaliser == normaliser
-        own = Recommender.build(recommender.model, loaded, sids).recommend(HISTORIES, 5, exclude_seen=True)
+        by_checkpoint = Recommender.build(recommender.model, loaded, sids).recommend(HISTORIES, 5, exclude_seen=True)
         input_ids, mask = loaded.batch(HISTORIES)
         eligible = torch.ones(3, 50, dtype=torch.bool)
         for row, history in enumerate(HISTORIES):
@@ -341,8 +342,8 @@ def test_the_checkpoint_says_what_its_scores_are_normalised_over(recommender, tm
         wanted = beam_search(
             recommender.model, input_ids, mask, loaded.vocabulary, recommender.trie, 50, eligible, normaliser=normaliser
         )
-        assert (own.items == wanted.items[:, :5].numpy()).all()
-        np.testing.assert_allclose(own.log_probs, wanted.log_probs[:, :5], atol=1e-4)
+        assert (by_checkpoint.items == wanted.items[:, :5].numpy()).all()
+        np.testing.assert_allclose(by_checkpoint.log_probs, wanted.log_probs[:, :5], atol=1e-4)
         mass = np.exp(recommender.recommend(HISTORIES, 50, exclude_seen=False).log_probs.astype(float)).sum(1)
         np.testing.assert_allclose(mass, 1, atol=1e-4)
         whole = Recommender.build(recommender.model, loaded, sids).recommend(HISTORIES, 50, exclude_seen=False)
@@ -377,7 +378,7 @@ def test_a_level_of_own_codes_is_scored_child_by_child(monkeypatch, scale, softc
     rng = np.random.default_rng(0)
     codes = torch.from_numpy(np.column_stack([rng.integers(0, 12, 300), np.arange(300)]))
     trie, vocabulary = SidTrie(codes, [12, 300]), SidVocabulary(0, (1, 13), (12, 300))
-    items, found = torch.from_numpy(rng.integers(0, 300, 64)), []
+    items, both_ways = torch.from_numpy(rng.integers(0, 300, 64)), []
     for sparse_level in (1, 10**6):
         monkeypatch.setattr(policy, "SPARSE_LEVEL", sparse_level)
         torch.manual_seed(1)
@@ -386,8 +387,8 @@ def test_a_level_of_own_codes_is_scored_child_by_child(monkeypatch, scale, softc
         hidden = torch.randn(64, 2, 16, requires_grad=True)
         log_probs = item_log_probs(hidden, items, head, vocabulary, trie)
         gradients = torch.autograd.grad(log_probs.sum(), [weight, hidden])
-        found.append((log_probs, *gradients))
-    for sparse, dense in zip(*found, strict=True):
+        both_ways.append((log_probs, *gradients))
+    for sparse, dense in zip(*both_ways, strict=True):
         torch.testing.assert_close(sparse, dense, atol=1e-5, rtol=1e-5)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import make_sids
 
-from sidrec.decoding import diagnostics as accounting
-from sidrec.decoding.diagnostics import diagnose, forced_share, leaked_mass
+from sidrec.decoding import diagnostics
+from sidrec.decoding.diagnostics import diagnose, forced_share, leaked_mass_along_draws
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
@@ -43,8 +43,8 @@ def expected_leaks(recommender: Recommender, history: np.ndarray) -> np.ndarray:
         for level, size in enumerate(LEVELS):
             children = codes[(codes[:, :level] == codes[item, :level]).all(1), level].unique() + first[level]
             full = logits[item, level].softmax(0)
-            own = logits[item, level, first[level] : first[level] + size].softmax(0)
-            per_level.append((1 - float(full[children].sum()), 1 - float(own[children - first[level]].sum())))
+            of_level = logits[item, level, first[level] : first[level] + size].softmax(0)
+            per_level.append((1 - float(full[children].sum()), 1 - float(of_level[children - first[level]].sum())))
             probability *= float(full[renderer.item_tokens[item, level]] / full[children].sum())
         leaks += probability * np.array(per_level).T
     return leaks
@@ -53,7 +53,7 @@ def expected_leaks(recommender: Recommender, history: np.ndarray) -> np.ndarray:
 def test_leaked_mass_is_the_mean_over_the_policy(recommender):
     history, draws = np.array([7, 1, 20]), 1500
     generator = torch.Generator().manual_seed(0)
-    leaks = leaked_mass(recommender, [history] * draws, generator).double().numpy()  # [2, L, draws]
+    leaks = leaked_mass_along_draws(recommender, [history] * draws, generator).double().numpy()  # [2, L, draws]
     assert leaks.shape == (2, 3, draws)
     expected = expected_leaks(recommender, history)
     error = leaks.std(2) / np.sqrt(draws)
@@ -72,15 +72,15 @@ def test_forced_codes_are_counted_by_item():
 def test_the_diagnosis_of_several_histories(recommender, monkeypatch):
     rng = np.random.default_rng(0)
     histories = [rng.integers(N_ITEMS, size=n) for n in (1, 5, 2, 4, 3)]
-    monkeypatch.setattr(accounting, "HISTORIES_PER_BATCH", 2)
-    found = diagnose(recommender, histories, k=4, seed=0)
-    assert (found.histories, found.regret_histories, found.k) == (5, 5, 4)
-    assert found == diagnose(recommender, histories, k=4, seed=0), "the seed decides"
-    assert found.leaked_full != diagnose(recommender, histories, k=4, seed=1).leaked_full
-    assert (found.missed, found.lost_mass) == (0, pytest.approx(0, abs=1e-5)), "50 beams see all of 24 items"
+    monkeypatch.setattr(diagnostics, "HISTORIES_PER_BATCH", 2)
+    measured = diagnose(recommender, histories, k=4, seed=0)
+    assert (measured.histories, measured.regret_histories, measured.k) == (5, 5, 4)
+    assert measured == diagnose(recommender, histories, k=4, seed=0), "the seed decides"
+    assert measured.leaked_full != diagnose(recommender, histories, k=4, seed=1).leaked_full
+    assert (measured.missed, measured.lost_mass) == (0, pytest.approx(0, abs=1e-5)), "50 beams see all of 24 items"
     trie = recommender.trie
     counts = [(trie.first_child[d][:].diff() == 1, trie.first_leaf[d][:].diff()) for d in range(3)]
-    assert found.forced == pytest.approx([float(leaves[single].sum()) / N_ITEMS for single, leaves in counts])
+    assert measured.forced == pytest.approx([float(leaves[single].sum()) / N_ITEMS for single, leaves in counts])
 
 
 def test_regret_is_measured_on_as_many_histories_as_can_be_scored(recommender, monkeypatch):
@@ -98,15 +98,15 @@ def test_regret_is_measured_on_as_many_histories_as_can_be_scored(recommender, m
     exact = [search(recommender, [history], N_ITEMS, exclude_seen=True, exact=True) for history in histories]
     monkeypatch.setattr(Recommender, "recommend", reversed_search)
     n_prefixes = sum(recommender.trie.n_nodes[1:-1])
-    monkeypatch.setattr(accounting, "MOST_POSITIONS", 2 * n_prefixes + 1)
-    found = diagnose(recommender, histories, k=4, seed=0)
-    assert (found.histories, found.regret_histories) == (3, 2)
-    assert found.missed == 1
+    monkeypatch.setattr(diagnostics, "MOST_POSITIONS", 2 * n_prefixes + 1)
+    measured = diagnose(recommender, histories, k=4, seed=0)
+    assert (measured.histories, measured.regret_histories) == (3, 2)
+    assert measured.missed == 1
     lost = []
     for one, items in itertools.islice(zip(exact, worst, strict=False), 2):
         probability = dict(zip(one.items[0].tolist(), np.exp(one.log_probs[0]).tolist(), strict=True))
         lost.append(np.exp(one.log_probs[0, :4]).sum() - sum(probability[item] for item in items.tolist()))
-    assert found.lost_mass == pytest.approx(np.mean(lost), abs=1e-5)
-    monkeypatch.setattr(accounting, "MOST_POSITIONS", n_prefixes - 1)
+    assert measured.lost_mass == pytest.approx(np.mean(lost), abs=1e-5)
+    monkeypatch.setattr(diagnostics, "MOST_POSITIONS", n_prefixes - 1)
     none = diagnose(recommender, histories, k=4, seed=0)
     assert (none.regret_histories, none.missed, none.lost_mass) == (0, None, None)

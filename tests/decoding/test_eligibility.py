@@ -30,17 +30,17 @@ def assert_open_as_by_brute_force(trie: SidTrie, codes: np.ndarray, eligibility:
         nodes = torch.tensor([*range(len(prefixes)), 0]).repeat(len(sets), 1)
         mask = trie.children_mask(depth, nodes.flatten()).view(*nodes.shape, -1)
         before = mask.clone()
-        found = eligibility.open_codes(depth, nodes, mask)
+        open_codes = eligibility.open_codes(depth, nodes, mask)
         assert torch.equal(mask, before)
         most = int(mask.sum(2).max())
         children = trie.first_child[depth][nodes][..., None] + torch.arange(most)
         inside = torch.arange(most) < mask.sum(2, keepdim=True)
         by_child = eligibility.open_children(depth, nodes, children.clamp(max=trie.n_nodes[depth + 1] - 1))
-        assert torch.equal(by_child[inside], found[mask])  # both go through a node's children in order of code
+        assert torch.equal(by_child[inside], open_codes[mask])  # both go through a node's children in order of code
         for row, eligible in enumerate(sets):
             for column, node in enumerate(nodes[row].tolist()):
                 wanted = brute_force_open(codes, depth, prefixes[node], trie.level_sizes[depth], eligible)
-                assert found[row, column].tolist() == wanted, (depth, row, node)
+                assert open_codes[row, column].tolist() == wanted, (depth, row, node)
 
 
 @st.composite

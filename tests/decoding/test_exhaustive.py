@@ -96,16 +96,16 @@ def test_one_item_and_one_level(tiny_model):
     single = make_sids(1, [6])
     alone = Recommender.build(model, Renderer.build(single, vocabulary, max_items=6), single)
     assert alone.leaf_log_probs([np.array([0])]).tolist() == [[0.0]]
-    found = alone.recommend([np.array([0])], 3, exclude_seen=True, exact=True)
-    assert found.items.tolist() == [[-1, -1, -1]]
-    assert found.reachable.tolist() == [0]
+    lists = alone.recommend([np.array([0])], 3, exclude_seen=True, exact=True)
+    assert lists.items.tolist() == [[-1, -1, -1]]
+    assert lists.reachable.tolist() == [0]
 
 
 def test_regret_of_lists_made_by_hand():
     probabilities = torch.tensor([[0.4, 0.3, 0.15, 0.1, 0.05]]).log()
 
-    def regret_of(*found: int) -> tuple[float, float]:
-        regret = beam_regret(probabilities, torch.tensor([found]))
+    def regret_of(*leaves: int) -> tuple[float, float]:
+        regret = beam_regret(probabilities, torch.tensor([leaves]))
         return pytest.approx(regret.missed.item()), pytest.approx(regret.mass.item(), abs=1e-6)
 
     assert regret_of(0, 1, 2) == (0, 0)
@@ -126,12 +126,12 @@ def test_a_narrow_beam_misses_what_the_exact_ranking_finds(recommender):
     best, best_scores = exact_top(scores, 10)
     shares = []
     for beams in (10, 20, N_ITEMS):
-        found = recommender.recommend(HISTORIES, 10, exclude_seen=False, beams=beams)
-        leaves = recommender.trie.leaf_of_item(torch.from_numpy(found.items))
+        lists = recommender.recommend(HISTORIES, 10, exclude_seen=False, beams=beams)
+        leaves = recommender.trie.leaf_of_item(torch.from_numpy(lists.items))
         regret = beam_regret(scores, leaves)
         wanted = [len(set(a) - set(b)) / 10 for a, b in zip(best.tolist(), leaves.tolist(), strict=True)]
         assert regret.missed.tolist() == pytest.approx(wanted)
-        lost = best_scores.exp().sum(1) - torch.from_numpy(np.exp(found.log_probs)).sum(1)
+        lost = best_scores.exp().sum(1) - torch.from_numpy(np.exp(lists.log_probs)).sum(1)
         torch.testing.assert_close(regret.mass, lost.clamp(min=0), atol=1e-5, rtol=0)
         shares.append(float(regret.missed.mean()))
     assert shares[0] > 0, "a beam of 10 that misses nothing proves nothing"

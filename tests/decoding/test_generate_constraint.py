@@ -98,9 +98,9 @@ def test_only_eligible_items_even_when_one_or_none_is_left(model):
 def test_the_same_items_as_the_search_with_the_full_normaliser(model):
     trie = trie_of(make_sids(40, LEVELS).codes)
     items, log_probs = generate(model, trie, 8)
-    found = beam_search(model, PROMPTS, MASK, VOCABULARY, trie, 8, normaliser="full")
-    assert torch.equal(items, found.items)
-    torch.testing.assert_close(log_probs, found.log_probs, atol=1e-4, rtol=0)
+    beams = beam_search(model, PROMPTS, MASK, VOCABULARY, trie, 8, normaliser="full")
+    assert torch.equal(items, beams.items)
+    torch.testing.assert_close(log_probs, beams.log_probs, atol=1e-4, rtol=0)
 
 
 def test_no_row_is_ever_without_a_token():
@@ -171,8 +171,8 @@ def items_by_the_old_way(model, codes: np.ndarray, prompt: list[int], k: int, **
 
 def test_the_old_way_does_work_on_the_prompt_it_was_made_for(model):
     codes = make_sids(40, LEVELS).codes
-    found = items_by_the_old_way(model, codes, [5, *HEADER], 8, do_sample=False)
-    assert set(found) == set(new_generate(model, trie_of(codes), [5, *HEADER], 8))
+    items = items_by_the_old_way(model, codes, [5, *HEADER], 8, do_sample=False)
+    assert set(items) == set(new_generate(model, trie_of(codes), [5, *HEADER], 8))
 
 
 def test_fault_1_a_prompt_that_ends_one_token_later(model):

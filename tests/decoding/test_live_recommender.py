@@ -77,8 +77,8 @@ def test_eight_threads_get_the_answer_of_one_moment_while_items_come_and_go():
                 begin = len(moments) - 1
                 newest = len(moments[begin].codes) - 1
                 history = np.array([thread, 39 - thread, newest])  # of old items, which may be gone, and the newest
-                found = recommender.recommend([history], 10, exclude_seen=True)
-                calls.append((begin, len(moments), history, found.items[0], found.log_probs[0]))
+                lists = recommender.recommend([history], 10, exclude_seen=True)
+                calls.append((begin, len(moments), history, lists.items[0], lists.log_probs[0]))
         except BaseException as error:
             failures.append(error)
 
@@ -106,9 +106,9 @@ def test_eight_threads_get_the_answer_of_one_moment_while_items_come_and_go():
     for begin, last, history, items, log_probs in calls[:: -(-len(calls) // 40)]:
         assert len(set(items)) == 10
         for moment in there[begin : last + 1]:
-            found = from_nothing(recommender, {i: EVERY_SID[i] for i in moment}, list(EVERY_SID[history]), history)
-            is_same = found.items[0, :10].tolist() == items.tolist()
-            if is_same and np.allclose(found.log_probs[0, :10].numpy(), log_probs, atol=1e-5):
+            lists = from_nothing(recommender, {i: EVERY_SID[i] for i in moment}, list(EVERY_SID[history]), history)
+            is_same = lists.items[0, :10].tolist() == items.tolist()
+            if is_same and np.allclose(lists.log_probs[0, :10].numpy(), log_probs, atol=1e-5):
                 break
         else:
             pytest.fail(f"no moment of the call gives {items} after {history}")
@@ -120,20 +120,20 @@ def test_an_inserted_item_is_recommended_at_once_when_it_is_the_models_favourite
     history = [np.array([0, 1])]
     whole = make_recommender(EVERY_SID)
     best = int(whole.recommend(history, 1, exclude_seen=True).items[0, 0])
-    kept = np.delete(np.arange(120), best)
+    others = np.delete(np.arange(120), best)
     assert best > 1, "0 and 1 are the history, and keep their places"
-    recommender = make_recommender(EVERY_SID[kept])
+    recommender = make_recommender(EVERY_SID[others])
     before = recommender.recommend(history, 119, exclude_seen=False)
     assert 500 not in before.items
     recommender.catalogue.insert(np.array([500]), EVERY_SID[[best]])
     for exact in (False, True):
-        found = recommender.recommend(history, 1, exclude_seen=True, exact=exact)
-        assert found.items.tolist() == [[500]]
+        lists = recommender.recommend(history, 1, exclude_seen=True, exact=exact)
+        assert lists.items.tolist() == [[500]]
     wanted = whole.recommend([np.array([best, 0])], 120, exclude_seen=False)
-    found = recommender.recommend([np.array([500, 0])], 120, exclude_seen=False)  # it stands in histories too
-    by_item = np.append(kept, np.full(500 - 119 + 1, best))
-    assert by_item[found.items[0]].tolist() == wanted.items[0].tolist()
-    np.testing.assert_allclose(found.log_probs, wanted.log_probs, atol=1e-5)
+    lists = recommender.recommend([np.array([500, 0])], 120, exclude_seen=False)  # it stands in histories too
+    by_item = np.append(others, np.full(500 - 119 + 1, best))
+    assert by_item[lists.items[0]].tolist() == wanted.items[0].tolist()
+    np.testing.assert_allclose(lists.log_probs, wanted.log_probs, atol=1e-5)
 
 
 def test_a_removed_item_stays_in_histories_and_out_of_lists_whoever_takes_its_codes():
@@ -142,19 +142,19 @@ def test_a_removed_item_stays_in_histories_and_out_of_lists_whoever_takes_its_co
     recommender.catalogue.insert(np.array([40]), EVERY_SID[[7]])  # its semantic ID, for another item
     history = np.array([7, 3])
     present = {i: EVERY_SID[i] for i in range(40) if i != 7} | {40: EVERY_SID[7]}
-    found = recommender.recommend([history], 40, exclude_seen=True)
+    lists = recommender.recommend([history], 40, exclude_seen=True)
     wanted = from_nothing(recommender, present, [EVERY_SID[7], EVERY_SID[3]], history)
-    assert found.reachable.tolist() == [39]
-    assert found.items[0].tolist() == [*wanted.items[0, :39].tolist(), -1]
-    assert 7 not in found.items
-    assert 40 in found.items
+    assert lists.reachable.tolist() == [39]
+    assert lists.items[0].tolist() == [*wanted.items[0, :39].tolist(), -1]
+    assert 7 not in lists.items
+    assert 40 in lists.items
     # one that returns under other codes is rendered with those, in later calls only
     old = recommender.catalogue.snapshot
     recommender.catalogue.insert(np.array([7]), EVERY_SID[[100]])
     assert old.codes[7].tolist() == EVERY_SID[7].tolist()
-    found = recommender.recommend([history], 41, exclude_seen=True)
+    lists = recommender.recommend([history], 41, exclude_seen=True)
     wanted = from_nothing(recommender, present | {7: EVERY_SID[100]}, [EVERY_SID[100], EVERY_SID[3]], history)
-    assert found.items[0, :39].tolist() == wanted.items[0, :39].tolist()
+    assert lists.items[0, :39].tolist() == wanted.items[0, :39].tolist()
 
 
 @pytest.mark.parametrize("exact", [False, True])
@@ -168,12 +168,12 @@ def test_k_results_are_k_allowed_items_in_the_order_of_the_whole_list(exact):
     histories = [np.array([2, 30, 59]), np.array([61])]
     whole = recommender.recommend(histories, 60, exclude_seen=False)
     for k, exclude_seen in itertools.product((1, 5, 11, 15), (False, True)):
-        found = recommender.recommend(histories, k, exclude_seen, exact=exact, allow="in_stock")
+        lists = recommender.recommend(histories, k, exclude_seen, exact=exact, allow="in_stock")
         for row, history in enumerate(histories):
             theirs = allowed - set(history.tolist()) if exclude_seen else allowed
             wanted = [item for item in whole.items[row].tolist() if item in theirs]
-            assert found.reachable[row] == len(theirs)
-            assert found.items[row].tolist() == (wanted + [-1] * k)[:k]
+            assert lists.reachable[row] == len(theirs)
+            assert lists.items[row].tolist() == (wanted + [-1] * k)[:k]
 
 
 def test_what_is_unknown_is_named():

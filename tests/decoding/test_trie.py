@@ -46,11 +46,11 @@ def agrees_with_brute_force(sids):
                 allowed = {row[depth] for row in rows if row[:depth] == prefix}
                 assert set(mask[node].nonzero().flatten().tolist()) == allowed
                 codes = torch.arange(sids.level_sizes[depth])
-                found = trie.find(depth, torch.full_like(codes, node), codes).tolist()
+                children = trie.find(depth, torch.full_like(codes, node), codes).tolist()
                 deeper = sorted({row[: depth + 1] for row in rows})
                 wanted = [deeper.index((*prefix, code)) if code in allowed else -1 for code in codes.tolist()]
-                assert found == wanted
-                assert trie.parent(depth, torch.tensor(found)[mask[node]]).tolist() == [node] * len(allowed)
+                assert children == wanted
+                assert trie.parent(depth, torch.tensor(children)[mask[node]]).tolist() == [node] * len(allowed)
             assert trie.widest(depth) == int(mask.sum(1).max())
     assert trie.sorted_codes().tolist() == [list(row) for row in sorted(rows)]
     assert trie.item_of(torch.from_numpy(sids.codes).long()).tolist() == list(range(len(rows)))
@@ -131,12 +131,12 @@ def test_a_file_gives_the_same_trie(tmp_path):
     sids = make_sids(90, [4, 5, 6])
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes, torch.randperm(200)[:90], n_slots=200)
     save_trie(trie, tmp_path / "trie")
-    found = open_trie(tmp_path / "trie", verify=True)
-    assert (found.level_sizes, found.n_nodes, found.n_slots) == (trie.level_sizes, trie.n_nodes, 200)
-    assert torch.equal(found.item_of_leaf[:], trie.item_of_leaf[:])
+    opened = open_trie(tmp_path / "trie", verify=True)
+    assert (opened.level_sizes, opened.n_nodes, opened.n_slots) == (trie.level_sizes, trie.n_nodes, 200)
+    assert torch.equal(opened.item_of_leaf[:], trie.item_of_leaf[:])
     for depth in range(3):
         nodes = torch.arange(trie.n_nodes[depth])
-        assert torch.equal(found.children_mask(depth, nodes), trie.children_mask(depth, nodes))
+        assert torch.equal(opened.children_mask(depth, nodes), trie.children_mask(depth, nodes))
     save_trie(trie, tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (tmp_path / "trie").read_bytes()
 

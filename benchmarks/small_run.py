@@ -1,0 +1,73 @@
+"""A run directory so small that each of its stages takes seconds, for benchmarks that run stages many times."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.harness import EMBED, EVALUATE, PREPARE, QUANTIZE, RL, SFT
+
+N_USERS, N_ITEMS, MOST_EVENTS = 60, 48, 14
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A stage: its command without --run_dir, the folders it reads, and the files that are its result."""
+
+    command: list[str]
+    reads: tuple[str, ...]
+    result: tuple[str, ...]
+
+
+def kinds(raw: Path) -> dict[str, Kind]:
+    """The stages by name, in their order, small. raw: the folder with the files of `write_raw`."""
+    own_data = ["--dataset", "own", "--interactions", str(raw / "log.csv"), "--items", str(raw / "items.csv")]
+    vectors = ["--text_dim", "8", "--collaborative_dim", "8"]
+    training = shlex.split(
+        "--learning_rate 0.01 --eval_strategy steps --save_strategy steps --logging_steps 1 --valid_users 60 --bf16 false --use_cpu true "
+        "--disable_tqdm true"
+    )
+    model = shlex.split(
+        "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 24 --max_items 12"
+    )
+    sft = shlex.split("--per_device_train_batch_size 8 --max_steps 12 --eval_steps 4 --save_steps 4")
+    rl = shlex.split("--per_device_train_batch_size 32 --num_generations 8 --max_steps 6 --eval_steps 2 --save_steps 2")
+    prepared, tokenized = ("data",), ("data", "embeddings", "sid")
+    return {
+        "data": Kind(
+            [*PREPARE, *own_data, "--k_user", "1", "--k_item", "1"], (), ("items.parquet", "interactions.parquet")
+        ),
+        "embeddings": Kind([*EMBED, *vectors], prepared, ("text.npy", "collaborative.npy")),
+        "sid": Kind(
+            [*QUANTIZE, *vectors, "--level_sizes", "8", "8"],
+            ("data", "embeddings"),
+            ("codes_all.npy", "codebooks.npz", "sid.json"),
+        ),
+        "sft": Kind([*SFT, *model, *sft, *training], tokenized, ("model.safetensors",)),
+        "rl": Kind([*RL, *rl, *training], (*tokenized, "sft"), ("model.safetensors",)),
+        "evaluation": Kind(
+            [*EVALUATE, "--models", "popularity", "item_knn", "sft"],
+            (*tokenized, "sft"),
+            ("metrics.json", "ranks.parquet", "table.md"),
+        ),
+    }
+
+
+def write_raw(folder: Path) -> None:
+    """log.csv and items.csv of a catalogue in four kinds; each user stays with one of them, mostly."""
+    rng = np.random.default_rng(0)
+    events = []
+    for user in range(N_USERS):
+        kind = np.where(rng.random(MOST_EVENTS) < 0.8, user % 4, rng.integers(0, 4, MOST_EVENTS))
+        items = np.unique(4 * rng.integers(0, N_ITEMS // 4, MOST_EVENTS) + kind)
+        events += [
+            (f"u{user}", f"i{item}", 1_500_000_000 + 60 * step) for step, item in enumerate(rng.permutation(items))
+        ]
+    words = ("tea", "lamp", "boot", "drum")
+    pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
+    titles = [f"{words[item % 4]} number {item // 4}" for item in range(N_ITEMS)]
+    pl.DataFrame({"item_id": [f"i{item}" for item in range(N_ITEMS)], "title": titles}).write_csv(folder / "items.csv")

@@ -1,0 +1,190 @@
+"""From raw files, or the demo's model, to a data set: read, filter, number, split."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from sidrec.data.amazon import EDITIONS, find_amazon, read_amazon
+from sidrec.data.codes import codes
+from sidrec.data.dataset import Dataset
+from sidrec.data.download import fetch_amazon, fetch_movielens
+from sidrec.data.kcore import k_core
+from sidrec.data.minionerec import find_minionerec, read_minionerec
+from sidrec.data.movielens import FILES, read_movielens
+from sidrec.data.own import read_own
+from sidrec.data.readers import RawLog
+from sidrec.data.settings import CACHE, PrepareConfig, default_k
+from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
+from sidrec.data.summary import known_counts_note
+from sidrec.data.synthetic import DemoModel
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
+
+SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
+SECONDS_PER_DAY = 86400
+LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
+
+
+def uses_seed(config: PrepareConfig) -> bool:
+    return config.dataset == "demo" or config.protocol == "leave_one_out_ties_shuffled"
+
+
+def find_inputs(config: PrepareConfig) -> tuple[Path, ...]:
+    """The raw files, downloaded if need be. Raises InputError for one that does not exist."""
+    cache = CACHE.expanduser()
+    if config.dataset in EDITIONS:
+        assert config.category is not None
+        folder = config.raw_dir or fetch_amazon(config.dataset, config.category, cache)
+        return find_amazon(config.dataset, config.category, folder)
+    if config.dataset == "minionerec":
+        assert config.category is not None
+        assert config.raw_dir is not None
+        return find_minionerec(config.category, config.raw_dir)
+    if config.dataset in FILES:
+        folder = config.raw_dir or fetch_movielens(config.dataset, cache)
+        files = [folder / name for name in FILES[config.dataset]]
+    else:
+        files = [file for file in (config.interactions, config.items) if file is not None]
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file} does not exist or is not a file; check the path.")
+    return tuple(files)
+
+
+def read(config: PrepareConfig, inputs: tuple[Path, ...]) -> RawLog:
+    """Read the raw files, or draw the demo."""
+    if config.dataset == "demo":
+        return DemoModel(seed=config.seed).generate()
+    if config.dataset == "own":
+        return read_own(*inputs)
+    if config.dataset == "minionerec":
+        return read_minionerec(inputs)
+    if config.dataset in EDITIONS:
+        return read_amazon(config.dataset, *inputs)
+    return read_movielens(config.dataset, inputs[0].parent)
+
+
+def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Dataset:
+    """Read, filter and split. Raises InputError when nothing is left after the date window or the k-core.
+
+    Every step works on integers, 4 bytes an id: 100 million interactions take less than 8 GiB.
+    """
+    tell(screen, "reading", sum(file.stat().st_size for file in inputs), "bytes")
+    raw = read(config, inputs)
+    interactions, source, notes = raw.interactions, raw.items, list(raw.notes)
+    del raw  # with a large log, each step's result takes the place of the one before
+    n_read = len(interactions)
+    interactions = in_window(interactions, config)
+    if len(interactions) < n_read:
+        notes.append(
+            f"{n_read - len(interactions):,} of {n_read:,} interactions lie outside the dates and are left out."
+        )
+    n_filtered = len(interactions)
+    tell(screen, "k-core", n_filtered, "interactions")
+    interactions = k_core(interactions, config.k_user, config.k_item)
+    if interactions.is_empty():
+        raise InputError(
+            f"no interaction is left of {n_filtered}: no set of users has {config.k_user} interactions each with items "
+            f"that have {config.k_item} each; lower --k_user or --k_item."
+        )
+    items = catalogue(source, interactions)
+    tell(screen, "split", len(interactions), "interactions")
+    if config.protocol == "leave_one_out_ties_shuffled":
+        interactions = leave_one_out_ties_shuffled(interactions, config.seed)
+    else:
+        interactions = SPLITS[config.protocol](interactions)
+    counts = {
+        "users": interactions["user_id"].n_unique(),
+        "items": len(items),
+        "interactions": len(interactions),
+        "removed_interactions": n_filtered - len(interactions),
+        **{name: int((interactions["split"] == name).sum()) for name in ("train", "valid", "test")},
+    }
+    info = {
+        "name": config.dataset,
+        "protocol": config.protocol,
+        "seed": config.seed if uses_seed(config) else None,
+        "k_core": {"k_user": config.k_user, "k_item": config.k_item},
+        "counts": counts,
+        "files": [{"name": file.name, "bytes": file.stat().st_size} for file in inputs],
+        "notes": notes + known_counts_note(config.dataset, config.category, counts, is_whole(config)),
+    }
+    for name in ("category", "from_date", "to_date"):
+        if getattr(config, name) is not None:
+            info[name] = getattr(config, name)
+    if config.dataset == "demo":
+        info["demo_model"] = asdict(DemoModel(seed=config.seed))
+    return Dataset(items, numbered(interactions, items), info)
+
+
+def tell(screen: Screen, step: str, size: int, unit: str) -> None:
+    """Say that a step begins when it will take more than a few seconds; one call of a library has no time left to show."""
+    if size >= LARGE:
+        screen.say(f"data: {datetime.now():%H:%M:%S} {step}: {size:,} {unit}")
+
+
+def is_whole(config: PrepareConfig) -> bool:
+    """Whether the settings are those under which a data set's published counts hold."""
+    k = default_k(config.dataset)
+    return config.from_date is None and config.to_date is None and config.k_user == config.k_item == k
+
+
+def in_window(interactions: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
+    """The interactions from `from_date` to `to_date`, both days included, in UTC."""
+    ticks = EDITIONS[config.dataset].ticks if config.dataset in EDITIONS else 1
+    time = pl.col("timestamp")
+    if config.from_date is not None:
+        interactions = interactions.filter(time >= _second(config.from_date) * ticks)
+    if config.to_date is not None:
+        interactions = interactions.filter(time < (_second(config.to_date) + SECONDS_PER_DAY) * ticks)
+    if interactions.is_empty():
+        raise InputError(
+            f"no interaction lies between {config.from_date or 'the beginning'} and {config.to_date or 'the end'}; "
+            "change --from_date or --to_date."
+        )
+    return interactions
+
+
+def _second(day: str) -> int:
+    return int(datetime.combine(date.fromisoformat(day), datetime.min.time(), UTC).timestamp())
+
+
+def numbered(interactions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
+    """The log with `item_index`, the number of each row's item in the catalogue, in place of its id; other columns stand behind."""
+    index_of = np.full(int(codes(interactions["item_id"]).max()) + 1, -1, dtype=np.int64)
+    index_of[codes(items["item_id"])] = items["item_index"].to_numpy()
+    item_index = pl.Series("item_index", index_of[codes(interactions["item_id"])])
+    first = ("user_id", "item_id", "timestamp", "split")
+    return interactions.select("user_id", item_index, "timestamp", "split", pl.exclude(first))
+
+
+def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
+    """The items that occur in the log, numbered in the order of the source, with `text`: the title, then `column: value`.
+
+    Columns of strings and of lists of strings become part of the text; runs of white space in title and text become one space. Every
+    column of the source is kept, one that is called `text` as `given_text`.
+    """
+    in_log = interactions["item_id"].unique().cast(pl.String)
+    table = items.filter(pl.col("item_id").is_in(in_log.implode()))
+    table = table.with_columns(title=_one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
+    parts = [pl.col("title").str.strip_chars_end(".")]
+    for name, dtype in items.schema.items():
+        if name in ("item_id", "title") or dtype not in (pl.String, pl.List(pl.String)):
+            continue
+        words = pl.col(name) if dtype == pl.String else pl.col(name).list.drop_nulls().list.join(", ")
+        words = _one_line(words).str.strip_chars_end(".")
+        parts.append(pl.when(words != "").then(pl.lit(f"{name}: ") + words))
+    if "text" in table.columns:
+        table = table.with_columns(given_text=pl.col("text"))
+    table = table.with_columns(text=pl.concat_str(parts, separator=". ", ignore_nulls=True))
+    first = ["item_id", "item_index", "title", "text"]
+    return table.select(*first, pl.exclude(first))
+
+
+def _one_line(text: pl.Expr) -> pl.Expr:
+    return text.str.replace_all(r"\s+", " ").str.strip_chars()
