@@ -81,7 +81,7 @@ def levers_of(dataset: str) -> dict[str, Lever]:
         "random codes": Lever(OURS["random"].tokenizer),
         "text alone": Lever(OURS["text"].tokenizer),
         "collaborative alone": Lever(OURS["collaborative"].tokenizer),
-        "rows start from the mean": Lever(sft="--row_start mean"),
+        "rows start from the mean": Lever(sft="--embedding_init mean"),
         "no item left out": Lever(sft="--item_dropout 0"),
         "dropout 0.1": Lever(sft="--dropout 0.1"),
         "half the width": Lever(sft="--hidden_size 64 --intermediate_size 192"),

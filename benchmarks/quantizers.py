@@ -6,10 +6,9 @@ import math
 import shlex
 
 from benchmarks.harness import ROOT
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS, QuantizerSettings
+from sidrec.tokenizer.config import parse_arguments
+from sidrec.tokenizer.quantizers import Kind
 
 # the name of a file in configs/tokenizer, or of a quantizer that needs none, then flags
 QUANTIZERS = {
@@ -19,10 +18,10 @@ QUANTIZERS = {
     "rqkmeans_balanced": "rqkmeans --clusters balanced",
     "rqkmeans_exact": "rqkmeans --clusters exact",
     "rqkmeans_plus": "rqkmeans_plus",
-    "rqkmeans_plus_published": "rqkmeans_plus --decoder mlp --commitment_levels first --commitment 0.25 --learning_rate 1e-4",
-    "rqvae": "rqvae --codebook_start random",
-    "rqvae_kmeans": "rqvae --codebook_start kmeans",
-    "rqvae_sinkhorn": "rqvae --codebook_start kmeans --sinkhorn_epsilon 0.01",
+    "rqkmeans_plus_published": "rqkmeans_plus --decoder mlp --commitment_levels first --commitment_weight 0.25 --learning_rate 1e-4",
+    "rqvae": "rqvae --codebook_init random",
+    "rqvae_kmeans": "rqvae --codebook_init kmeans",
+    "rqvae_sinkhorn": "rqvae --codebook_init kmeans --sinkhorn_epsilon 0.01",
     "ema_reset": "ema",
     "lora": "lora",
     "lora_document": "lora_document",
@@ -62,7 +61,7 @@ def flags_of(name: str, level_sizes: list[int]) -> list[str]:
     return [*flags, *changes, "--level_sizes", *map(str, sizes)]
 
 
-def read_settings(name: str, level_sizes: list[int]) -> tuple[QuantizerSettings, list[int]]:
-    """The settings and the level sizes that `flags_of` stand for."""
-    config, *kinds = parse_configs((TokenizerConfig, *KINDS), flags_of(name, level_sizes))
-    return QuantizerSettings(config.quantizer, *kinds), config.level_sizes
+def read_settings(name: str, level_sizes: list[int]) -> tuple[Kind, list[int]]:
+    """The quantizer with its settings, and the level sizes, that `flags_of` stand for."""
+    config, kind = parse_arguments(flags_of(name, level_sizes), stage="sid")
+    return kind, config.level_sizes

@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import item_log_probs
 from sidrec.pipeline.command import run_as_command
-from sidrec.rl import grpo
+from sidrec.pipeline.config import parse_configs
 from sidrec.rl.group_log_probs import group_states
+from sidrec.rl.practice import practise
+from sidrec.rl.settings import CONFIGS, REFUSED
 from sidrec.rl.trainer import SidGRPOTrainer
 
 K3_WEIGHT = 1e-3
@@ -60,14 +62,10 @@ class RivalTrainer(SidGRPOTrainer):
             )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """rl/grpo.py with the rival's trainer."""
-    ours = grpo.SidGRPOTrainer
-    try:
-        grpo.SidGRPOTrainer = RivalTrainer  # type: ignore[misc]
-        grpo.main()
-    finally:
-        grpo.SidGRPOTrainer = ours  # type: ignore[misc]
+    config, objective, training = parse_configs(CONFIGS, arguments, stage="rl", refused=REFUSED)
+    practise(config, objective, training, trainer_kind=RivalTrainer)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from sidrec.pipeline.stage import require_finished
 from sidrec.sft.validation import sample_cases
 
 SFT, CONTINUED, RIVAL, OURS = "SFT", "SFT continued", "the rival's recipe", "all together"
-PLAIN = "--inject_target false --anchor_weight 0"
+PLAIN = "--inject_target false --sft_loss_weight 0"
 BEAMS = f"--objective grpo --draw beams --importance_weights false {PLAIN}"
 HITS = "--rewards exact_hit rank_penalty --reward_weights 1 1"
 EXACT = "--kl_weight 0.001"
@@ -47,12 +47,12 @@ SETTINGS = {
     RIVAL: f"{BEAMS} {HITS}",
     "constrained log π, exact KL": f"{BEAMS} {HITS} {EXACT}",
     "… and Gumbel groups, weighted": f"--objective grpo --draw gumbel {PLAIN} {HITS} {EXACT}",
-    "… and the taken item in every group": f"--objective grpo --draw gumbel --importance_weights false --anchor_weight 0 {HITS} {EXACT}",
+    "… and the taken item in every group": f"--objective grpo --draw gumbel --importance_weights false --sft_loss_weight 0 {HITS} {EXACT}",
     "… and credit for leading codes": f"{BEAMS} --rewards exact_hit rank_penalty prefix_credit --reward_weights 1 1 0.2 {EXACT}",
     "… and credit code by code": f"{BEAMS} {HITS} {EXACT} --token_credit 0.2",
-    "… and the SFT anchor": f"{BEAMS} {HITS} {EXACT} --anchor_weight 1",
+    "… and the SFT anchor": f"{BEAMS} {HITS} {EXACT} --sft_loss_weight 1",
     "… and open questions": f"{BEAMS} --rewards exact_hit rank_penalty history_score --reward_weights 1 1 1 {EXACT} --open_questions true",
-    "S-DPO": "--objective s_dpo --rewards exact_hit --reward_weights 1 --anchor_weight 0",
+    "S-DPO": "--objective s_dpo --rewards exact_hit --reward_weights 1 --sft_loss_weight 0",
     "SFT on the same questions": "--rewards exact_hit --reward_weights 0",
     OURS: EXACT,
 }

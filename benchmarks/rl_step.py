@@ -13,7 +13,6 @@ The last line is one JSON object.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -36,10 +35,12 @@ from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.files import read_json
+from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import group_log_probs
-from sidrec.rl.groups import Draw, draw_groups
-from sidrec.rl.objectives import Clip, group_advantages, grpo
-from sidrec.rl.settings import SidGRPOConfig
+from sidrec.rl.groups import draw_groups
+from sidrec.rl.objectives import group_advantages, grpo
+from sidrec.rl.settings import Draw, RlTrainerConfig
 from sidrec.sft.backbone import byte_tokenizer
 from sidrec.tokenizer.interchange import read_codes
 
@@ -201,7 +202,7 @@ class Question:
         weights = groups.weights if weighted else torch.ones_like(groups.weights)
         rewards = (groups.items == self.target).float()
         shares = weights / weights.sum(1, keepdim=True)
-        gains = shares * group_advantages(rewards, weights, "dr_grpo")
+        gains = shares * group_advantages(rewards, weights, scaled=False)
         held = rewards.any(1)
         return torch.zeros(self.trie.n_items).scatter_add_(0, groups.items[held].flatten(), gains[held].flatten())
 
@@ -226,7 +227,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:
     """Train a copy of the run's SFT model with a penalty of 0.001 on the divergence, ten times as fast as by default."""
     flags = {
-        "kl_weight": 0.001, "learning_rate": 10 * SidGRPOConfig.learning_rate, "lr_scheduler_type": "constant",
+        "kl_weight": 0.001, "learning_rate": 10 * RlTrainerConfig.learning_rate, "lr_scheduler_type": "constant",
         "max_steps": config.kl_steps, "logging_steps": 1, "eval_steps": config.kl_steps, "save_steps": config.kl_steps,
         "valid_users": 50, "early_stopping_patience": 0, "per_device_train_batch_size": 128, "disable_tqdm": "true",
     }  # fmt: skip
@@ -236,7 +237,7 @@ def kl_max(run_dir: Path, config: RlStepConfig) -> float:
         run_stage(
             [*RL, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))], copy, threads=1
         )
-        log = json.loads((copy / "rl" / "log.json").read_text(encoding="utf-8"))["log"]
+        log = read_json(copy / "rl" / "log.json")["log"]
     return max(row["kl/max"] for row in log if "kl/max" in row)
 
 

@@ -19,6 +19,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -45,9 +46,9 @@ from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, add_dropout, load_backbone, scratch_model
-from sidrec.sft.embedding_init import ROW_STARTS
+from sidrec.sft.backbone import add_dropout, load_backbone, scratch_model
 from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
+from sidrec.sft.settings import BackboneConfig, EmbeddingInit
 from sidrec.sft.tasks import next_item_rows, rows_of
 from sidrec.sft.trainer import answer_loss
 from sidrec.sft.validation import sample_cases
@@ -57,6 +58,7 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 MIDDLE = 200  # steps
 LEARNING_RATES = {"scratch": 2e-3, "pretrained": 1e-3}  # peaks, by kind of model
 HEADER = "model|rows|spread|effective rank|loss at 0|loss at 200|loss at end|share of steps to mean's end"
+ROW_STARTS: tuple[EmbeddingInit, ...] = get_args(EmbeddingInit)
 
 
 @dataclass

@@ -31,25 +31,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from benchmarks.harness import announce, plain_console, print_figures
 from benchmarks.plain_loop import endless_batches, step
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.catalogue import LiveCatalogue
+from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.output_head import OutputHead
-from sidrec.decoding.policy import Normaliser
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, add_dropout, byte_tokenizer, load_backbone
+from sidrec.pipeline.precision import has_bf16
+from sidrec.sft.backbone import add_dropout, byte_tokenizer, load_backbone
 from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
-from sidrec.sft.precision import has_bf16
-from sidrec.sft.settings import SidTrainingConfig
+from sidrec.sft.settings import BackboneConfig, SftTrainerConfig
 from sidrec.sft.tasks import next_item_rows, window_rows
 from sidrec.sft.trainer import SidSFTTrainer, answer_loss
+from sidrec.sft.training_arguments import trl_arguments, with_hardware
 from sidrec.sft.validation import sample_cases
 from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -277,17 +279,16 @@ def trainer_overhead(loop: PlainLoop, cases: EvalCases) -> float:
     seconds["plain"] = time.process_time() - start
     clock = StepClock()
     with tempfile.TemporaryDirectory() as folder:
-        training = SidTrainingConfig(
-            output_dir=folder,
+        settings = SftTrainerConfig(
             max_steps=len(chosen),
             per_device_train_batch_size=1,
-            eval_strategy="no",
-            save_strategy="no",
-            load_best_model_at_end=False,
             train_sampling_strategy="sequential",
             disable_tqdm=True,
             logging_steps=10 * OVERHEAD_STEPS,
         )
+        nothing_else = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        prepared = {"dataset_kwargs": {"skip_prepare_dataset": True}}
+        training = trl_arguments(SFTConfig, with_hardware(settings), Path(folder), **nothing_else, **prepared)
         rows = TrainingRows.from_dict({"batch": list(range(len(chosen)))})
         trainer = SidSFTTrainer(
             model=loop.model,

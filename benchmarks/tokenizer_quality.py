@@ -12,7 +12,7 @@ object: the figures that the bars are about, for each file.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,12 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
 from sidrec.tokenizer.embeddings.sources import read_source
-from sidrec.tokenizer.quantizers.learn import learn, learn_codes
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
+from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.quantizers import Kind
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
-from sidrec.tokenizer.quantizers.quantizer_settings import (
-    FsqSettings,
-    LoraSettings,
-    QuantizerSettings,
-    TrainingSettings,
-)
+from sidrec.tokenizer.quantizers.rqkmeans import Rqkmeans
+from sidrec.tokenizer.quantizers.rqkmeans_plus import RqkmeansPlus
 from sidrec.tokenizer.report.sid_metrics import collisions, usage
 from sidrec.tokenizer.report.vector_metrics import Reconstruction, neighbourhoods, variance
 from sidrec.tokenizer.unique_sids import make_unique
@@ -107,24 +105,24 @@ def measure_or_find(
     name: str, path: Path, source: np.ndarray, finished: FinishedRows, config: QualityConfig, console: Console
 ) -> Row:
     """A quantizer's row, computed unless it is finished, with a line on what came out."""
-    settings, level_sizes = read_settings(name, config.level_sizes)
-    made_from = settings.recorded() | {"level_sizes": level_sizes, "seed": config.seed, "held_out": config.held_out}
+    kind, level_sizes = read_settings(name, config.level_sizes)
+    made_from = kind.identity() | {"level_sizes": level_sizes, "seed": config.seed, "held_out": config.held_out}
     made_from |= {"embeddings": sha256(path)}
     row_name = f"{path.stem}/{name}"
     row = None if config.overwrite else finished.find(row_name, made_from)
     if row is None:
         start = time.perf_counter()
-        row = measure(settings, source, level_sizes, config.seed, config.held_out)
+        row = measure(kind, source, level_sizes, config.seed, config.held_out)
         row = finished.keep(row_name, made_from, row | {"seconds": round(time.perf_counter() - start, 1)})
         error, seconds = row["error"], row["seconds"]
         console.print(f"{time.strftime('%H:%M:%S')}  {row_name}: error {error:.4f}, {seconds:.0f} s")
     return row
 
 
-def measure(settings: QuantizerSettings, source: np.ndarray, level_sizes: list[int], seed: int, held_out: float) -> Row:
+def measure(kind: Kind, source: np.ndarray, level_sizes: list[int], seed: int, held_out: float) -> Row:
     """Learn, code and make unique, timed; then every figure of the row. source: [N, D]."""
     vectors = ItemVectors([source], [1.0])
-    (quantizer, raw), learning = timed(lambda: learn_codes(settings, vectors, level_sizes, seed))  # raw: [N, L]
+    (quantizer, raw), learning = timed(lambda: learn_codes(kind, vectors, level_sizes, seed))  # raw: [N, L]
     codes, assigning = timed(lambda: make_unique(quantizer.latents(vectors), raw, quantizer.codebooks))
     errors = quantizer.mean_squared_errors(vectors, raw)
     unique_error = quantizer.mean_squared_errors(vectors, codes)[-1]
@@ -138,7 +136,7 @@ def measure(settings: QuantizerSettings, source: np.ndarray, level_sizes: list[i
         "error_by_level": errors,
         "error_unique": unique_error,
         "cost_of_uniqueness": unique_error / errors[-1] - 1,
-        "error_held_out": held_out_error(settings, source, level_sizes, seed, held_out),
+        "error_held_out": held_out_error(kind, source, level_sizes, seed, held_out),
         "variance_explained": 1 - errors[-1] / spread,
         "variance_explained_by_level": [1 - error / spread for error in errors],
         "perplexity": [level["perplexity"] for level in levels],
@@ -148,27 +146,32 @@ def measure(settings: QuantizerSettings, source: np.ndarray, level_sizes: list[i
         "neighbour_preservation": neighbourhoods(vectors, reconstruction, codes, seed)["preserved"],
         "cpu_seconds": {"learn": round(learning, 2), "unique": round(assigning, 2)},
     }
-    if settings.quantizer == "rqkmeans_plus":
-        row["error_of_start"] = error_of_start(settings, vectors, level_sizes, seed)
+    if isinstance(kind, RqkmeansPlus):
+        row["error_of_start"] = error_of_start(kind, vectors, level_sizes, seed)
     return row
 
 
-def held_out_error(
-    settings: QuantizerSettings, source: np.ndarray, level_sizes: list[int], seed: int, share: float
-) -> float:
+def learn_codes(kind: Kind, vectors: ItemVectors, level_sizes: list[int], seed: int) -> tuple[Quantizer, np.ndarray]:
+    """The quantizer that `kind` fits to `vectors` [N, D], and the items' codes, int32 [N, L]."""
+    kind.check(vectors, level_sizes)
+    quantizer = kind.fit(vectors, level_sizes, seed)
+    return quantizer, kind.encode(quantizer, vectors, seed)
+
+
+def held_out_error(kind: Kind, source: np.ndarray, level_sizes: list[int], seed: int, share: float) -> float:
     """The error on items that are kept out of learning, drawn by the seed; of their own codes, before any are made unique."""
     order = np.random.default_rng(seed).permutation(len(source))
     n_held = max(1, round(share * len(source)))
     held, learnt = np.sort(order[:n_held]), np.sort(order[n_held:])
-    quantizer = learn(settings, ItemVectors([source[learnt]], [1.0]), level_sizes, seed)
+    quantizer = kind.fit(ItemVectors([source[learnt]], [1.0]), level_sizes, seed)
     vectors = ItemVectors([source[held]], [1.0])
     return quantizer.mean_squared_errors(vectors, quantizer.encode(vectors))[-1]
 
 
-def error_of_start(settings: QuantizerSettings, vectors: ItemVectors, level_sizes: list[int], seed: int) -> float:
+def error_of_start(kind: RqkmeansPlus, vectors: ItemVectors, level_sizes: list[int], seed: int) -> float:
     """The error of the residual k-means that RQ-Kmeans+ starts from."""
-    kmeans = QuantizerSettings("rqkmeans", settings.kmeans, TrainingSettings(), LoraSettings(), FsqSettings())
-    start = learn(kmeans, vectors, level_sizes, seed)
+    kmeans = Rqkmeans(**{setting.name: getattr(kind, setting.name) for setting in fields(KmeansSettings)})
+    start = kmeans.fit(vectors, level_sizes, seed)
     return start.mean_squared_errors(vectors, start.encode(vectors))[-1]
 
 

@@ -37,8 +37,8 @@ from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, chunks
 from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices, codes_of_equal_size
 from sidrec.tokenizer.kmeans.nearest import bf16_is_faster, distances
 from sidrec.tokenizer.kmeans.residual_kmeans import balanced_iterations, fit
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.kmeans.training_rows import TrainingRows
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
 from sidrec.tokenizer.unique_sids import make_unique
 
 RIVALS = {"faiss": "faiss-cpu", "k_means_constrained": "k-means-constrained"}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.decoding.eligibility import Eligibility
-from sidrec.decoding.policy import Normaliser, SidVocabulary, code_log_probs
+from sidrec.decoding.normaliser import Normaliser
+from sidrec.decoding.policy import SidVocabulary, code_log_probs
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError

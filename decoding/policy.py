@@ -8,17 +8,14 @@ normalise over a level's codes, or over the whole vocabulary as `generate()` doe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.trie import SidTrie
 
-# what a code's probability is normalised over: the codes that exist under its prefix, its level's codes, or all tokens
-Normaliser = Literal["children", "level", "full"]
-NORMALISERS: tuple[Normaliser, ...] = ("children", "level", "full")
 SPARSE_LEVEL = 8  # a level with more codes than this many times a node's most children is worked on child by child
 
 

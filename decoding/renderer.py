@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sidrec.decoding.policy import NORMALISERS, Normaliser, SidVocabulary
+from sidrec.decoding.normaliser import NORMALISERS, Normaliser
+from sidrec.decoding.policy import SidVocabulary
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
 from sidrec.tokenizer.semantic_ids import SemanticIds

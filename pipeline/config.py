@@ -53,13 +53,14 @@ def parse_configs(
     *,
     stage: str | None = None,
     refused: Mapping[str, str] | None = None,
+    forgotten: Collection[str] = (),
 ) -> tuple[Any, ...]:
     """Fill `kinds`, dataclasses without a common field; one instance each.
 
     arguments: default, the process's own. stage: the folder of the run directory whose manifest holds the last settings, and the folder of
-    `configs/` with those of a data set; None: neither is read. refused: reasons, by the name of a field that may not be set. Raises
-    InputError for a flag or a key that does not exist (naming the nearest one), for a value of the wrong type, and for a YAML file that
-    cannot be read. `--help` and `--help-all` print and end the process.
+    `configs/` with those of a data set; None: neither is read. refused: reasons, by the name of a field that may not be set. forgotten:
+    fields whose last setting does not count. Raises InputError for a flag or a key that does not exist (naming the nearest one), for a
+    value of the wrong type, and for a YAML file that cannot be read. `--help` and `--help-all` print and end the process.
     """
     arguments = _with_underscores(sys.argv[1:] if arguments is None else arguments)
     refused = refused or {}
@@ -75,7 +76,8 @@ def parse_configs(
     elif stage is not None:
         run_dir = flags.get("run_dir", settings["run_dir"].default)
         if run_dir is not dataclasses.MISSING:
-            values = _settings_of_run(Path(run_dir), stage, settings) | values
+            remembered = {name: setting for name, setting in settings.items() if name not in forgotten}
+            values = _settings_of_run(Path(run_dir), stage, remembered) | values
     missing = [name for name, setting in settings.items() if setting.default is dataclasses.MISSING]
     absent = next((name for name in missing if name not in values), None)
     if absent is not None:

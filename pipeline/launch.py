@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TypeVar
 
 import psutil
-import torch
-from accelerate import PartialState
-from rich.console import Console
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
+
+Answer = TypeVar("Answer")
 
 
 def refuse_wrong_number_of_processes() -> None:
     """Raise InputError when there are fewer processes than accelerate was asked for, or more on this host than it has GPUs."""
+    import torch
+
     refuse_fewer_processes_than_asked()
     started, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
     if started > gpus > 0:
@@ -58,17 +64,46 @@ def asked_processes(command: list[str]) -> int:
     return 1
 
 
-def finished_already(stage: Stage, overwrite: bool) -> bool:
-    """Whether there is nothing to do, and a word when so. Changes nothing: bad input that is found later claims no folder."""
-    if overwrite or not stage.is_finished():
-        return False
+def decided_by_the_first(question: Callable[[], Answer]) -> Answer:
+    """What `question` answers in the first process of a run, for all of them; an InputError of it is raised in each.
+
+    All processes call it at once.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[Answer | None] = [None]
+    refusal: list[str | None] = [None]
     if PartialState().is_main_process:
-        Console().print(f"{stage.name}: finished already, nothing to do ({stage.folder})", soft_wrap=True)
+        try:
+            answer = [question()]
+        except InputError as error:
+            refusal = [str(error)]
+    if PartialState().num_processes > 1:
+        answer, refusal = broadcast_object_list(answer), broadcast_object_list(refusal)
+    if refusal[0] is not None:
+        raise InputError(refusal[0])
+    return answer[0]  # type: ignore[return-value]
+
+
+def finished_already(stage: Stage, overwrite: bool, screen: Screen) -> bool:
+    """Whether there is nothing to do, and a word when so. Changes nothing: bad input that is found later claims no folder."""
+    if overwrite or not decided_by_the_first(stage.is_finished):
+        return False
+    screen.say(f"{stage.name}: finished already, nothing to do ({stage.folder})")
     return True
 
 
-def begin_stage(stage: Stage, overwrite: bool) -> None:
-    """`Stage.begin` in every process, the first one first; only it may delete."""
-    state = PartialState()
-    with state.main_process_first():
-        stage.begin(overwrite and state.is_main_process)
+@contextmanager
+def building_together(stage: Stage, overwrite: bool) -> Iterator[Path]:
+    """`Stage.building` of a resumable stage in every process of a run: the first takes the lock, then the others enter.
+
+    Where the first is refused, as when another command is at work there, all are, with its sentence.
+    """
+    from accelerate import PartialState
+
+    first = PartialState().is_main_process
+    with ExitStack() as stack:
+        building = stage.building(overwrite, resumable=True, leader=first)
+        decided_by_the_first(lambda: str(stack.enter_context(building)))
+        yield stage.folder if first else stack.enter_context(building)

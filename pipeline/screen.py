@@ -67,6 +67,7 @@ class Screen:
         self.stream: IO[str] = sys.stdout
         self.is_terminal = self.stream.isatty() and os.environ.get("TERM") != "dumb" and not quiet
         self.log: IO[str] | None = None
+        self.lines = _Lines(io.StringIO())  # what libraries write goes through it to the log
         self.width = 0
 
     def say(self, line: str) -> None:
@@ -125,8 +126,10 @@ class Screen:
         A traceback and what other programs write are not touched.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8", errors="replace") as self.log, contextlib.ExitStack() as undo:
-            log = _Lines(self.log)
+        with contextlib.ExitStack() as undo:
+            self.log = file.open("a", encoding="utf-8", errors="replace")
+            self.lines = log = _Lines(self.log)
+            undo.callback(log.close_log)
             undo.callback(setattr, self, "log", None)
             undo.enter_context(warnings.catch_warnings())
             warnings.showwarning = lambda message, category, filename, line, *_: self.note(
@@ -139,6 +142,16 @@ class Screen:
                 os.environ.setdefault(name, value)
             yield
 
+    def log_on_to(self, file: Path) -> None:
+        """Let the log go on in `file`, which is added to, with what it holds so far: a stage speaks before its folder is there."""
+        assert self.log is not None, "log_on_to is called in a block of logging_to"
+        self.log.flush()
+        first_words = Path(self.log.name).read_text(encoding="utf-8", errors="replace")
+        self.lines.close_log()
+        self.log = self.lines.log = file.open("a", encoding="utf-8", errors="replace")
+        self.log.write(first_words)
+        self.log.flush()
+
 
 class _Lines(io.TextIOBase):
     """Whole lines of a stream; a bar that is drawn over itself leaves its last state only."""
@@ -146,7 +159,12 @@ class _Lines(io.TextIOBase):
     def __init__(self, log: IO[str]) -> None:
         self.log, self.rest = log, ""
 
+    def close_log(self) -> None:
+        self.log.close()
+
     def write(self, text: str) -> int:
+        if self.log.closed:  # a handler that a library made meanwhile outlives the block
+            return len(text)
         *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
             last = line.rstrip("\r").rpartition("\r")[2].rstrip()

@@ -15,14 +15,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sidrec.decoding.beam_search import Beams, log_inclusion_probability
+from sidrec.rl.settings import Draw
 
-Draw = Literal["gumbel", "independent", "beams"]
 Search = Callable[[Tensor, int, "list[torch.Generator] | None"], Beams]
 
 
@@ -41,27 +40,27 @@ def draw_groups(search: Search, n_prompts: int, size: int, draw: Draw, seeds: li
     """
     every = torch.arange(n_prompts)
     if draw == "beams":
-        found = search(every, size, None)
-        return Groups(found.items, found.log_probs.exp()), found
+        beams = search(every, size, None)
+        return Groups(beams.items, beams.log_probs.exp()), beams
     if draw == "gumbel":
-        found = search(every, size, [draw_generator(seed) for seed in seeds])
-        assert found.draws is not None
-        return Groups(found.items, found.draws.weights), found
+        beams = search(every, size, [draw_generator(seed) for seed in seeds])
+        assert beams.draws is not None
+        return Groups(beams.items, beams.draws.weights), beams
     generators = [draw_generator(f"{seed} {i}") for seed in seeds for i in range(size)]
-    found = search(every.repeat_interleave(size), 1, generators)
-    items = found.items.view(n_prompts, size)
-    return Groups(items, torch.ones(items.shape, device=items.device)), found
+    beams = search(every.repeat_interleave(size), 1, generators)
+    items = beams.items.view(n_prompts, size)
+    return Groups(items, torch.ones(items.shape, device=items.device)), beams
 
 
-def with_targets(groups: Groups, found: Beams, targets: Tensor, target_probs: Tensor) -> Groups:
+def with_targets(groups: Groups, beams: Beams, targets: Tensor, target_probs: Tensor) -> Groups:
     """Groups of Gumbel draws that hold the taken item, targets int64 [P], each time; where it is not known (negative), the draws alone.
     target_probs: float32 [P], their π.
 
     Of the other items the first G - 1 are kept; their threshold is the key of the next of them, so that their weights estimate sums over
     all items but the target.
     """
-    assert found.draws is not None, "only draws without replacement can make room"
-    draws, size = found.draws, groups.items.shape[1]
+    assert beams.draws is not None, "only draws without replacement can make room"
+    draws, size = beams.draws, groups.items.shape[1]
     is_target = groups.items == targets[:, None]
     here = is_target.any(1)
     place = torch.where(

@@ -11,26 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Objective = Literal["grpo", "dr_grpo", "dapo", "gspo", "ecpo", "gbpo", "s_dpo"]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """low, high: ρ is kept within 1 - low … 1 + high where leaving it would pay. early: ECPO's δ."""
-
-    low: float
-    high: float
-    early: float = 0.1
-
-
-def clipped(ratio: Tensor, advantages: Tensor, clip: Clip) -> Tensor:
-    """PPO's surrogate min(ρ A, clip(ρ) A), the gain of each code."""
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - clip.low, 1 + clip.high) * advantages)
+from sidrec.rl.clipping import Clip, clipped
+from sidrec.rl.experimental.objectives import ecpo, gbpo, gspo
 
 
 def grpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
@@ -41,30 +27,6 @@ def grpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, cl
     """
     gain = clipped((log_probs - old).exp(), advantages, clip)
     return -(weights[:, None] * gain).mean()
-
-
-def gspo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
-    """GSPO (arXiv 2507.18071): one ratio an item, the geometric mean over its codes."""
-    ratio = (log_probs - old).mean(1, keepdim=True).exp().expand_as(log_probs)
-    return -(weights[:, None] * clipped(ratio, advantages, clip)).mean()
-
-
-def ecpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
-    """OneRec's early-clipped GRPO (arXiv 2506.13695): where A < 0, π_old is raised to π / (1 + ε + δ), so that ρ stays bounded."""
-    raised = torch.maximum(old, log_probs.detach() - torch.tensor(1 + clip.high + clip.early).log())
-    used = torch.where(advantages < 0, raised, old)
-    return -(weights[:, None] * clipped((log_probs - used).exp(), advantages, clip)).mean()
-
-
-def gbpo(log_probs: Tensor, old: Tensor, advantages: Tensor, weights: Tensor, clip: Clip) -> Tensor:
-    """OneRec-V2's gradient-bounded objective (arXiv 2508.20900): no clipping; π_old is raised to π where A >= 0, to 1 - π where A < 0.
-
-    The gradient of a negative item is then at most that of binary cross-entropy. `clip` is not used.
-    """
-    now = log_probs.detach()
-    complement = torch.log1p(-now.exp().clamp(max=1 - 1e-6))
-    used = torch.maximum(old, torch.where(advantages < 0, complement, now))
-    return -(weights[:, None] * (log_probs - used).exp() * advantages).mean()
 
 
 def s_dpo(margins: Tensor, hits: Tensor, beta: float) -> Tensor:
@@ -80,25 +42,38 @@ def s_dpo(margins: Tensor, hits: Tensor, beta: float) -> Tensor:
     return -torch.nn.functional.logsigmoid(-rivals).mean()
 
 
-POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]] = {
-    "grpo": grpo,
-    "dr_grpo": grpo,
-    "dapo": grpo,
-    "gspo": gspo,
-    "ecpo": ecpo,
-    "gbpo": gbpo,
+PolicyLoss = Callable[[Tensor, Tensor, Tensor, Tensor, Clip], Tensor]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """loss: (log_probs, old, advantages, weights, clip) → loss; None for `s_dpo`, which compares whole groups. scaled: whether the paper
+    divides advantages by the group's standard deviation."""
+
+    loss: PolicyLoss | None
+    scaled: bool
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "grpo": Objective(grpo, scaled=True),
+    "dr_grpo": Objective(grpo, scaled=False),
+    "s_dpo": Objective(None, scaled=False),
+    "dapo": Objective(grpo, scaled=True),  # this one and those below: experimental
+    "gspo": Objective(gspo, scaled=True),
+    "ecpo": Objective(ecpo, scaled=True),
+    "gbpo": Objective(gbpo, scaled=False),
 }
 
 
-def group_advantages(rewards: Tensor, weights: Tensor, objective: Objective) -> Tensor:
+def group_advantages(rewards: Tensor, weights: Tensor, scaled: bool) -> Tensor:
     """float32 [P, G]: how much better than its group a row is. rewards, weights: float32 [P, G].
 
-    The baseline is the weighted mean, the group's estimate of the policy's mean reward. Divided by the weighted standard deviation
-    where the objective's paper does so (GRPO, DAPO, GSPO, ECPO).
+    The baseline is the weighted mean, the group's estimate of the policy's mean reward. scaled: divided by the weighted standard
+    deviation.
     """
     assert rewards.shape == weights.shape
     centred = rewards - group_mean(rewards, weights)
-    if objective in ("dr_grpo", "gbpo", "s_dpo"):
+    if not scaled:
         return centred
     return centred / (group_mean(centred.square(), weights).sqrt() + 1e-4)
 

@@ -1,110 +1,29 @@
-"""What RL is told: the run, the objective with its groups and rewards, the training, and which of it decides the result."""
+"""RL settings: the run, the objective with its groups and rewards, and the training. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from trl import GRPOConfig
+from typing import Literal
 
 from sidrec.pipeline.errors import InputError
-from sidrec.rl.groups import Draw
-from sidrec.rl.objectives import Objective
-from sidrec.rl.rewards import REWARDS
-from sidrec.sft.precision import has_bf16
-
-DECISIVE_FIELDS = (
-    "max_steps",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "num_generations",
-    "num_iterations",
-    "steps_per_generation",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "optim",
-    "max_grad_norm",
-    "reward_weights",
-    "epsilon",
-    "epsilon_high",
-    "seed",
-    "bf16",
-    "eval_steps",
-    "metric_for_best_model",
-    "world_size",
+from sidrec.sft import trainer_config
+from sidrec.sft.trainer_config import (
+    METRICS,
+    TrainerConfig,
+    metric_named,
+    refuse_bad_numbers,
+    refuse_early_stopping_below_zero,
 )
-# fields of TRL that this project has its own for
-NOT_USED = {"loss_type": "objective", "scale_rewards": "objective", "beta": "kl_weight"}
 
-
-@dataclass
-class ObjectiveConfig:
-    objective: Objective = field(
-        default="dr_grpo",
-        metadata={
-            "help": "grpo (arXiv 2402.03300), dr_grpo (2503.20783), dapo (2503.14476: set epsilon_high), gspo (2507.18071), ecpo "
-            "(2506.13695), gbpo (2508.20900), or s_dpo (2406.09215: the taken item against the others of its group)."
-        },
-    )
-    draw: Draw = field(
-        default="gumbel",
-        metadata={
-            "help": "How a group is drawn: gumbel (distinct items, weighted), independent (may repeat), or beams (the most probable ones: "
-            "no sample, so the gradient is biased)."
-        },
-    )
-    importance_weights: bool = field(
-        default=True,
-        metadata={
-            "help": "Weigh a group's items by how they were drawn, which makes the gradient that of the reward expected under π."
-        },
-    )
-    inject_target: bool = field(
-        default=True,
-        metadata={"help": "Put the taken item into every group, weighted by its own probability (gumbel only)."},
-    )
-    rewards: list[str] = field(
-        default_factory=lambda: ["exact_hit", "prefix_credit"],
-        metadata={"help": f"Rewards that are added up, weighted by reward_weights: any of {', '.join(REWARDS)}."},
-    )
-    token_credit: float = field(
-        default=0.0,
-        metadata={"help": "Weight of a credit for every code: 1 up to the first wrong one, -1 for that, 0 behind it."},
-    )
-    kl_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the exact KL divergence to the SFT model at the codes drawn."}
-    )
-    anchor_weight: float = field(
-        default=1.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
-    )
-    s_dpo_beta: float = field(default=1.0, metadata={"help": "s_dpo: how strongly the model is held to the SFT model."})
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.rewards if name not in REWARDS]
-        if unknown or not self.rewards:
-            raise InputError(f"rewards has {unknown[0] if unknown else 'nothing'}; give any of {', '.join(REWARDS)}.")
-        if self.inject_target and self.draw != "gumbel":
-            raise InputError(f"inject_target needs draw=gumbel, not {self.draw}: other groups have no place for it.")
-        if self.objective == "s_dpo" and not self.inject_target:
-            raise InputError("objective=s_dpo compares the taken item with others; set inject_target to true.")
-        for name in ("token_credit", "kl_weight", "anchor_weight"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)} is negative; give 0 or more.")
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_weight > 0 or self.objective == "s_dpo"
+ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
+Draw = Literal["gumbel", "independent", "beams"]
 
 
 @dataclass
 class RlConfig:
+    """Sharpen the fine-tuned model by GRPO with recall rewards under constrained decoding; the model goes to the run directory's rl/."""
+
     run_dir: Path = field(
         default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/, sid/ and sft/ there, writes rl/."}
     )
@@ -116,7 +35,8 @@ class RlConfig:
         default=False,
         metadata={
             "help": "One question more a user: what is taken after all training interactions, which nothing in training knows; "
-            "only history_score rewards its items, and needs them."
+            "only history_score rewards its items, and needs them.",
+            "rare": True,
         },
     )
     valid_users: int = field(
@@ -130,68 +50,234 @@ class RlConfig:
     )
     overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
 
+    def __post_init__(self) -> None:
+        refuse_bad_numbers(self, {"valid_users": 1, "positions_per_user": 0})
+        refuse_early_stopping_below_zero(self.early_stopping_patience)
+        if self.positions_per_user == 0 and not self.open_questions:
+            raise InputError(
+                "positions_per_user=0 and open_questions=False leave no question to practise on; "
+                "raise positions_per_user or set open_questions to true."
+            )
+
 
 @dataclass
-class SidGRPOConfig(GRPOConfig):
-    """TRL's GRPOConfig with this project's defaults; the output folder is the run directory's `rl/checkpoints`."""
+class ObjectiveConfig:
+    """What is maximised, over which groups, for which rewards."""
+
+    objective: ObjectiveName = field(
+        default="dr_grpo",
+        metadata={
+            "help": "grpo (arXiv 2402.03300), dr_grpo (2503.20783), s_dpo (2406.09215: the taken item against the others of its group); "
+            "experimental: dapo (2503.14476: set epsilon_high), gspo (2507.18071), ecpo (2506.13695), gbpo (2508.20900)."
+        },
+    )
+    draw: Draw = field(
+        default="gumbel",
+        metadata={
+            "help": "How a group is drawn: gumbel (distinct items, weighted), independent (may repeat), or beams (the most probable ones: "
+            "no sample, so the gradient is biased)."
+        },
+    )
+    importance_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "Weigh a group's items by how they were drawn, which makes the gradient that of the reward expected under π.",
+            "rare": True,
+        },
+    )
+    inject_target: bool = field(
+        default=True,
+        metadata={"help": "Put the taken item into every group, weighted by its own probability (gumbel only)."},
+    )
+    rewards: list[str] = field(
+        default_factory=lambda: ["exact_hit", "prefix_credit"],
+        metadata={
+            "help": "Rewards that are added up, weighted by reward_weights: exact_hit, prefix_credit, rank_penalty; experimental: "
+            "collaborative_score, embedding_similarity, novel_hit, history_score; or a function of your own as my_package.my_reward."
+        },
+    )
+    token_credit: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a credit for every code: 1 up to the first wrong one, -1 for that, 0 behind it.",
+            "rare": True,
+        },
+    )
+    kl_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the exact KL divergence to the SFT model at the codes drawn."}
+    )
+    sft_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the SFT loss on the taken items, which protects the tail."}
+    )
+    s_dpo_beta: float = field(
+        default=1.0, metadata={"help": "s_dpo: how strongly the model is held to the SFT model.", "rare": True}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise InputError("rewards has nothing; give exact_hit or others, which `--help` lists.")
+        if self.inject_target and self.draw != "gumbel":
+            raise InputError(f"inject_target needs draw=gumbel, not {self.draw}: other groups have no place for it.")
+        if self.objective == "s_dpo" and not self.inject_target:
+            raise InputError("objective=s_dpo compares the taken item with others; set inject_target to true.")
+        refuse_bad_numbers(self, dict.fromkeys(("token_credit", "kl_weight", "sft_loss_weight"), 0), ("s_dpo_beta",))
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_weight > 0 or self.objective == "s_dpo"
+
+
+@dataclass
+class RlTrainerConfig(TrainerConfig):
+    """The trainer's settings with RL's defaults."""
 
     per_device_train_batch_size: int = field(
         default=512, metadata={"help": "Rollouts a process and step: prompts times num_generations."}
     )
     num_generations: int = field(default=16, metadata={"help": "G, the distinct items drawn for each prompt."})
-    max_steps: int = field(default=30, metadata={"help": "Updates."})
+    max_steps: int = field(default=30, metadata={"help": "Updates; -1: as many as num_train_epochs takes."})
+    num_train_epochs: float = field(
+        default=3.0, metadata={"help": "Passes over all prompts where max_steps is -1.", "rare": True}
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Warm-up: steps, or a share of all steps when below 1.", "rare": True}
+    )
     reward_weights: list[float] | None = field(
-        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of `rewards`, in their order."}
+        default_factory=lambda: [1.0, 0.2], metadata={"help": "Weights of `rewards`, in their order; none: 1 each."}
     )
-    temperature: float = field(default=1.0, metadata={"help": "Must be 1: the policy is what is served."})
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
+    num_iterations: int = field(
+        default=1, metadata={"help": "Passes over each batch of rollouts before new ones are drawn.", "rare": True}
     )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    steps_per_generation: int | None = field(
+        default=None,
+        metadata={"help": "Batches drawn at once; left out: gradient_accumulation_steps.", "rare": True},
     )
-    activation_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When to measure valid Recall@10."})
-    eval_steps: float = field(default=10, metadata={"help": "Updates between two measurements."})
-    eval_on_start: bool = field(default=True, metadata={"help": "Measure the SFT model first: it is a candidate too."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to write a checkpoint."})
-    save_steps: float = field(default=10, metadata={"help": "Updates between two checkpoints; must equal eval_steps."})
-    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the checkpoint that is best on valid, by metric_for_best_model."}
+    epsilon: float = field(default=0.2, metadata={"help": "π / π_old is clipped below 1 - epsilon.", "rare": True})
+    epsilon_high: float | None = field(
+        default=None, metadata={"help": "It is clipped above 1 + epsilon_high; left out: epsilon.", "rare": True}
+    )
+    disable_dropout: bool = field(
+        default=False, metadata={"help": "Switch off the dropout that a pretrained model has.", "rare": True}
+    )
+    shuffle_dataset: bool = field(
+        default=True, metadata={"help": "Ask the questions in an order drawn by the seed.", "rare": True}
+    )
+    eval_strategy: Literal["steps", "epoch"] = field(
+        default="steps",
+        metadata={"help": "When to measure valid Recall@10: every eval_steps updates, or every epoch.", "rare": True},
+    )
+    eval_steps: float | None = field(default=10, metadata={"help": "Updates between two measurements."})
+    eval_on_start: bool = field(
+        default=True,
+        metadata={"help": "Measure the SFT model first: it is a candidate too.", "rare": True},
+    )
+    save_steps: float = field(
+        default=10, metadata={"help": "Updates between two checkpoints; must equal eval_steps.", "rare": True}
     )
     metric_for_best_model: str = field(
         default="eval_kept_ndcg@10",
         metadata={
-            "help": "eval_kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's; or eval_recall@10, eval_ndcg@10."
+            "help": "What chooses the checkpoint. eval_kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's; or "
+            "eval_recall@10, eval_ndcg@10, eval_recall@50."
         },
     )
-    greater_is_better: bool = field(default=True, metadata={"help": "More is better."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run goes on counting for early stopping."}
-    )
-    logging_steps: float = field(default=5, metadata={"help": "Updates between two log lines."})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
-    seed: int = field(default=0, metadata={"help": "Seed of prompts' order and of the rollouts."})
+    logging_steps: float = field(default=5, metadata={"help": "Updates between two entries of log.txt.", "rare": True})
 
     def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-        if self.bf16 is None:
-            self.bf16 = has_bf16()
-        self.per_device_eval_batch_size = self.num_generations  # TRL asks for it; `evaluate` does not use it
         super().__post_init__()
+        counts = dict.fromkeys(("num_generations", "num_iterations", "steps_per_generation"), 1)
+        refuse_bad_numbers(self, counts | {"epsilon": 0, "epsilon_high": 0})
+        if self.num_generations < 2:
+            raise InputError("num_generations=1 leaves nothing to compare an item with; give 2 or more.")
+        if not all(abs(weight) < float("inf") for weight in self.reward_weights or []):
+            raise InputError(f"reward_weights={self.reward_weights} has one that is no number; give numbers.")
+        self.metric_for_best_model = metric_named(self.metric_for_best_model, ("eval_kept_ndcg@10", *METRICS))
 
 
-CONFIGS = (RlConfig, ObjectiveConfig, SidGRPOConfig)
-
-
-def identity_of(config: RlConfig, objective: ObjectiveConfig, training: SidGRPOConfig) -> dict[str, Any]:
-    """Every setting that decides the result."""
-    fields = ("positions_per_user", "open_questions", "valid_users", "early_stopping_patience")
-    identity = {name: getattr(config, name) for name in fields} | asdict(objective)
-    return identity | {name: getattr(training, name) for name in DECISIVE_FIELDS}
+CONFIGS = (RlConfig, ObjectiveConfig, RlTrainerConfig)
+UNDECISIVE = ("run_dir", "overwrite", *trainer_config.UNDECISIVE)
+_SERVED = "it would train another policy than the one that is served: items are drawn from π over the codes that exist, by draw"
+REFUSED = trainer_config.REFUSED | {
+    **dict.fromkeys(
+        (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "generation_kwargs",
+            "chat_template_kwargs",
+            "cache_implementation",
+            "num_generations_eval",
+            "use_vllm",
+            "vllm_mode",
+            "vllm_model_impl",
+            "vllm_enable_sleep_mode",
+            "vllm_structured_outputs_regex",
+            "vllm_server_base_url",
+            "vllm_server_host",
+            "vllm_server_port",
+            "vllm_server_timeout",
+            "vllm_group_port",
+            "vllm_gpu_memory_utilization",
+            "vllm_max_model_length",
+            "vllm_tensor_parallel_size",
+            "vllm_importance_sampling_correction",
+            "vllm_importance_sampling_mode",
+            "vllm_importance_sampling_clip_max",
+            "vllm_importance_sampling_clip_min",
+            "vllm_importance_sampling_cap",
+            "use_transformers_continuous_batching",
+            "transformers_continuous_batching_config",
+            "use_transformers_paged",
+            "max_tool_calling_iterations",
+        ),
+        _SERVED,
+    ),
+    "max_completion_length": "an item is as many tokens as a semantic ID has levels",
+    "mask_truncated_completions": "no completion is truncated: an item is as many tokens as a semantic ID has levels",
+    "generation_batch_size": "it follows from per_device_train_batch_size and steps_per_generation",
+    "ds3_gather_for_generation": "items are always drawn with whole weights",
+    "cast_lm_head_to_fp32": "log-probabilities are always in float32",
+    **dict.fromkeys(
+        (
+            "loss_type",
+            "scale_rewards",
+            "importance_sampling_level",
+            "multi_objective_aggregation",
+            "delta",
+            "sapo_temperature_neg",
+            "sapo_temperature_pos",
+            "vespo_k_pos",
+            "vespo_lambda_pos",
+            "vespo_k_neg",
+            "vespo_lambda_neg",
+            "off_policy_mask_threshold",
+            "top_entropy_quantile",
+            "entropy_coef",
+            "use_adaptive_entropy",
+            "entropy_coef_min",
+            "entropy_coef_max",
+            "entropy_coef_delta",
+            "entropy_target",
+        ),
+        "it is TRL's and has no effect here; set objective instead",
+    ),
+    **dict.fromkeys(
+        ("beta", "use_bias_correction_kl", "sync_ref_model", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+        "it is TRL's and has no effect here; set kl_weight instead",
+    ),
+    **dict.fromkeys(
+        (
+            "log_completions",
+            "log_multimodal",
+            "num_completions_to_print",
+            "log_unique_prompts",
+            "log_completions_hub_repo",
+        ),
+        "rl/log.json has the figures of every update instead of the drawn tokens",
+    ),
+    "train_sampling_strategy": "questions are asked in the order of shuffle_dataset",
+    "neftune_noise_alpha": "noise would train another policy than the one that is served",
+}

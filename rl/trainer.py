@@ -17,9 +17,10 @@ from trl import GRPOTrainer
 
 from sidrec.decoding.beam_search import Beams, beam_search
 from sidrec.decoding.output_head import OutputHead
+from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass_by_level
 from sidrec.rl.groups import draw_groups, with_targets
-from sidrec.rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
+from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.rewards import first_difference
 from sidrec.rl.settings import ObjectiveConfig
@@ -31,7 +32,7 @@ LEAK_QUESTIONS = 8  # of an update, a process: what is asked of the whole vocabu
 
 
 class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
-    """Groups of G items of π; log-probabilities over the codes that exist; exact KL to `reference`; an anchor to what was taken."""
+    """Groups of G items of π; log-probabilities over the codes that exist; exact KL to `reference`; the SFT loss on what was taken."""
 
     def __init__(
         self, *args: Any, objective: ObjectiveConfig, reference: PreTrainedModel | None = None, **kwargs: Any
@@ -39,24 +40,29 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         super().__init__(*args, rollout_func=rollout, **kwargs)
         self.objective = objective
         self.reference = None if reference is None else reference.to(self.args.device).eval().requires_grad_(False)
-        self.rewards_per_func = torch.empty(0)
-        self.draw_weights = torch.empty(0)
-        self.questions: list[dict[str, Any]] = []
 
-    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's rewards of all processes, [B · processes, reward functions]; kept for the advantages."""
-        self.rewards_per_func = super()._calculate_rewards(*args, **kwargs)
-        return self.rewards_per_func
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[str], completions: list[str], completion_ids_list: list
+    ) -> Tensor:
+        """TRL's rewards of all processes, [B · processes, reward functions]; every row of `inputs` gets its own as `rewards`."""
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(inputs)
+        for row, row_rewards in zip(inputs, rewards[first : first + len(inputs)], strict=True):
+            row["rewards"] = row_rewards
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds weights [B], targets [B] (item indices) and group [B], and exchanges TRL's advantages for the weighted ones, [B, L]."""
-        self.questions = inputs
-        scored = super()._generate_and_score_completions(inputs)
+        """Adds weights [B], targets [B] (item indices) and group [B], and exchanges TRL's advantages for the weighted ones, [B, L].
+
+        TRL writes what `rollout` returns beside the tokens into the rows that it is given, and so does `_calculate_rewards`.
+        """
+        rows = [{**row, "prompt": Question.of(row)} for row in inputs]
+        scored = super()._generate_and_score_completions(rows)
         device, size, objective = self.accelerator.device, self.num_generations, self.objective
-        own = slice(self.accelerator.process_index * len(inputs), (self.accelerator.process_index + 1) * len(inputs))
-        rewards = (self.rewards_per_func.to(device) * self.reward_weights.to(device)).nansum(1)[own].view(-1, size)
-        weights = self.draw_weights.to(device).view(-1, size)
-        advantages = group_advantages(rewards, weights, objective.objective).flatten()[:, None]
+        rewards_per_func = torch.stack([row["rewards"] for row in rows]).to(device)
+        rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(1).view(-1, size)
+        weights = torch.tensor([row["weight"] for row in rows], device=device).view(-1, size)
+        advantages = group_advantages(rewards, weights, OBJECTIVES[objective.objective].scaled).flatten()[:, None]
         items = self._items(scored["completion_ids"])
         targets = torch.tensor([row["target"] for row in inputs], device=device)
         if objective.token_credit:
@@ -127,45 +133,45 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         )
         items = self._items(input_ids[:, -logits_to_keep:])
         prompts = input_ids[:, :-logits_to_keep], attention_mask[:, :-logits_to_keep]
-        found = self._log_probs(model, *prompts, items)
-        return found.chosen, found.entropies.detach() if compute_entropy else None, None
+        policy = self._log_probs(model, *prompts, items)
+        return policy.chosen, policy.entropies.detach() if compute_entropy else None, None
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """The objective's loss, kl_weight times the exact KL to the reference, anchor_weight times -log π of what was taken."""
+        """The objective's loss, kl_weight times the exact KL to the reference, sft_loss_weight times -log π of what was taken."""
         objective, group, targets = self.objective, inputs["group"], inputs["targets"]
         prompts, mask, weights = inputs["prompt_ids"], inputs["prompt_mask"], inputs["weights"]
         items, n = self._items(inputs["completion_ids"]), len(inputs["completion_ids"])
-        anchored = torch.empty(0, dtype=torch.long, device=items.device)
-        if objective.anchor_weight:
-            anchored = first_rows(group)
-            anchored = anchored[targets[anchored] != NO_TARGET]
-        rows = torch.cat([torch.arange(n, device=items.device), anchored])  # the taken items stand behind the groups
-        found = self._log_probs(model, prompts[rows], mask[rows], torch.cat([items, targets[anchored]]))
-        chosen, advantages, kl, reference = found.chosen[:n], inputs["advantages"], None, None
+        answered = torch.empty(0, dtype=torch.long, device=items.device)
+        if objective.sft_loss_weight:
+            answered = first_rows(group)
+            answered = answered[targets[answered] != NO_TARGET]
+        rows = torch.cat([torch.arange(n, device=items.device), answered])  # the taken items stand behind the groups
+        policy = self._log_probs(model, prompts[rows], mask[rows], torch.cat([items, targets[answered]]))
+        chosen, advantages, kl, reference = policy.chosen[:n], inputs["advantages"], None, None
         if self.reference is not None:
             with torch.no_grad():
                 reference = self._log_probs(self.reference, prompts, mask, items)
             kl = torch.stack(
-                [exact_kl(ours[:n], ref) for ours, ref in zip(found.levels, reference.levels, strict=True)], 1
+                [exact_kl(ours[:n], ref) for ours, ref in zip(policy.levels, reference.levels, strict=True)], 1
             )
             advantages = advantages - objective.kl_weight * self._above_group(divergence_to_come(kl.detach()), inputs)
-        if objective.objective == "s_dpo":
+        policy_loss = OBJECTIVES[objective.objective].loss
+        if policy_loss is None:
             assert reference is not None, "s_dpo compares with a reference model"
             loss = self._s_dpo(chosen, reference, group, items == targets)
         else:
             old = inputs.get("old_per_token_logps")
             old = chosen.detach() if old is None else old
-            clip = Clip(self.epsilon_low, self.epsilon_high)
-            loss = POLICY_LOSSES[objective.objective](chosen, old, advantages, weights, clip)
+            loss = policy_loss(chosen, old, advantages, weights, Clip(self.epsilon_low, self.epsilon_high))
         if kl is not None:
             loss = loss + objective.kl_weight * (weights[:, None] * kl).mean()
             self._note("kl/mean", kl.detach().mean())
             self._note("kl/max", kl.detach().max(), "max")
-        if objective.anchor_weight:
-            anchor = -found.chosen[n:].sum() / max(1, found.chosen[n:].numel())
-            loss = loss + objective.anchor_weight * anchor
-            self._note("anchor", anchor.detach())
-        self._note("entropy", found.entropies[:n].detach().mean())
+        if objective.sft_loss_weight:
+            sft_loss = -policy.chosen[n:].sum() / max(1, policy.chosen[n:].numel())
+            loss = loss + objective.sft_loss_weight * sft_loss
+            self._note("sft_loss", sft_loss.detach())
+        self._note("entropy", policy.entropies[:n].detach().mean())
         return loss / self.current_gradient_accumulation_steps
 
     def _above_group(self, costs: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -192,8 +198,21 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         metrics = super().measure(prefix)
         recall = f"{prefix}_recall@50"
         start = next((row[recall] for row in self.state.log_history if recall in row), metrics[recall])
-        kept = metrics[f"{prefix}_ndcg@10"] if metrics[recall] >= start else 0.0
-        return metrics | {f"{prefix}_kept_ndcg@10": kept}
+        ndcg = metrics[f"{prefix}_ndcg@10"] if metrics[recall] >= start else 0.0
+        return metrics | {f"{prefix}_kept_ndcg@10": ndcg}
+
+
+class Question(str):
+    """A prompt that knows the item taken next (`target`): TRL hands nothing but the prompts to a rollout function."""
+
+    target: int
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Question:
+        """The question of a row of `training_prompts`."""
+        question = cls(row["prompt"])
+        question.target = row["target"]
+        return question
 
 
 def first_rows(group: Tensor) -> Tensor:
@@ -204,10 +223,11 @@ def first_rows(group: Tensor) -> Tensor:
     return order[starts]
 
 
-def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | None]:
+def rollout(prompts: list[Question], trainer: SidGRPOTrainer) -> dict[str, list | None]:
     """TRL's rollout function: for every prompt, a group of G items (rl/groups.py).
 
-    TRL hands each prompt over G times in a row, so a process must hold whole groups.
+    TRL hands each prompt over G times in a row, so a process must hold whole groups. Beside what TRL asks for, a row has codes (L
+    integers), item (its index, as `items`) and weight (how much the draw counts).
     """
     size, objective = trainer.num_generations, trainer.objective
     distinct = prompts[::size]
@@ -227,14 +247,13 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
             return beam_search(model, padded[rows], mask[rows], vocabulary, trie, width, generators=generators)
 
         seeds = [f"{trainer.args.seed} {trainer.state.global_step} {prompt}" for prompt in distinct]
-        groups, found = draw_groups(search, len(distinct), size, objective.draw, seeds)
+        groups, beams = draw_groups(search, len(distinct), size, objective.draw, seeds)
         if objective.inject_target:
-            targets = torch.tensor([row["target"] for row in trainer.questions[::size]], device=device)
+            targets = torch.tensor([question.target for question in distinct], device=device)
             with torch.no_grad():
                 probabilities = trainer._log_probs(model, padded, mask, targets.clamp(min=0)).chosen.sum(1).exp()
-            groups = with_targets(groups, found, targets, probabilities)
+            groups = with_targets(groups, beams, targets, probabilities)
     weights = groups.weights if objective.importance_weights else torch.ones_like(groups.weights)
-    trainer.draw_weights = weights.flatten().cpu()
     items = groups.items.flatten().cpu()
     assert bool((items >= 0).all()), f"fewer than {size} items could be drawn"
     completion_ids = trainer.renderer.tokens_of(items)
@@ -245,4 +264,5 @@ def rollout(prompts: list[str], trainer: SidGRPOTrainer) -> dict[str, list | Non
         "logprobs": None,
         "codes": codes.tolist(),
         "items": items.tolist(),
+        "weight": weights.flatten().tolist(),
     }

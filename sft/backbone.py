@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -19,32 +18,8 @@ from transformers import (
 )
 
 from sidrec.pipeline.errors import InputError
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.unsharded import load_whole
-
-
-@dataclass
-class BackboneConfig:
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
-            "to make a small Qwen3 from scratch."
-        },
-    )
-    hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})
-    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: number of decoder layers."})
-    num_attention_heads: int = field(
-        default=4, metadata={"help": "From scratch: attention heads, each hidden_size / heads wide."}
-    )
-    intermediate_size: int = field(
-        default=384, metadata={"help": "From scratch: inner width of the gated feed-forward part."}
-    )
-    dropout: float = field(
-        default=0.2,
-        metadata={
-            "help": "From scratch: dropout (0 to 1) on embeddings and residual branches, never on attention weights."
-        },
-    )
 
 
 def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -68,10 +43,6 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
 def scratch_model(config: BackboneConfig, seed: int) -> PreTrainedModel:
     """A Qwen3 with tied embeddings and small initial weights (residual branches scaled by 1/√(2 · layers), as in GPT-2)."""
     torch.manual_seed(seed)
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"hidden_size={config.hidden_size} is not a multiple of num_attention_heads={config.num_attention_heads}; change one."
-        )
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(byte_tokenizer()),

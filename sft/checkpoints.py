@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import zipfile
 from pathlib import Path
 
-from transformers import TrainingArguments
+from safetensors import SafetensorError, safe_open
 
-from sidrec.pipeline.errors import InputError
-
-
-def refuse_unsaved_measurements(training: TrainingArguments) -> None:
-    """Raise InputError when a model would be measured and not saved: it might be the best, and could not be kept."""
-    by_steps = training.eval_strategy == "steps" and training.save_strategy == "steps"
-    if by_steps and training.save_steps != training.eval_steps:
-        raise InputError(
-            f"save_steps={training.save_steps:g} is not eval_steps={training.eval_steps:g}: "
-            "a model that is measured but not saved cannot be chosen; make them equal."
-        )
+NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def last_whole_checkpoint(folder: Path) -> str | None:
+def last_whole_checkpoint(folder: Path, world_size: int = 1) -> str | None:
     """The newest checkpoint that is whole, or None. Broken ones are deleted: their kill came while they were written or deleted.
 
-    All processes of a run may call it at once.
+    All processes of a run may call it at once. Files and folders of other names are left alone.
     """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
-        if _is_whole(checkpoint):
+    checkpoints = [path for path in folder.glob("checkpoint-*") if NAME.fullmatch(path.name) and path.is_dir()]
+    for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if is_whole(checkpoint, world_size):
             return str(checkpoint)
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Trainer writes `trainer_state.json` last; when it deletes, at its very end, the weights may go before that file does."""
+def is_whole(checkpoint: Path, world_size: int = 1) -> bool:
+    """Whether training goes on from `checkpoint` as if it had never stopped: the weights, the optimizer's state, the schedule and every
+    process's random numbers are there and can be read.
+
+    Trainer goes on without a word where one of them is missing, and trains another model. It writes `trainer_state.json` last; when it
+    deletes, at its very end, the weights may go before that file does.
+    """
     try:
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return False
-    return any(checkpoint.glob("*.safetensors"))
+    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
+    weights = [*checkpoint.glob("*.safetensors")]
+    archives = [path for ending in ("pt", "pth", "bin") for path in checkpoint.rglob(f"*.{ending}")]
+    return (
+        bool(weights)
+        and all((checkpoint / name).is_file() for name in ("scheduler.pt", *random_states))
+        and _has_optimizer(checkpoint, world_size)
+        and all(map(_can_be_opened, weights))
+        and all(map(zipfile.is_zipfile, archives))
+    )
+
+
+def _has_optimizer(checkpoint: Path, world_size: int) -> bool:
+    """One file (FSDP calls it optimizer.bin), or DeepSpeed's: one a process."""
+    if any((checkpoint / name).is_file() for name in ("optimizer.pt", "optimizer.bin")):
+        return True
+    return len([*checkpoint.glob("global_step*/*optim_states.pt")]) >= world_size
+
+
+def _can_be_opened(weights: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with safe_open(weights, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def remove_checkpoints(folder: Path) -> None:

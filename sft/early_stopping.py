@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
-
-from sidrec.pipeline.errors import InputError
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 class StayFinished(TrainerCallback):
@@ -43,17 +41,6 @@ class EarlyStopping(StayFinished, EarlyStoppingCallback):
         return super().is_over(state) or self.early_stopping_patience_counter >= self.early_stopping_patience
 
 
-def early_stopping(patience: int, training: TrainingArguments) -> list[EarlyStopping]:
-    """The callback that ends training after `patience` measurements, or none for 0. Raises InputError when it could never act."""
-    if patience < 0:
-        raise InputError(
-            f"early_stopping_patience={patience} is negative; give a number of evaluations, or 0 for none."
-        )
-    if patience == 0:
-        return []
-    if training.eval_strategy == "no" or not training.load_best_model_at_end:
-        raise InputError(
-            f"early_stopping_patience={patience} needs evaluations and the best checkpoint; "
-            "set eval_strategy to epoch or steps, and load_best_model_at_end to true."
-        )
-    return [EarlyStopping(early_stopping_patience=patience)]
+def early_stopping(patience: int) -> list[EarlyStopping]:
+    """The callback that ends training after `patience` measurements without a better one, or none for 0."""
+    return [EarlyStopping(early_stopping_patience=patience)] if patience else []

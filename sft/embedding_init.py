@@ -21,27 +21,21 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sidrec.pipeline.errors import InputError
+from sidrec.sft.settings import EmbeddingInit
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
-ROW_STARTS = ("codebook", "text", "codebook+text", "mean")
 DRAW_VARIANCE = 1e-9  # of `mean`, in units of the old rows' covariance; transformers' own figure
 UNUSED_NORM = 1e-2  # of `text`, for codes that no item has, in units of the other rows' norm
 TEXTS_AT_ONCE = 4096
 
 
-def check_row_start(row_start: str) -> None:
-    """Raise InputError for a name that is none of ROW_STARTS."""
-    if row_start not in ROW_STARTS:
-        raise InputError(f"row_start is {row_start!r}; it must be one of {', '.join(ROW_STARTS)}.")
-
-
-def row_start_for(row_start: str, from_scratch: bool) -> str:
+def usable_init(embedding_init: EmbeddingInit, from_scratch: bool) -> EmbeddingInit:
     """The method that is used: rows of a model made from scratch know no words, so `codebook+text` is `codebook` there."""
-    return "codebook" if from_scratch and row_start == "codebook+text" else row_start
+    return "codebook" if from_scratch and embedding_init == "codebook+text" else embedding_init
 
 
-def start_rows(
-    old: Tensor, sids: SemanticIds, word_shares: csr_array | None, row_start: str, seed: int
+def initial_rows(
+    old: Tensor, sids: SemanticIds, word_shares: csr_array | None, embedding_init: EmbeddingInit, seed: int
 ) -> list[Tensor]:
     """The first rows of every level's codes: L tensors, float32 [K_l, H].
 
@@ -49,22 +43,21 @@ def start_rows(
     `word_shares`, for the methods that read texts.
     """
     assert old.ndim == 2
-    check_row_start(row_start)
     old = old.detach().float()
     mean, norm = old.mean(dim=0), old.norm(dim=1).median()
-    if row_start == "mean":
+    if embedding_init == "mean":
         return mean_rows(old, sids.level_sizes, seed)
     around = (old - mean).norm(dim=1).median()
     rows = []
     for level, codebook in enumerate(sids.codebooks):
         geometry = codebook_rows(codebook, old.shape[1], seed + level)
-        if row_start == "codebook":
+        if embedding_init == "codebook":
             rows.append(norm * geometry)
             continue
         assert word_shares is not None
         assert word_shares.shape == (sids.n_items, len(old)), f"shares {word_shares.shape} for old rows {old.shape}"
         text, used = text_rows(old, word_shares, sids.codes[:, level], len(codebook))
-        if row_start == "text":
+        if embedding_init == "text":
             draw = torch.randn(text.shape, generator=torch.Generator().manual_seed(seed + level))
             rows.append(norm * torch.where(used[:, None], text, UNUSED_NORM * unit_mean_norm(draw)))
         else:
@@ -105,10 +98,12 @@ def codebook_rows(codebook: np.ndarray, hidden_size: int, seed: int) -> Tensor:
     vectors = torch.tensor(codebook, dtype=torch.float64)
     centred = vectors - vectors.mean(dim=0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    kept = centred @ directions[:hidden_size].T  # [K, r]
+    projected = centred @ directions[:hidden_size].T  # [K, r]
     generator = torch.Generator().manual_seed(seed)
-    lift, _ = torch.linalg.qr(torch.randn(hidden_size, kept.shape[1], generator=generator).double())  # [hidden_size, r]
-    rows = (kept @ lift.T).float()
+    lift, _ = torch.linalg.qr(
+        torch.randn(hidden_size, projected.shape[1], generator=generator).double()
+    )  # [hidden_size, r]
+    rows = (projected @ lift.T).float()
     if not has_geometry(codebook):
         rows = torch.randn(len(codebook), hidden_size, generator=generator)
     return unit_mean_norm(rows)
@@ -159,7 +154,7 @@ def word_shares(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> csr
         columns += [np.array(tokens, dtype=np.int32) for tokens in batch]
     if not sum(lengths):
         raise InputError(
-            "no item has a text, so its words cannot start the SID tokens' rows; pass --row_start codebook."
+            "no item has a text, so its words cannot start the SID tokens' rows; pass --embedding_init codebook."
         )
     shares = np.repeat(1 / np.maximum(lengths, 1), lengths)
     counted = csr_array((shares, np.concatenate(columns), np.cumsum([0, *lengths])), shape=(len(texts), len(tokenizer)))

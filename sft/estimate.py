@@ -1,15 +1,12 @@
-"""What a training run will need, said before it starts: memory of a process, steps and hours.
+"""What memory a training run will need, said before it starts.
 
-Pure functions of numbers, and `measure_hardware`, which times a matrix product and a copy for a fraction of a second. Memory is counted
-from what is known to be kept: weights, gradients, AdamW's two moments, and what autograd saves of a forward pass (the formulas of Qwen
-and Llama layers as transformers 5 runs them). Time is the products' arithmetic at the measured speed, and what lies between the products
-(norms, activations, dropout, casts) as that many copies of what is saved.
+Pure functions of numbers: what is known to be kept is counted, weights, gradients, AdamW's two moments, and what autograd saves of a
+forward pass (the formulas of Qwen and Llama layers as transformers 5 runs them). Time is measured from the first steps, in sft/progress.py.
 """
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import TrainingArguments
 
@@ -28,12 +24,6 @@ from sidrec.decoding.trie import SidTrie
 # none: every process holds everything. zero1: optimizer states divided among the processes; zero2: gradients too; zero3, fsdp: weights too
 Sharding = Literal["none", "zero1", "zero2", "zero3", "fsdp"]
 GIGABYTE = 1e9
-# (kind, bf16) -> bytes moved for each byte that autograd saves. On the CPU measured on models of 0.2M to 30M parameters, where fresh
-# pages and casts cost most; on a GPU assumed: written, read again forward and backward, and the same for its gradient
-TRAFFIC = {("cpu", False): 18, ("cpu", True): 36, ("cuda", False): 10, ("cuda", True): 10}
-STEP_SECONDS = 0.01  # of a step, whatever the model: collating, logging, the optimizer's calls
-MEASURE_SECONDS = 0.2
-COPIED_BYTES = 1 << 26  # more than any cache of a processor holds
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class ModelShape:
     """What the formulas need of a decoder.
 
     parameters, trained: numbers of them, a shared matrix once. weight_bytes: as the model is held now. trained_bytes: of the trained
-    ones. matrices: parameters of the matrices in the layers, each used once a token. trained_matrices: those of them with a gradient.
+    ones. matrices: parameters of the matrices in the layers, each used once a token.
     query, key: width of all query heads, of all key heads. query_norm: whether queries and keys are normalised (Qwen3). copied_rows:
     parameters of an embedding of which only some rows are trained, 0 where none is. dropped: widths, summed, of what LoRA's adapters
     draw dropout on.
@@ -52,7 +42,6 @@ class ModelShape:
     weight_bytes: int
     trained_bytes: int
     matrices: int
-    trained_matrices: int
     layers: int
     hidden: int
     query: int
@@ -84,7 +73,6 @@ class ModelShape:
             weight_bytes=sum(_size(weight) * weight.element_size() for weight in weights),
             trained_bytes=sum(_size(weight) * weight.element_size() for weight in trained),
             matrices=sum(map(_size, matrices)),
-            trained_matrices=sum(_size(weight) for weight in matrices if weight.requires_grad),
             layers=config.num_hidden_layers,
             hidden=config.hidden_size,
             query=heads * width,
@@ -111,11 +99,6 @@ class LevelWidth:
         """Whether the level is worked on child by child."""
         return is_sparse(self.codes, self.children)
 
-    @property
-    def scored(self) -> int:
-        """Logits computed for an answer."""
-        return self.children if self.is_sparse else self.codes
-
 
 def level_widths(trie: SidTrie) -> list[LevelWidth]:
     return [LevelWidth(size, trie.widest(depth)) for depth, size in enumerate(trie.level_sizes)]
@@ -126,7 +109,7 @@ class Hardware:
     """One process's part of the machine.
 
     kind: "cpu" or "cuda". free: bytes that the process may come to hold, what it holds now included. held: bytes it holds now beside the
-    weights. speed: floating-point operations a second of a matrix product. copy_speed: bytes read and written a second by a copy.
+    weights.
     """
 
     kind: str
@@ -134,31 +117,16 @@ class Hardware:
     sharding: Sharding
     free: int
     held: int
-    speed: float
-    copy_speed: float
-
-
-@dataclass(frozen=True)
-class Work:
-    """The rows of an epoch. tokens: of all rows, as they are. padded: with the padding of batches. squared: Σ over padded rows of their
-    length squared. longest: tokens of the longest row. steps: of the whole training. epochs: as many passes."""
-
-    tokens: int
-    padded: int
-    squared: int
-    longest: int
-    steps: int
-    epochs: float
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """All bytes are of one process, at the worst moment. flops: of one process over the whole training. moved: likewise, bytes moved
-    between the products."""
+    """Bytes of one process, at the worst moment. tokens: of all rows. longest: of the longest row. batch: rows."""
 
     shape: ModelShape
     hardware: Hardware
-    work: Work
+    tokens: int
+    longest: int
     batch: int
     bf16: bool
     weights: int
@@ -166,8 +134,6 @@ class Estimate:
     optimizer: int
     activations: int
     head: int
-    flops: float
-    moved: float
 
     @property
     def memory(self) -> int:
@@ -175,29 +141,25 @@ class Estimate:
         parts = self.weights + self.gradients + self.optimizer + self.activations + self.head
         return parts + self.hardware.held
 
-    @property
-    def seconds(self) -> float:
-        """Of the training steps alone; validation and checkpoints come on top."""
-        machine = self.hardware
-        return self.flops / machine.speed + self.moved / machine.copy_speed + STEP_SECONDS * self.work.steps
-
-    def lines(self) -> list[str]:
-        """The estimate in three lines."""
-        shape, machine, work = self.shape, self.hardware, self.work
-        trained = "all trained" if shape.trained == shape.parameters else f"{shape.trained / 1e6:.2f}M trained"
-        number = "bfloat16" if self.bf16 else "float32"
+    def in_words(self) -> str:
+        """What is trained, where, in how much memory."""
+        shape, machine = self.shape, self.hardware
+        trained = "" if shape.trained == shape.parameters else f", {shape.trained / 1e6:.2f}M of them trained,"
+        processes = f"{machine.processes} processes on " if machine.processes > 1 else ""
         spread = "" if machine.sharding == "none" else f", divided by {machine.sharding}"
-        return [
-            f"estimate: {shape.parameters / 1e6:.2f}M parameters, {trained}; {machine.processes} process"
-            f"{'es' if machine.processes > 1 else ''} on {machine.kind} in {number}{spread}",
-            f"memory of a process: {show_bytes(self.memory)} of {show_bytes(machine.free)} (weights {show_bytes(self.weights)}, "
+        return (
+            f"{shape.parameters / 1e6:.2f}M parameters{trained} on {processes}{machine.kind} in {'bfloat16' if self.bf16 else 'float32'}"
+            f"{spread}, about {show_bytes(self.memory)} of {show_bytes(machine.free)} memory"
+        )
+
+    def details(self) -> str:
+        """What the memory is for."""
+        return (
+            f"memory of a process: {show_bytes(self.memory)} of {show_bytes(self.hardware.free)} (weights {show_bytes(self.weights)}, "
             f"gradients {show_bytes(self.gradients)}, AdamW {show_bytes(self.optimizer)}, activations of {self.batch} rows of "
-            f"{work.longest} tokens {show_bytes(self.activations)}, answers' logits {show_bytes(self.head)}, programs "
-            f"{show_bytes(machine.held)})",
-            f"time: {show_time(self.seconds)} for {work.steps} steps, validation not counted ({work.tokens / 1e6:.2f}M tokens an "
-            f"epoch, {self.flops / work.steps / 1e9:.1f} GFLOP a step and process; a product runs at {machine.speed / 1e9:.0f} GFLOP/s, "
-            f"of which training reaches {self.flops / machine.speed / self.seconds:.0%})",
-        ]
+            f"{self.longest} tokens {show_bytes(self.activations)}, answers' logits {show_bytes(self.head)}, programs "
+            f"{show_bytes(self.hardware.held)}); {self.tokens / 1e6:.2f}M tokens an epoch"
+        )
 
     def warning(self) -> str | None:
         """One sentence when the memory will not do, with what to change; None when it will."""
@@ -222,64 +184,31 @@ def estimate_training(
 ) -> Estimate:
     """What `training` will need. row_tokens: integers [rows], tokens of every training row. words: some answers are texts."""
     batch, bf16 = training.per_device_train_batch_size, bool(training.bf16)
-    again = bool(training.activation_checkpointing)
-    work = count_work(row_tokens, training, hardware.processes)
-    tokens = batch * work.longest
-    zero = hardware.sharding.startswith("zero")
+    longest = int(np.max(row_tokens))
     weights, gradients, optimizer = state_bytes(shape, hardware.sharding, hardware.processes, bf16)
-    copies = 2 * shape.matrices if bf16 and not zero else 0  # autocast's, kept for the backward pass
-    share = work.epochs / hardware.processes
-    saved = activation_bytes(shape, work.padded, bf16, again=False)
+    # autocast's, kept for the backward pass
+    copies = 2 * shape.matrices if bf16 and not hardware.sharding.startswith("zero") else 0
+    activations = activation_bytes(shape, batch * longest, bf16, again=bool(training.activation_checkpointing))
     return Estimate(
         shape=shape,
         hardware=hardware,
-        work=work,
+        tokens=int(np.sum(row_tokens)),
+        longest=longest,
         batch=batch,
         bf16=bf16,
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        activations=activation_bytes(shape, tokens, bf16, again) + copies + 12 * shape.copied_rows,
-        head=head_bytes(tokens, batch, shape, levels, words),
-        flops=training_flops(shape, work.padded, work.squared, float(np.mean([w.scored for w in levels])), again)
-        * share,
-        moved=TRAFFIC[hardware.kind, bf16] * saved * (4 / 3 if again else 1) * share,
+        activations=activations + copies + 12 * shape.copied_rows,
+        head=head_bytes(batch * longest, batch, shape, levels, words),
     )
 
 
-def announce_estimate(trainer: Any, row_tokens: np.ndarray, words: bool) -> None:
-    """Measure the machine and print the estimate, and the warning where there is one. Every process calls it; the first one prints."""
-    training, shape = trainer.args, ModelShape.of(trainer.model)
-    tokens = training.per_device_train_batch_size * int(np.max(row_tokens))
-    hardware = measure_hardware(trainer.accelerator, shape, tokens, bool(training.bf16))
-    estimate = estimate_training(shape, training, row_tokens, level_widths(trainer.trie), hardware, words)
-    if trainer.accelerator.is_main_process:
-        for line in [*estimate.lines(), estimate.warning()]:
-            if line is not None:
-                Console().print(line, soft_wrap=True, highlight=False, markup=False)
-
-
-def count_work(row_tokens: np.ndarray, training: TrainingArguments, processes: int) -> Work:
-    """The rows as batches: grouped by length where `training` says so, else in an arbitrary order."""
-    lengths = np.asarray(row_tokens, dtype=np.int64)
-    batch = training.per_device_train_batch_size
-    grouped = training.train_sampling_strategy == "group_by_length"
-    order = np.sort(lengths)[::-1] if grouped else np.random.default_rng(0).permutation(lengths)
-    widths = np.maximum.reduceat(order, np.arange(0, len(order), batch))
-    rows = np.full(len(widths), batch)
-    rows[-1] = len(order) - batch * (len(widths) - 1)
-    batches = -(-len(lengths) // (batch * processes))
-    updates = max(1, -(-batches // training.gradient_accumulation_steps))
-    by_epochs = int(np.ceil(training.num_train_epochs * updates))
-    steps = training.max_steps if training.max_steps > 0 else by_epochs
-    return Work(
-        tokens=int(lengths.sum()),
-        padded=int((rows * widths).sum()),
-        squared=int((rows * widths**2).sum()),
-        longest=int(lengths.max()),
-        steps=steps,
-        epochs=steps / updates,
-    )
+def estimate_of(trainer: Any, row_tokens: Sequence[int], words: bool) -> Estimate:
+    """The estimate of a trainer that is about to train rows of these lengths on this machine as it is now."""
+    shape = ModelShape.of(trainer.model)
+    hardware = measure_hardware(trainer.accelerator, shape)
+    return estimate_training(shape, trainer.args, np.asarray(row_tokens), level_widths(trainer.trie), hardware, words)
 
 
 def state_bytes(shape: ModelShape, sharding: Sharding, processes: int, bf16: bool) -> tuple[int, int, int]:
@@ -333,22 +262,8 @@ def head_bytes(tokens: int, rows: int, shape: ModelShape, levels: Sequence[Level
     return kept + at_work + 6 * tokens * shape.hidden + 6 * rows * shape.vocabulary + text
 
 
-def training_flops(shape: ModelShape, tokens: int, squared: int, mean_level: float, again: bool) -> float:
-    """Floating-point operations of an epoch, forward and backward.
-
-    6 a parameter and token where all matrices are trained, 4 where none is, 2 more with activation checkpointing (`again`); causal
-    attention's two products, half of 4 · width · T² a row and layer each way; the head's rows of a level for every code.
-    """
-    passes = 2 + shape.trained_matrices / max(1, shape.matrices) + again
-    attention = 2 * shape.query * shape.layers * squared * (3 + again)
-    return 2 * passes * shape.matrices * tokens + attention + 6 * shape.hidden * mean_level * tokens
-
-
-def measure_hardware(accelerator: Any, shape: ModelShape, tokens: int, bf16: bool) -> Hardware:
-    """The machine as it is now. accelerator: accelerate's, of the trainer. tokens: of a batch.
-
-    Takes about MEASURE_SECONDS. Every process of a run calls it at once, so that they share the processor as they will in training.
-    """
+def measure_hardware(accelerator: Any, shape: ModelShape) -> Hardware:
+    """The machine as it is now. accelerator: accelerate's, of the trainer."""
     kind = "cuda" if accelerator.device.type == "cuda" else "cpu"
     if kind == "cuda":
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
@@ -358,40 +273,7 @@ def measure_hardware(accelerator: Any, shape: ModelShape, tokens: int, bf16: boo
         neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         free = psutil.virtual_memory().available // neighbours + resident
         held = max(0, resident - shape.weight_bytes)
-    speed = product_speed(max(64, min(tokens, 4096)), shape.hidden, shape.inner, accelerator.device, bf16)
-    processes, sharding = accelerator.num_processes, sharding_of(accelerator)
-    return Hardware(kind, processes, sharding, free, held, speed, copy_speed(accelerator.device))
-
-
-def product_speed(rows: int, width: int, inner: int, device: torch.device, bf16: bool) -> float:
-    """Floating-point operations a second of [rows, width] · [width, inner], the median of runs over MEASURE_SECONDS."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    left, right = (torch.ones(shape, dtype=dtype, device=device) for shape in ((rows, width), (width, inner)))
-    repeats = max(1, int(1e8 / (2 * rows * width * inner)))  # 0.1 GFLOP between two looks at the clock
-    seconds: list[float] = []
-    began = time.perf_counter()
-    while len(seconds) < 3 or time.perf_counter() - began < MEASURE_SECONDS:
-        start = time.perf_counter()
-        for _ in range(repeats):
-            left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return 2.0 * rows * width * inner * repeats / float(np.median(seconds[1:]))
-
-
-def copy_speed(device: torch.device) -> float:
-    """Bytes read and written a second by a copy that no cache holds."""
-    source = torch.ones(COPIED_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds: list[float] = []
-    for _ in range(5):
-        start = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * COPIED_BYTES / float(np.median(seconds[1:]))
+    return Hardware(kind, accelerator.num_processes, sharding_of(accelerator), free, held)
 
 
 def sharding_of(accelerator: Any) -> Sharding:
@@ -408,14 +290,6 @@ def sharding_of(accelerator: Any) -> Sharding:
 def show_bytes(n: float) -> str:
     """`n` bytes for a reader: MB below one GB."""
     return f"{n / GIGABYTE:.1f} GB" if n >= GIGABYTE else f"{n / 1e6:.0f} MB"
-
-
-def show_time(seconds: float) -> str:
-    """A span of time for a reader: seconds, minutes or hours."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min")):
-        if seconds < limit:
-            return f"{seconds / unit:.0f} {name}"
-    return f"{seconds / 3600:.1f} h"
 
 
 def _size(weight: nn.Parameter) -> int:

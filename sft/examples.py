@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from sidrec.decoding.renderer import Renderer
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.item_dropout import ItemDropout
-from sidrec.sft.tasks import TASKS
+from sidrec.sft.settings import TASKS
 
 NO_ITEM = -1
 NO_LABEL = -100

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from sidrec.decoding.recommender import SIDS_FOLDER, TRIE_FILE
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.decoding.trie_file import save_trie
 from sidrec.pipeline.files import write_json
-from sidrec.pipeline.stage import Stage
 from sidrec.sft.checkpoints import remove_checkpoints
 from sidrec.sft.model_card import write_model_card
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -19,14 +20,22 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 MEASURED_FIELDS = ("step", "eval_recall@10", "eval_ndcg@10", "eval_recall@50")
 
 
-def complete_folder(stage: Stage, renderer: Renderer, sids: SemanticIds, measured: list[dict[str, Any]]) -> None:
-    """Beside the saved model: its SIDs with their trie, its renderer, valid.json (`measured`, rows of the trainer's log) and its card;
-    close the stage."""
-    folder = stage.folder
+def complete_folder(folder: Path, renderer: Renderer, sids: SemanticIds, measured: list[dict[str, Any]]) -> None:
+    """Beside the saved model: its SIDs with their trie, its renderer, valid.json (`measured`, rows of the trainer's log) and its card.
+
+    TRL's `training_args.bin`, which holds paths of this machine, is not kept.
+    """
+    for arguments in folder.glob("**/training_args.bin"):
+        if "checkpoints" not in arguments.relative_to(folder).parts:
+            arguments.unlink()
     sids.save(folder / SIDS_FOLDER)
     save_trie(SidTrie(torch.from_numpy(sids.codes), sids.level_sizes), folder / SIDS_FOLDER / TRIE_FILE)
     renderer.save(folder)
     write_json(folder / "valid.json", [{name: row[name] for name in MEASURED_FIELDS} for row in measured])
     write_model_card(folder)
-    stage.finish(folder / "model.safetensors", folder / "config.json", folder / "sidrec.json", folder / "valid.json")
-    remove_checkpoints(folder / "checkpoints")
+
+
+def close_folder(folder: Path) -> None:
+    """Delete the checkpoints of a stage that is finished: the first process does, when all have left them."""
+    if PartialState().is_main_process:
+        remove_checkpoints(folder / "checkpoints")

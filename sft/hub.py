@@ -9,15 +9,15 @@ from accelerate import PartialState
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
-from rich.console import Console
-from transformers import TrainingArguments
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
+from sidrec.sft.trainer_config import TrainerConfig
 
 CONNECTION_ERROR: type[Exception] = HfHubHTTPError.__bases__[
     0
 ]  # of whichever HTTP client huggingface_hub uses: no answer, or a bad one
-NOT_UPLOADED = ["checkpoints/*", "adapter/*", ".*"]
+NOT_UPLOADED = ["checkpoints/*", "adapter/*", "log.txt", ".*"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,13 @@ class HubRepository:
     token: str | None = field(repr=False)
 
     @classmethod
-    def asked_for(cls, training: TrainingArguments) -> HubRepository | None:
-        """What `push_to_hub` and `hub_model_id` ask for, None without; `push_to_hub` is then false, so that no checkpoint is uploaded.
+    def asked_for(cls, training: TrainerConfig) -> HubRepository | None:
+        """What `push_to_hub` and `hub_model_id` ask for, None without.
 
         Raises InputError, before any training, when no repository is named, the name is not one, or the token may not write to it.
         """
         if not training.push_to_hub:
             return None
-        training.push_to_hub = False
         if not training.hub_model_id:
             raise InputError("push_to_hub is true but hub_model_id is not given; add `--hub_model_id NAME`.")
         private = True if training.hub_private_repo is None else training.hub_private_repo
@@ -63,7 +62,7 @@ class HubRepository:
                 "or leave push_to_hub out."
             ) from error
 
-    def upload(self, folder: Path) -> None:
+    def upload(self, folder: Path, screen: Screen) -> None:
         """Upload a finished stage's folder as one commit, and say where it is; only the first process of a run does."""
         if not PartialState().is_main_process:
             return
@@ -74,4 +73,4 @@ class HubRepository:
             ignore_patterns=NOT_UPLOADED,
             commit_message=f"{folder.name} by sidrec",
         )
-        Console().print(f"uploaded: {commit.commit_url}", soft_wrap=True)
+        screen.say(f"uploaded: {commit.commit_url}")

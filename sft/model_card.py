@@ -6,7 +6,6 @@ Made from the run directory's files alone, so that it says what they say; it hol
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,10 @@ from sidrec.decoding.recommender import SIDS_FOLDER
 from sidrec.decoding.renderer import Renderer
 from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
 from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.provenance import code_version
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 STAGES = {"sft": "supervised fine-tuning (SFT)", "rl": "supervised fine-tuning and GRPO with recall rewards (RL)"}
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def write_model_card(folder: Path) -> None:
@@ -104,8 +103,8 @@ from sidrec.decoding.recommender import Recommender
 
 recommender = Recommender.from_folder(Path("."))  # or Path(huggingface_hub.snapshot_download("OWNER/NAME"))
 history = np.array({history})  # items, oldest first
-found = recommender.recommend([history], k={k}, exclude_seen=True)
-print(found.items[0], found.log_probs[0])
+lists = recommender.recommend([history], k={k}, exclude_seen=True)
+print(lists.items[0], lists.log_probs[0])
 ```"""
 
 
@@ -126,24 +125,10 @@ def valid_table(measured: list[dict[str, Any]]) -> str:
 
 
 def training_part(manifest: dict[str, Any]) -> str:
-    commit = source_commit()
     made_by = ", ".join(f"{name} {version}" for name, version in sorted(manifest["packages"].items()))
-    source = f" sidrec at commit `{commit}`." if commit else ""
     settings = yaml.safe_dump(manifest["fingerprint"], sort_keys=True, allow_unicode=True)
     inputs = "\n".join(f"* `{path}` sha256 `{digest}`" for path, digest in sorted(manifest["inputs"].items()))
-    return f"With {made_by}.{source} From\n\n{inputs}\n\nby these settings:\n\n```yaml\n{settings}```"
-
-
-def source_commit() -> str | None:
-    """The commit of this program's own repository, `-dirty` after it where files have changed since; None where there is none."""
-    if not (ROOT / ".git").exists():
-        return None
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return f"With {made_by}, by the code of {code_version()}. From\n\n{inputs}\n\nby these settings:\n\n```yaml\n{settings}```"
 
 
 def _table(names: list[str], rows: list[list[str]]) -> str:

@@ -1,56 +1,33 @@
-"""What SFT is told: the run, the training, and which of it decides the result."""
+"""SFT settings: the run, the tasks, the language model, which weights are trained, and the training. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import torch
-from trl import SFTConfig
+from sidrec.decoding.normaliser import Normaliser
+from sidrec.pipeline.errors import InputError
+from sidrec.sft import trainer_config
+from sidrec.sft.trainer_config import TrainerConfig, metric_named, refuse_bad_numbers, refuse_early_stopping_below_zero
 
-from sidrec.decoding.policy import Normaliser
-from sidrec.sft.backbone import BackboneConfig
-from sidrec.sft.embedding_init import check_row_start
-from sidrec.sft.precision import has_bf16
-from sidrec.sft.tasks import TaskConfig
-from sidrec.sft.weights import WeightsConfig
-
-# the fields of the training configuration that decide the result: another value means another model
-DECISIVE_FIELDS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "max_grad_norm",
-    "seed",
-    "bf16",
-    "optim",
-    "train_sampling_strategy",
-    "eval_strategy",
-    "eval_steps",
-    "metric_for_best_model",
-    "world_size",
+EmbeddingInit = Literal["codebook", "text", "codebook+text", "mean"]
+TASKS = (
+    "next_item",
+    "next_item_windows",
+    "text_to_item",
+    "item_to_text",
+    "titles_to_next_item",
+    "history_to_next_title",
 )
-# the same of SftConfig
-IDENTITY_FIELDS = (
-    "max_items",
-    "valid_users",
-    "row_start",
-    "normaliser",
-    "chat_template",
-    "early_stopping_patience",
-)
+TEXT_TASKS = TASKS[2:]
+SHARE = " Examples of this kind in the training set, as a share of all there are; 2: each of them twice, 0: none."
 
 
 @dataclass
 class SftConfig:
+    """Fine-tune a language model to write the semantic ID of the next item; the model goes to the run directory's sft/."""
+
     run_dir: Path = field(
         default=Path("outputs/demo"), metadata={"help": "Run directory; reads data/ and sid/ there, writes sft/."}
     )
@@ -64,23 +41,28 @@ class SftConfig:
         default=500,
         metadata={"help": "Valid cases (at most) on which Recall@10 is measured during training, drawn once."},
     )
-    row_start: str = field(
+    embedding_init: EmbeddingInit = field(
         default="codebook+text",
         metadata={
             "help": "Where the SID tokens' rows start from: `codebook` (the code vectors), `text` (the words of the items under a code), "
-            "`codebook+text` (both; for a model made from scratch, which knows no words, `codebook`), or `mean` (of the old rows)."
+            "`codebook+text` (both; for a model made from scratch, which knows no words, `codebook`), or `mean` (of the old rows).",
+            "rare": True,
         },
     )
     normaliser: Normaliser = field(
         default="children",
         metadata={
             "help": "What a code's probability is normalised over, in training and in ranking: the codes that exist under its prefix "
-            "(children), all codes of its level (level), or the whole vocabulary (full), as usual for language models."
+            "(children), all codes of its level (level), or the whole vocabulary (full), as usual for language models.",
+            "rare": True,
         },
     )
     chat_template: bool = field(
         default=False,
-        metadata={"help": "Put every example into the model's chat template, as the assistant's answer to a question."},
+        metadata={
+            "help": "Put every example into the model's chat template, as the assistant's answer to a question.",
+            "rare": True,
+        },
     )
     early_stopping_patience: int = field(
         default=0,
@@ -91,73 +73,210 @@ class SftConfig:
     overwrite: bool = field(default=False, metadata={"help": "Delete what sft/ holds and train again."})
 
     def __post_init__(self) -> None:
-        check_row_start(self.row_start)
+        if self.max_items < 2:
+            raise InputError(f"max_items={self.max_items} is too short: a context holds at least 2 items.")
+        refuse_bad_numbers(self, {"valid_users": 1})
+        refuse_early_stopping_below_zero(self.early_stopping_patience)
 
 
 @dataclass
-class SidTrainingConfig(SFTConfig):
-    """TRL's SFTConfig with this project's defaults; the output folder is the run directory's `sft/checkpoints`."""
+class TaskConfig:
+    """Weights of the tasks, and how long their examples are."""
+
+    next_item: float = field(
+        default=1.0,
+        metadata={"help": "The next item after a history, learnt at every position at once." + SHARE, "rare": True},
+    )
+    next_item_windows: float = field(
+        default=0.0,
+        metadata={
+            "help": "The next item after the newest `window_items` items, one answer an example." + SHARE,
+            "rare": True,
+        },
+    )
+    item_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "next_item: share of a history's items (0 to 1) that are left out, others at every pass. Against overfitting where "
+            "histories are few or short; takes more passes."
+        },
+    )
+    history_overlap: float = field(
+        default=0.5,
+        metadata={
+            "help": "next_item: of a history longer than max_items, the share of a window (0 to 1) that repeats the window before it, as "
+            "context only. Less is faster where histories are long, with shorter contexts.",
+            "rare": True,
+        },
+    )
+    text_to_item: float = field(default=0.0, metadata={"help": "An item's SID, given its text." + SHARE, "rare": True})
+    item_to_text: float = field(default=0.0, metadata={"help": "An item's text, given its SID." + SHARE, "rare": True})
+    titles_to_next_item: float = field(
+        default=0.0, metadata={"help": "The next item's SID, given the newest titles." + SHARE, "rare": True}
+    )
+    history_to_next_title: float = field(
+        default=0.0, metadata={"help": "The next item's title, given the newest items' SIDs." + SHARE, "rare": True}
+    )
+    window_items: int = field(
+        default=10, metadata={"help": "Newest items given in tasks with one answer an example.", "rare": True}
+    )
+    text_tokens: int = field(
+        default=64, metadata={"help": "Tokens of a title or text at most; the rest is cut off.", "rare": True}
+    )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each task; at least one is positive."""
+        fields = asdict(self)
+        return {task: fields[task] for task in TASKS}
+
+    def __post_init__(self) -> None:
+        negative = [task for task, weight in self.weights.items() if not 0 <= weight < float("inf")]
+        if negative:
+            raise InputError(f"{negative[0]}={self.weights[negative[0]]} is no share of examples; give 0 or more.")
+        if not any(self.weights.values()):
+            raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
+        if not 0 <= self.item_dropout < 1:
+            raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
+        if not 0 <= self.history_overlap < 1:
+            raise InputError(f"history_overlap={self.history_overlap} is no share of a window; give 0 to below 1.")
+        for name in ("window_items", "text_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
+
+    @property
+    def with_text(self) -> bool:
+        return any(self.weights[task] for task in TEXT_TASKS)
+
+
+@dataclass
+class BackboneConfig:
+    """The language model: a pretrained one, or the sizes of a small Qwen3 made from scratch."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
+            "to make a small Qwen3 from scratch."
+        },
+    )
+    hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})
+    num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: number of decoder layers."})
+    num_attention_heads: int = field(
+        default=4, metadata={"help": "From scratch: attention heads, each hidden_size / heads wide."}
+    )
+    intermediate_size: int = field(
+        default=384, metadata={"help": "From scratch: inner width of the gated feed-forward part."}
+    )
+    dropout: float = field(
+        default=0.2,
+        metadata={
+            "help": "From scratch: dropout (0 to 1) on embeddings and residual branches, never on attention weights."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        refuse_bad_numbers(self, dict.fromkeys(sizes, 1))
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout={self.dropout} must be at least 0 and less than 1.")
+        if self.model_name_or_path is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; change one."
+            )
+
+
+@dataclass
+class WeightsConfig:
+    """Which weights are trained."""
+
+    train_weights: Literal["full", "lora", "sid_rows"] = field(
+        default="full",
+        metadata={
+            "help": "full: all weights. lora: low-rank adapters on every linear layer (arXiv 2106.09685) and the rows of the new "
+            "tokens. sid_rows: the rows of the new tokens alone. The model that is written is a plain one in each case."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "lora: rank of the adapters.", "rare": True})
+    lora_alpha: float = field(
+        default=32.0, metadata={"help": "lora: adapters are scaled by lora_alpha / lora_rank.", "rare": True}
+    )
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "lora: dropout (0 to 1) before the adapters.", "rare": True}
+    )
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 1:
+            raise InputError(f"lora_rank={self.lora_rank} must be at least 1.")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout={self.lora_dropout} must be at least 0 and less than 1.")
+        refuse_bad_numbers(self, {}, above_zero=("lora_alpha",))
+
+
+@dataclass
+class SftTrainerConfig(TrainerConfig):
+    """The trainer's settings with SFT's defaults."""
 
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Histories a process and step."})
     num_train_epochs: float = field(default=20, metadata={"help": "Passes over all histories."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate of AdamW."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Learning-rate schedule."})
     warmup_steps: float = field(
-        default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps when below 1."}
+        default=0.05, metadata={"help": "Warm-up: steps, or a share of all steps when below 1.", "rare": True}
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Decoupled weight decay on matrices."})
-    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second-moment decay."})
-    max_grad_norm: float = field(
-        default=1.0, metadata={"help": "Gradient norm above which the gradient is scaled down."}
+    weight_decay: float = field(default=0.05, metadata={"help": "Decoupled weight decay on matrices.", "rare": True})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second-moment decay.", "rare": True})
+    neftune_noise_alpha: float | None = field(
+        default=None, metadata={"help": "Noise on the embeddings while training (arXiv 2310.05914).", "rare": True}
     )
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 autocast; left out: on where the hardware has it."}
+    train_sampling_strategy: Literal["group_by_length", "random", "sequential"] = field(
+        default="group_by_length",
+        metadata={"help": "Batches of similar length, of random rows, or of rows as they stand.", "rare": True},
     )
-    gradient_checkpointing: bool | None = field(
-        default=None, metadata={"help": "Old name of activation_checkpointing."}
+    eval_strategy: Literal["steps", "epoch"] = field(
+        default="epoch", metadata={"help": "When to measure valid Recall@10: every epoch, or every eval_steps steps."}
     )
-    activation_checkpointing: bool = field(default=False, metadata={"help": "Recompute activations to save memory."})
-    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Batches of similar length."})
-    length_column_name: str = field(default="length", metadata={"help": "Column with a row's length."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to measure valid Recall@10: epoch or steps."})
-    save_strategy: str = field(
-        default="epoch", metadata={"help": "When to write a checkpoint; must equal eval_strategy."}
+    save_strategy: Literal["steps", "epoch", "best"] = field(
+        default="epoch", metadata={"help": "When to write a checkpoint; must equal eval_strategy.", "rare": True}
     )
-    save_total_limit: int = field(default=1, metadata={"help": "Checkpoints kept beside the best one."})
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Keep the checkpoint of best valid Recall@10."}
+    metric_for_best_model: str = field(
+        default="eval_recall@10",
+        metadata={"help": "What chooses the checkpoint: eval_recall@10, eval_ndcg@10 or eval_recall@50."},
     )
-    metric_for_best_model: str = field(default="eval_recall@10", metadata={"help": "eval_recall@10 or eval_ndcg@10."})
-    greater_is_better: bool = field(default=True, metadata={"help": "More Recall is better."})
-    restore_callback_states_from_checkpoint: bool = field(
-        default=True, metadata={"help": "A resumed run goes on counting for early stopping."}
-    )
-    logging_steps: float = field(default=50, metadata={"help": "Steps between two log lines."})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "The collator needs all columns."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pinned memory for copies to a GPU."})
-    seed: int = field(default=0, metadata={"help": "Seed of weights, data order and dropout."})
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two entries of log.txt.", "rare": True})
 
     def __post_init__(self) -> None:
-        if not torch.cuda.is_available():
-            self.use_cpu = True
-        if self.bf16 is None:
-            self.bf16 = has_bf16()
-        self.dataset_kwargs = {"skip_prepare_dataset": True}
         super().__post_init__()
+        refuse_bad_numbers(self, {}, above_zero=("neftune_noise_alpha",))
+        self.metric_for_best_model = metric_named(self.metric_for_best_model)
 
 
-CONFIGS = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SidTrainingConfig)
-
-
-def identity_of(
-    config: SftConfig,
-    tasks: TaskConfig,
-    backbone: BackboneConfig,
-    weights: WeightsConfig,
-    training: SidTrainingConfig,
-) -> dict[str, Any]:
-    """Every setting that decides the result."""
-    identity = {name: getattr(config, name) for name in IDENTITY_FIELDS}
-    identity |= asdict(tasks) | asdict(backbone) | asdict(weights)
-    return identity | {name: getattr(training, name) for name in DECISIVE_FIELDS}
+CONFIGS = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SftTrainerConfig)
+UNDECISIVE = ("run_dir", "overwrite", *trainer_config.UNDECISIVE)
+_TRL_DATASETS = (
+    "the stage makes its own examples from histories; set max_items, window_items, text_tokens or chat_template"
+)
+REFUSED = trainer_config.REFUSED | {
+    **dict.fromkeys(
+        (
+            "dataset_text_field",
+            "dataset_kwargs",
+            "dataset_num_proc",
+            "max_length",
+            "truncation_mode",
+            "packing",
+            "packing_strategy",
+            "padding_free",
+            "eval_packing",
+            "chat_template_path",
+            "eos_token",
+            "pad_token",
+        ),
+        _TRL_DATASETS,
+    ),
+    "shuffle_dataset": "train_sampling_strategy decides the order of rows",
+    **dict.fromkeys(
+        ("loss_type", "completion_only_loss", "assistant_only_loss"),
+        "the loss is this project's own: the answers' codes and words; set normaliser",
+    ),
+    "activation_offloading": "activations are recomputed rather than moved; set activation_checkpointing",
+}

@@ -7,85 +7,13 @@ others are answers) and length (tokens, about; for batches of similar length). I
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from datasets import Dataset as TrainingRows
 from datasets import concatenate_datasets
 
 from sidrec.pipeline.errors import InputError
-
-TASKS = (
-    "next_item",
-    "next_item_windows",
-    "text_to_item",
-    "item_to_text",
-    "titles_to_next_item",
-    "history_to_next_title",
-)
-TEXT_TASKS = TASKS[2:]
-SHARE = " Examples of this kind in the training set, as a share of all there are; 2: each of them twice, 0: none."
-
-
-@dataclass
-class TaskConfig:
-    """Weights of the tasks, and how long their examples are."""
-
-    next_item: float = field(
-        default=1.0, metadata={"help": "The next item after a history, learnt at every position at once." + SHARE}
-    )
-    next_item_windows: float = field(
-        default=0.0,
-        metadata={"help": "The next item after the newest `window_items` items, one answer an example." + SHARE},
-    )
-    item_dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "next_item: share of a history's items (0 to 1) that are left out, others at every pass. Against overfitting where "
-            "histories are few or short; takes more passes."
-        },
-    )
-    history_overlap: float = field(
-        default=0.5,
-        metadata={
-            "help": "next_item: of a history longer than max_items, the share of a window (0 to 1) that repeats the window before it, as "
-            "context only. Less is faster where histories are long, with shorter contexts."
-        },
-    )
-    text_to_item: float = field(default=0.0, metadata={"help": "An item's SID, given its text." + SHARE})
-    item_to_text: float = field(default=0.0, metadata={"help": "An item's text, given its SID." + SHARE})
-    titles_to_next_item: float = field(
-        default=0.0, metadata={"help": "The next item's SID, given the newest titles." + SHARE}
-    )
-    history_to_next_title: float = field(
-        default=0.0, metadata={"help": "The next item's title, given the newest items' SIDs." + SHARE}
-    )
-    window_items: int = field(default=10, metadata={"help": "Newest items given in tasks with one answer an example."})
-    text_tokens: int = field(default=64, metadata={"help": "Tokens of a title or text at most; the rest is cut off."})
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each task; at least one is positive."""
-        fields = asdict(self)
-        return {task: fields[task] for task in TASKS}
-
-    def __post_init__(self) -> None:
-        negative = [task for task, weight in self.weights.items() if not 0 <= weight < float("inf")]
-        if negative:
-            raise InputError(f"{negative[0]}={self.weights[negative[0]]} is no share of examples; give 0 or more.")
-        if not any(self.weights.values()):
-            raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
-        if not 0 <= self.item_dropout < 1:
-            raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
-        if not 0 <= self.history_overlap < 1:
-            raise InputError(f"history_overlap={self.history_overlap} is no share of a window; give 0 to below 1.")
-        for name in ("window_items", "text_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1.")
-
-    @property
-    def with_text(self) -> bool:
-        return any(self.weights[task] for task in TEXT_TASKS)
+from sidrec.sft.settings import TaskConfig
 
 
 def task_rows(

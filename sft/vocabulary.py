@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.renderer import CONTROL_TOKENS
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.embedding_init import check_row_start, start_rows, word_shares
+from sidrec.sft.embedding_init import initial_rows, word_shares
+from sidrec.sft.settings import EmbeddingInit
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 START_TOKEN = CONTROL_TOKENS[0]
@@ -23,25 +24,24 @@ def add_sid_tokens(
     tokenizer: PreTrainedTokenizerBase,
     sids: SemanticIds,
     texts: Sequence[str],
-    row_start: str,
+    embedding_init: EmbeddingInit,
     seed: int,
 ) -> SidVocabulary:
-    """Add the control tokens and every SID token to `tokenizer`, give `model` rows for them, and start the rows by the method `row_start`.
+    """Add the control tokens and every SID token to `tokenizer`, and give `model` rows for them, which start by `embedding_init`.
 
     texts: of item i at index i. The embedding (and an untied head, from its own old rows) grows to a multiple of 64 rows. Raises
     InputError when a token exists already.
     """
     assert len(texts) == sids.n_items
-    check_row_start(row_start)
     tokens = [*CONTROL_TOKENS, *sids.tokens()]
-    taken = sorted(set(tokens) & set(tokenizer.get_vocab()))
-    if taken:
+    present = sorted(set(tokens) & set(tokenizer.get_vocab()))
+    if present:
         raise InputError(
-            f"the model's tokenizer already has the token {taken[0]}; start from a model without SID tokens, or from a finished sft "
+            f"the model's tokenizer already has the token {present[0]}; start from a model without SID tokens, or from a finished sft "
             "folder of these very SIDs."
         )
     old_rows = len(tokenizer)
-    shares = word_shares(texts, tokenizer) if "text" in row_start else None
+    shares = word_shares(texts, tokenizer) if "text" in embedding_init else None
     tokenizer.add_tokens(tokens, special_tokens=True)
     start = tokenizer.convert_tokens_to_ids(START_TOKEN)
     assert tokenizer.convert_tokens_to_ids(tokens) == list(range(start, start + len(tokens))), (
@@ -55,7 +55,9 @@ def add_sid_tokens(
     for weight in matrices.values():
         with torch.no_grad():
             for first, rows in zip(
-                vocabulary.first_tokens, start_rows(weight[:old_rows], sids, shares, row_start, seed), strict=True
+                vocabulary.first_tokens,
+                initial_rows(weight[:old_rows], sids, shares, embedding_init, seed),
+                strict=True,
             ):
                 weight[first : first + len(rows)] = rows.to(weight.dtype)
     return vocabulary

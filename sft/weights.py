@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.other import TrainableTokensWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from sidrec.pipeline.errors import InputError
-
-
-@dataclass
-class WeightsConfig:
-    train_weights: Literal["full", "lora", "sid_rows"] = field(
-        default="full",
-        metadata={
-            "help": "full: all weights. lora: low-rank adapters on every linear layer (arXiv 2106.09685) and the rows of the new "
-            "tokens. sid_rows: the rows of the new tokens alone. The model that is written is a plain one in each case."
-        },
-    )
-    lora_rank: int = field(default=16, metadata={"help": "lora: rank of the adapters."})
-    lora_alpha: float = field(default=32.0, metadata={"help": "lora: adapters are scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "lora: dropout (0 to 1) before the adapters."})
-
-    def __post_init__(self) -> None:
-        if self.lora_rank < 1:
-            raise InputError(f"lora_rank={self.lora_rank} must be at least 1.")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout={self.lora_dropout} must be at least 0 and less than 1.")
+from sidrec.sft.settings import WeightsConfig
 
 
 def with_adapters(model: PreTrainedModel, config: WeightsConfig, new_tokens: list[int]) -> PreTrainedModel | PeftModel:

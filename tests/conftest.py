@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.sft.backbone import BackboneConfig, load_backbone
+from sidrec.sft.backbone import load_backbone
+from sidrec.sft.settings import BackboneConfig
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -21,9 +22,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from sidrec.data.dataset import Dataset
+from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.stage import Stage
-from sidrec.rl import grpo
-from sidrec.sft import train
+from sidrec.rl import grpo, practice
+from sidrec.sft import fine_tuning, train
+from sidrec.tokenizer.config import TokenizerConfig, parse_arguments
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +75,7 @@ RL_FLAGS: dict[str, object] = {
     "rewards": ["exact_hit", "prefix_credit"],
     "reward_weights": [1, 0.2],
     "kl_weight": 0,
-    "anchor_weight": 0,
+    "sft_loss_weight": 0,
     "token_credit": 0,
     "max_steps": 6,
     "eval_steps": 2,
@@ -122,17 +125,24 @@ def write_sid_stage(run_dir: Path, seed: int = 0) -> None:
     drawn = make_sids(N_ITEMS, LEVEL_SIZES, seed)
     codes = np.unique(drawn.codes, axis=0)
     stage = Stage(run_dir, "sid", {"seed": seed}, (run_dir / "data" / "items.parquet",))
-    stage.begin(overwrite=True)
-    stage.finish(*SemanticIds(codes, codes, drawn.codebooks).save(stage.folder))
+    with stage.building(overwrite=True) as folder:
+        SemanticIds(codes, codes, drawn.codebooks).save(folder)
 
 
 def make_run_dir(run_dir: Path) -> Path:
     """A run directory with finished `data` and `sid` stages."""
     stage = Stage(run_dir, "data", {"dataset": "rings"})
-    stage.begin()
-    stage.finish(*small_dataset().save(stage.folder))
+    with stage.building() as folder:
+        small_dataset().save(folder)
     write_sid_stage(run_dir)
     return run_dir
+
+
+def stage_configs(kinds: tuple[type, ...], arguments: list[str]) -> tuple[Any, ...]:
+    """What a stage makes of its arguments; the tokenizer reads `--quantizer` first."""
+    if kinds[0] is TokenizerConfig:
+        return parse_arguments(arguments, stage="sid")
+    return parse_configs(kinds, arguments)
 
 
 def flags(module: Any, run_dir: Path, **changed: object) -> list[str]:
@@ -153,18 +163,18 @@ def run_stage(
     `at_end` sees the trainer when training is over and nothing is saved yet.
     """
     trainers: list[Trainer] = []
-    finish = module.finish
+    work = {train: fine_tuning, grpo: practice}[module]
+    finish = work.finish
 
-    def keep_trainer(stage: Stage, trainer: Trainer, *rest: Any) -> None:
+    def keep_trainer(folder: Path, trainer: Trainer, *rest: Any) -> None:
         trainers.append(trainer)
         if at_end is not None:
             at_end(trainer)
-        finish(stage, trainer, *rest)
+        finish(folder, trainer, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "finish", keep_trainer)
-        patch.setattr(sys, "argv", ["command", *flags(module, run_dir, **changed)])
-        module.main()
+        patch.setattr(work, "finish", keep_trainer)
+        module.main(flags(module, run_dir, **changed))
     return trainers[0] if trainers else None
 
 
@@ -214,10 +224,10 @@ def start(*command: str | Path, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def printed_logs(output: str) -> list[dict[str, float]]:
-    """Trainer's log lines, `{'loss': '1.234', …}`, with numbers for strings."""
-    rows = [ast.literal_eval(line) for line in output.splitlines() if line.startswith("{'")]
-    return [{key: float(value) for key, value in row.items()} for row in rows]
+def logged(folder: Path) -> list[dict[str, float]]:
+    """The figures that training wrote into a stage's log.txt: one object a line, after the time."""
+    lines = (folder / "log.txt").read_text(encoding="utf-8").splitlines() if (folder / "log.txt").exists() else []
+    return [json.loads(line[line.index("{") :]) for line in lines if re.match(r"[0-9-]+ [0-9:]+ \{", line)]
 
 
 def weights(folder: Path) -> bytes:

@@ -23,7 +23,8 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo
 from sidrec.sft import train
-from sidrec.sft.backbone import BackboneConfig, byte_tokenizer, scratch_model
+from sidrec.sft.backbone import byte_tokenizer, scratch_model
+from sidrec.sft.settings import BackboneConfig
 
 pytestmark = pytest.mark.slow
 

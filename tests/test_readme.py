@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
+from run_dirs import stage_configs
 
 from benchmarks.constrained_decoding import ConstrainedDecodingConfig
 from benchmarks.data_scale import DataScaleConfig
@@ -35,7 +36,6 @@ from benchmarks.tokenizer_speed import SpeedConfig
 from sidrec.data.own import read_own
 from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.settings import EvaluateConfig
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo
 from sidrec.serving.recommend import RecommendConfig
@@ -43,13 +43,12 @@ from sidrec.sft import train
 from sidrec.tokenizer.add_items import AddItemsConfig
 from sidrec.tokenizer.compare import CompareConfig
 from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "RESULTS.md", "CONTRIBUTING.md")
 DATACLASSES: dict[str, tuple[type, ...]] = {
     "sidrec.data.prepare": (PrepareConfig,),
-    "run_tokenizer.sh": (TokenizerConfig, *KINDS),
+    "run_tokenizer.sh": (TokenizerConfig,),
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
     "sidrec.evaluation.evaluate": (EvaluateConfig,),
@@ -129,7 +128,7 @@ def check(command: str) -> None:
 
 def check_flags(name: str, flags: list[str]) -> None:
     assert name in DATACLASSES, f"no test knows the flags of {name}"
-    parse_configs(DATACLASSES[name], flags)
+    stage_configs(DATACLASSES[name], flags)
 
 
 def check_script(script: str, flags: list[str]) -> None:

@@ -6,19 +6,18 @@ its vocabulary.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.pipeline.screen import Screen
+from sidrec.pipeline.stage import read_manifest
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.sources import check_numbers, open_array
+from sidrec.tokenizer.embeddings.sources import check_numbers, open_array, read_source
 from sidrec.tokenizer.interchange import write_codes
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -38,7 +37,14 @@ class AddItemsConfig:
     write_file: str = field(
         metadata={"help": "The .index.json or .npy file for the new items' codes, in the order of their rows."}
     )
-    run_dir: str = field(default="outputs/demo", metadata={"help": "Folder of the run; reads sid/ in it."})
+    run_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Folder of the run; reads sid/ in it."})
+    catalogue: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "The .npy files that the run was made from, in the order of its --sources, to name new items that equal old ones; "
+            "default: the run's embeddings/, unless the run has sources of its own."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.write_file.endswith((".json", ".npy")):
@@ -63,37 +69,40 @@ def read_new(paths: list[Path]) -> list[np.ndarray]:
     return sources
 
 
-def read_catalogue(run_dir: Path, quantizer: Quantizer) -> ItemVectors | None:
-    """The old items' vectors, where the sources that the run was made from are still there."""
-    made_with = json.loads((run_dir / "sid" / "manifest.json").read_text(encoding="utf-8"))["fingerprint"]
-    config = TokenizerConfig(run_dir=str(run_dir), sources=made_with["sources"])
-    paths = [config.path_of(source) for source in config.sources]
-    return quantizer.item_vectors([open_array(path) for path in paths]) if all(map(Path.is_file, paths)) else None
+def read_catalogue(config: AddItemsConfig, quantizer: Quantizer, n_items: int) -> ItemVectors | None:
+    """The old items' vectors [N, D], where the files that they were made from are known and still there."""
+    made_from = read_manifest(config.run_dir / "sid")
+    assert made_from is not None, "the semantic IDs have been loaded"
+    sources = made_from["fingerprint"]["sources"]
+    paths = [Path(path) for path in config.catalogue] or [config.run_dir / "embeddings" / f"{s}.npy" for s in sources]
+    if not config.catalogue and not all(map(Path.is_file, paths)):
+        return None
+    return quantizer.item_vectors([read_source(path, n_items, computed=True) for path in paths])
 
 
-def main() -> None:
-    config = parse_config(AddItemsConfig)
-    run_dir, console = Path(config.run_dir), Console()
-    sids = SemanticIds.load(run_dir)
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(AddItemsConfig, arguments)
+    screen = Screen("new items")
+    sids = SemanticIds.load(config.run_dir)
     if sids.quantizer is None or not sids.quantizer.scales:
         raise InputError(
-            f"{run_dir / 'sid'} does not say how item vectors are made; make it again with `bash run_tokenizer.sh`."
+            f"{config.run_dir / 'sid'} does not say how item vectors are made; make it again with `bash run_tokenizer.sh`."
         )
     vectors = sids.quantizer.item_vectors(read_new([Path(path) for path in config.vectors]))
-    new = sids.encode(vectors, read_catalogue(run_dir, sids.quantizer))
+    new = sids.encode(vectors, read_catalogue(config, sids.quantizer, sids.n_items))
     write_codes(Path(config.write_file), new.codes)
-    console.print(
-        f"{config.write_file}: {len(new.codes):,} new items, {new.moved.sum():,} beside their nearest codes, which were taken"
+    screen.say(
+        f"{config.write_file}: {len(new.codes):,} new items, {new.moved.sum():,} beside their nearest codes, which other items have"
     )
     equal = np.flatnonzero(new.duplicate_of >= 0)
     if len(equal):
-        console.print(
+        screen.say(
             f"{len(equal):,} have exactly the vector of an item before them, which may be the same item; the first:"
         )
     for row in equal[:MOST_NAMED]:
         item = int(new.duplicate_of[row])
         other = f"item {item}" if item < sids.n_items else f"row {item - sids.n_items}"
-        console.print(f"row {row} is exactly {other}")
+        screen.say(f"row {row} is exactly {other}")
 
 
 if __name__ == "__main__":

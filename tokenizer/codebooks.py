@@ -18,6 +18,8 @@ import torch
 from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
 from sidrec.tokenizer.kmeans.nearest import BLOCK, nearest_codes, nearest_in
 
+UNUSED_PRICE = 1e9  # keeps new items away from codes that no item has; squared distances are far below it
+
 
 @dataclass(frozen=True)
 class Codebooks:
@@ -100,8 +102,8 @@ class Codebooks:
         def of_previous(residual: torch.Tensor, codes: np.ndarray) -> np.ndarray:
             nearest = np.empty(len(residual), dtype=np.int64)
             for previous in np.unique(codes[:, level - 1]):
-                own = np.flatnonzero(codes[:, level - 1] == previous)
-                nearest[own] = nearest_codes(residual[own], book[previous], price).numpy()
+                rows = np.flatnonzero(codes[:, level - 1] == previous)
+                nearest[rows] = nearest_codes(residual[rows], book[previous], price).numpy()
             return nearest
 
         return of_previous
@@ -137,6 +139,28 @@ class Codebooks:
                 book = np.where(counts[:, None] > 0, means, book.mean(axis=0)).astype(np.float32)
             flat.append(book)
         return flat
+
+
+def fitted_codebooks(vectors: Rows, codes: np.ndarray, level_sizes: list[int]) -> Codebooks:
+    """A vector for every code: the mean, over the items that have it, of what the levels before leave over.
+
+    vectors: [N, D], read in pieces; codes: int [N, L]. A code without items stands for the mean of all, at a price that keeps new items
+    away from it. Returns codebooks [K_l, D]; residual k-means ends in codebooks of this kind.
+    """
+    assert codes.shape == (len(vectors), len(level_sizes))
+    books: list[np.ndarray] = []
+    prices = []
+    for level, size in enumerate(level_sizes):
+        sums = np.zeros((size, vectors.shape[1]))
+        before = Codebooks(books) if books else None
+        for rows, chunk in chunks(vectors):
+            residual = chunk if before is None else chunk - before.reconstruct(codes[rows, :level])
+            np.add.at(sums, codes[rows, level], residual)
+        counts = np.bincount(codes[:, level], minlength=size)
+        means = sums / np.maximum(counts, 1)[:, None]
+        books.append(np.where(counts[:, None] > 0, means, sums.sum(axis=0) / len(codes)).astype(np.float32))
+        prices.append(np.where(counts > 0, 0, UNUSED_PRICE).astype(np.float32))
+    return Codebooks(books, prices)
 
 
 def _with_lengths(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

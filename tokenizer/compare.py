@@ -99,14 +99,14 @@ def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
             f"{path} is no folder with codes_all.npy, no .index.json and no .npy of codes; correct --sids."
         )
     codes, has_extra = read_codes(path)  # [N, L]
-    own = codes[:, :-1] if has_extra else codes
-    largest = int(own.max()) + 1
+    coded = codes[:, :-1] if has_extra else codes
+    largest = int(coded.max()) + 1
     if codes_per_level is not None and largest > codes_per_level:
         raise InputError(
             f"{path} holds the code {largest - 1}, beyond the {codes_per_level} of --codes_per_level; raise it."
         )
-    sizes = [codes_per_level or largest] * own.shape[1]
-    return SidSet(name, codes, own, sizes + [int(codes[:, -1].max()) + 1] * has_extra, None)
+    sizes = [codes_per_level or largest] * coded.shape[1]
+    return SidSet(name, codes, coded, sizes + [int(codes[:, -1].max()) + 1] * has_extra, None)
 
 
 def read_categories(path: Path, n_items: int) -> list[str]:
@@ -124,8 +124,8 @@ def read_categories(path: Path, n_items: int) -> list[str]:
     return categories
 
 
-def main() -> None:
-    config = parse_config(CompareConfig)
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(CompareConfig, arguments)
     console = Console()
     sets = [
         read_set(name, Path(path), config.codes_per_level) for name, path in zip(config.names, config.sids, strict=True)

@@ -1,24 +1,35 @@
-"""The settings of the tokenizer stage: one dataclass, one YAML file, for `sidrec.tokenizer.embed` and `sidrec.tokenizer.quantize`."""
+"""The settings of the tokenizer: one YAML file and one set of flags, for `sidrec.tokenizer.embed` and `sidrec.tokenizer.quantize`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sidrec.pipeline.config import parse_configs, peek
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS
+from sidrec.pipeline.fingerprint import fingerprint
+from sidrec.pipeline.ranges import check_choice, check_least
+from sidrec.tokenizer.quantizers import QUANTIZERS, Kind
+from sidrec.tokenizer.quantizers.level_sizes import LEVEL_LETTERS
 
+DEFAULT_RUN, DEFAULT_QUANTIZER = Path("outputs/demo"), next(iter(QUANTIZERS))
 COMPUTED_SOURCES = ("text", "collaborative")
-UNIQUE_WAYS = ("assign", "own_token", "dedup_token", "none")
+NOT_DECIDING = ("run_dir", "overwrite", "encoder_batch_size")
+DECIDE_VECTORS = {  # settings of one source's vectors only
+    "text": ("text_encoder", "text_dim"),
+    "collaborative": ("collaborative_dim", "window", "negatives"),
+}
+DECIDE_CODES = ("weights", "quantizer", "level_sizes", "unique")  # and no vectors
 
 
 @dataclass
 class TokenizerConfig:
-    """Settings of both entry points. `--config file.yaml` gives any of them; flags on the command line win."""
+    """Items become vectors, and vectors become semantic IDs."""
 
-    run_dir: str = field(
-        default="outputs/demo", metadata={"help": "Folder of the run; reads data/, writes embeddings/ and sid/ in it."}
+    run_dir: Path = field(
+        default=DEFAULT_RUN,
+        metadata={"help": "Folder of the run; reads data/, writes embeddings/ and sid/ in it."},
     )
     sources: list[str] = field(
         default_factory=lambda: list(COMPUTED_SOURCES),
@@ -44,38 +55,26 @@ class TokenizerConfig:
             'takes seconds. Needs `pip install "sidrec[text]"`.'
         },
     )
-    encoder_batch_size: int = field(default=64, metadata={"help": "Texts per forward pass of the text encoder."})
+    encoder_batch_size: int = field(
+        default=64, metadata={"help": "Texts per forward pass of the text encoder.", "rare": True}
+    )
     window: int = field(
         default=10,
-        metadata={"help": "Items at most this many positions apart in a user's history count as occurring together."},
+        metadata={
+            "help": "Items at most this many positions apart in a user's history count as occurring together.",
+            "rare": True,
+        },
     )
     negatives: float = field(
-        default=1.0, metadata={"help": "k of the PPMI shift log(k), as word2vec's negative samples; 1 = no shift."}
+        default=1.0,
+        metadata={"help": "k of the PPMI shift log(k), as word2vec's negative samples; 1 = no shift.", "rare": True},
     )
     quantizer: str = field(
-        default="rqkmeans",
+        default=DEFAULT_QUANTIZER,
         metadata={
-            "help": "How vectors become codes: `rqkmeans` (residual k-means), `rqkmeans_plus`, `rqvae`, `vq`, `lora` (low-rank shared "
-            "codebooks), `fsq`, `rqkmeans_fsq`, `product`, `coarse_to_fine`, `random` (codes without meaning, to compare with), or `given` "
-            "(those of --codes_file)."
-        },
-    )
-    codes_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "given: SIDs from elsewhere, an .index.json as MiniOneRec writes it or an .npy with codes [items, levels]."
-        },
-    )
-    codes_offset: int = field(
-        default=0,
-        metadata={
-            "help": "given: the number that stands for the first code; 1 for MiniOneRec's rqkmeans_constrained and rqkmeans_plus."
-        },
-    )
-    codebooks_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "given: an .npz with codebook_0, codebook_1, …, as long as the item vectors; default: the mean of each code's items."
+            "help": "How vectors become codes, each with further flags (--quantizer NAME --help): "
+            + "; ".join(f"`{name}` ({kind.summary})" for name, kind in QUANTIZERS.items())
+            + "."
         },
     )
     level_sizes: list[int] = field(
@@ -94,9 +93,22 @@ class TokenizerConfig:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of all randomness: equal seeds give equal bytes."})
-    overwrite: bool = field(default=False, metadata={"help": "Delete what the stage made before, and make it again."})
+    overwrite: bool = field(default=False, metadata={"help": "Make again what the stage made before, in its place."})
 
     def __post_init__(self) -> None:
+        self._check_sources()
+        sizes = self.level_sizes
+        if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 2 for size in sizes):
+            raise InputError(f"level_sizes is {sizes!r}; give a list of whole numbers of at least 2, such as 64 64 64.")
+        if len(sizes) > len(LEVEL_LETTERS):
+            raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has at most {len(LEVEL_LETTERS)}.")
+        check_choice(self, "unique", ("assign", "own_token", "dedup_token", "none"))
+        for name in ("text_dim", "collaborative_dim", "window", "encoder_batch_size"):
+            check_least(self, name, 1)
+        check_least(self, "negatives", 1.0)
+        check_least(self, "seed", 0)
+
+    def _check_sources(self) -> None:
         if not isinstance(self.sources, list) or not self.sources:
             raise InputError(
                 f"sources is {self.sources!r}; give a list of one or more of `text`, `collaborative`, FILE.npy."
@@ -115,62 +127,46 @@ class TokenizerConfig:
             raise InputError(
                 f"weights {self.weights} must be numbers above 0; to leave a source out, take it from --sources."
             )
-        self._check_level_sizes()
-        if self.unique not in UNIQUE_WAYS:
-            raise InputError(f"unique is {self.unique!r}; it must be one of {', '.join(UNIQUE_WAYS)}.")
-        self._check_given()
-        smallest = {
-            "codes_offset": 0,
-            "text_dim": 1,
-            "collaborative_dim": 1,
-            "window": 1,
-            "negatives": 1,
-            "encoder_batch_size": 1,
-            "seed": 0,
-        }
-        for name, least in smallest.items():
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not value >= least:
-                raise InputError(f"{name} is {value!r}; it must be a number of at least {least}.")
 
-    def _check_given(self) -> None:
-        if self.quantizer == "given" and not self.codes_file:
-            raise InputError(
-                "quantizer is `given`, but no --codes_file says which codes; give an .index.json or .npy file."
-            )
-        if self.quantizer != "given" and (self.codes_file or self.codebooks_file or self.codes_offset):
-            name = "codes_file" if self.codes_file else "codebooks_file" if self.codebooks_file else "codes_offset"
-            raise InputError(
-                f"{name} is set, but the quantizer is {self.quantizer!r}; leave it out, or say --quantizer given."
-            )
-
-    def _check_level_sizes(self) -> None:
-        sizes = self.level_sizes
-        if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 2 for size in sizes):
-            raise InputError(f"level_sizes is {sizes!r}; give a list of whole numbers of at least 2, such as 64 64 64.")
-        if len(sizes) > len(LEVEL_LETTERS):
-            raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has at most {len(LEVEL_LETTERS)}.")
+    @property
+    def computed_sources(self) -> list[str]:
+        """The sources that `sidrec.tokenizer.embed` makes, in their order."""
+        return [source for source in self.sources if source in COMPUTED_SOURCES]
 
     def path_of(self, source: str) -> Path:
         """Where a source's vectors lie: in the run's embeddings/, or the user's own file."""
-        return Path(self.run_dir) / "embeddings" / f"{source}.npy" if source in COMPUTED_SOURCES else Path(source)
+        return self.run_dir / "embeddings" / f"{source}.npy" if source in COMPUTED_SOURCES else Path(source)
 
-    def embedding_settings(self) -> dict[str, Any]:
+    def fingerprint_of_vectors(self) -> dict[str, Any]:
         """What decides the result of `sidrec.tokenizer.embed`."""
-        settings: dict[str, Any] = {"sources": [source for source in self.sources if source in COMPUTED_SOURCES]}
-        settings["seed"] = self.seed
-        if "text" in self.sources:
-            settings |= {"text_encoder": self.text_encoder} if self.text_encoder else {"text_dim": self.text_dim}
-        if "collaborative" in self.sources:
-            names = ("collaborative_dim", "window", "negatives")
-            settings |= {name: getattr(self, name) for name in names}
-        return settings
+        idle = [name for source, names in DECIDE_VECTORS.items() if source not in self.sources for name in names]
+        if "text" in self.sources and self.text_encoder:
+            idle.append("text_dim")
+        decisive = fingerprint(self, leave_out={*NOT_DECIDING, *DECIDE_CODES, *idle})
+        return decisive | {"sources": self.computed_sources}
 
-    def sid_settings(self) -> dict[str, Any]:
-        """What decides the result of `sidrec.tokenizer.quantize`, besides the vectors and the quantizer's own settings."""
-        settings = {name: getattr(self, name) for name in ("sources", "weights", "level_sizes", "unique", "seed")}
-        return settings | ({"codes_offset": self.codes_offset} if self.quantizer == "given" else {})
+    def fingerprint_of_codes(self, kind: Kind) -> dict[str, Any]:
+        """What decides the result of `sidrec.tokenizer.quantize`, besides the vectors, which count by their content.
 
-    def given_files(self) -> tuple[Path, ...]:
-        """The files that codes and codebooks are given by."""
-        return tuple(Path(file) for file in (self.codes_file, self.codebooks_file) if file)
+        So do files: in the place of each path stands a word, and a file that was moved or renamed is the same.
+        """
+        of_vectors = {name for names in DECIDE_VECTORS.values() for name in names}
+        decisive = fingerprint(self, kind, leave_out={*NOT_DECIDING, *of_vectors})
+        sources = [source if source in COMPUTED_SOURCES else "FILE.npy" for source in self.sources]
+        return decisive | {"sources": sources} | {name: f"FILE{path.suffix}" for name, path in kind.files().items()}
+
+
+def parse_arguments(arguments: list[str] | None = None, *, stage: str) -> tuple[TokenizerConfig, Kind]:
+    """The settings of the tokenizer, and those of the quantizer that `--quantizer` names: it is read first, and only its flags exist.
+
+    stage: the folder, `embeddings` or `sid`, whose last settings are the defaults, but for those of another quantizer and its level sizes.
+    Raises InputError for an unknown quantizer, and for a flag or a key that is none of these settings.
+    """
+    run_dir = Path(peek("run_dir", arguments, run_dir=DEFAULT_RUN) or DEFAULT_RUN)
+    last = peek("quantizer", [], stage="sid", run_dir=run_dir) or DEFAULT_QUANTIZER
+    name = peek("quantizer", arguments, stage="sid", run_dir=run_dir) or DEFAULT_QUANTIZER
+    if name not in QUANTIZERS:
+        raise InputError(f"quantizer is {name!r}; it must be one of {', '.join(QUANTIZERS)}.")
+    kind = QUANTIZERS[name]
+    others = ["level_sizes", *(setting.name for setting in fields(kind))] if name != last else []
+    return parse_configs((TokenizerConfig, kind), arguments, stage=stage, forgotten=others)  # type: ignore[return-value]

@@ -6,24 +6,25 @@ collaborative  SVD of which items occur near each other in the training part of 
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
-from sidrec.data.dataset import Dataset
 from sidrec.pipeline.command import run_as_command
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
-from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
+from sidrec.tokenizer.config import TokenizerConfig, parse_arguments
+
+if TYPE_CHECKING:
+    from sidrec.data.dataset import Dataset
 
 
 def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarray:
     """The vectors of one source, float32 [N, D]."""
+    from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
+    from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
+
     if source == "collaborative":
         sequences = dataset.train_sequences
         return ppmi_svd(
@@ -35,27 +36,29 @@ def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarra
     return tfidf_svd(texts, config.text_dim, config.seed)
 
 
-def main() -> None:
-    config, *_ = parse_configs((TokenizerConfig, *KINDS))
-    console = Console()
-    run_dir = Path(config.run_dir)
-    dataset = Dataset.load(run_dir)
-    settings = config.embedding_settings()
-    files = ["items.parquet"] + ["interactions.parquet"] * ("collaborative" in settings["sources"])
-    stage = Stage(run_dir, "embeddings", settings, tuple(run_dir / "data" / name for name in files))
+def main(arguments: list[str] | None = None) -> None:
+    config, _ = parse_arguments(arguments, stage="embeddings")
+    from sidrec.data.dataset import Dataset  # after --help, which shall be fast
+
+    screen = Screen("embeddings")
+    dataset = Dataset.load(config.run_dir)
+    files = ["items.parquet"] + ["interactions.parquet"] * ("collaborative" in config.sources)
+    inputs = tuple(config.run_dir / "data" / name for name in files)
+    stage = Stage(config.run_dir, "embeddings", config.fingerprint_of_vectors(), inputs)
     if not config.overwrite and stage.is_finished():
-        console.print(f"{stage.folder}: finished before; nothing to do.")
+        screen.say(f"{stage.folder}: finished before; nothing to do.")
         return
 
-    vectors = {config.path_of(source): compute(source, dataset, config) for source in settings["sources"]}
-
-    stage.begin(config.overwrite)
-    for path, rows in vectors.items():
-        assert len(rows) == dataset.n_items
-        with atomic_path(path) as temporary, temporary.open("wb") as handle:
-            np.save(handle, rows)
-        console.print(f"{path}: {rows.shape[0]:,} items, {rows.shape[1]} numbers each")
-    stage.finish(*vectors)
+    screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")
+    lines = []
+    with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
+        for source in config.computed_sources:
+            rows = compute(source, dataset, config)
+            assert len(rows) == dataset.n_items
+            with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
+                np.save(handle, rows)
+            lines.append(f"{config.path_of(source)}: {rows.shape[0]:,} items, {rows.shape[1]} numbers each")
+    screen.summary("embeddings", lines)
 
 
 if __name__ == "__main__":

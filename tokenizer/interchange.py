@@ -36,14 +36,14 @@ def read_codes(path: Path, offset: int = 0) -> tuple[np.ndarray, bool]:
     naming the item and the token when the file is not of this kind.
     """
     codes, has_extra = _read_index(path) if path.suffix == ".json" else (_read_array(path), False)
-    own = codes.shape[1] - has_extra
-    if codes[:, :own].min() < offset:
-        item, level = np.argwhere(codes[:, :own] < offset)[0].tolist()
+    n_levels = codes.shape[1] - has_extra
+    if codes[:, :n_levels].min() < offset:
+        item, level = np.argwhere(codes[:, :n_levels] < offset)[0].tolist()
         raise InputError(
             f"{path} gives item {item} the number {codes[item, level]} on level {level + 1}, which is under the offset {offset}; correct "
             "the file or the offset."
         )
-    codes[:, :own] -= offset
+    codes[:, :n_levels] -= offset
     return codes.astype(np.int32), has_extra
 
 
@@ -121,23 +121,23 @@ def read_codebooks(path: Path, level_sizes: list[int] | None = None, width: int 
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {key: file[key] for key in file.files}
+            arrays = {key: file[key] for key in file.files}
     except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not an .npz file"
         raise InputError(f"{path} cannot be read as codebooks ({reason}); save them with numpy.savez.") from error
-    n_levels = len(level_sizes) if level_sizes else max(len(found), 1)
+    n_levels = len(level_sizes) if level_sizes else max(len(arrays), 1)
     wanted = [f"codebook_{level}" for level in range(n_levels)]
-    missing = [key for key in wanted if key not in found]
+    missing = [key for key in wanted if key not in arrays]
     if missing:
         raise InputError(
-            f"{path} has no {missing[0]}; it must hold {wanted[0]} to {wanted[-1]}, and holds {', '.join(found) or 'nothing'}."
+            f"{path} has no {missing[0]}; it must hold {wanted[0]} to {wanted[-1]}, and holds {', '.join(arrays) or 'nothing'}."
         )
-    extra = sorted(set(found) - set(wanted))
+    extra = sorted(set(arrays) - set(wanted))
     if extra:
         raise InputError(f"{path} holds {extra[0]} beside the {n_levels} codebooks that are wanted; take it out.")
-    width = width or (found[wanted[0]].shape[-1] if found[wanted[0]].ndim else None)
+    width = width or (arrays[wanted[0]].shape[-1] if arrays[wanted[0]].ndim else None)
     for level, key in enumerate(wanted):
-        book = found[key]
+        book = arrays[key]
         size = level_sizes[level] if level_sizes else (book.shape[0] if book.ndim else None)
         if book.shape != (size, width) or book.dtype.kind not in "fiu":
             rows = size if level_sizes else "K"
@@ -146,7 +146,7 @@ def read_codebooks(path: Path, level_sizes: list[int] | None = None, width: int 
             )
         if not np.isfinite(book).all():
             raise InputError(f"{path}: {key} holds NaN or infinity; make the file again.")
-    return [found[key].astype(np.float32) for key in wanted]
+    return [arrays[key].astype(np.float32) for key in wanted]
 
 
 @dataclass
@@ -167,8 +167,8 @@ class InterchangeConfig:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 0.")
 
 
-def main() -> None:
-    config = parse_config(InterchangeConfig)
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(InterchangeConfig, arguments)
     codes, has_extra = read_codes(Path(config.read_file), config.read_offset)
     write_codes(Path(config.write_file), codes, config.write_offset)
     extra = ", the last one an extra token that only some items had" if has_extra else ""

@@ -78,15 +78,15 @@ def place_new_items(
 def _free_path(latent: np.ndarray, wanted: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:
     """The path [L] for one latent [e] whose own codes are `wanted` [L]; the last one is -1 where the nearest free one is to be found."""
     *prefix, code = wanted.tolist()
-    taken = occupied.children(tuple(prefix))
-    if code >= 0 and code not in taken:
+    occupied_codes = occupied.children(tuple(prefix))
+    if code >= 0 and code not in occupied_codes:
         return (*prefix, code)
-    if len(taken) == codebooks.sizes[-1]:
+    if len(occupied_codes) == codebooks.sizes[-1]:
         return cheapest_free_path(latent, codebooks, occupied)
     residual = latent[None, :] - codebooks.reconstruct(wanted[None, :-1])
     last_book = codebooks.vectors_after(len(prefix), prefix[-1] if prefix else None)
     costs = squared_distances(residual, last_book)[0] + codebooks.prices[-1]
-    costs[taken] = np.inf
+    costs[occupied_codes] = np.inf
     return (*prefix, int(costs.argmin()))
 
 

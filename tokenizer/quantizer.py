@@ -14,10 +14,10 @@ from safetensors.torch import save
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.autoencoders.finite_scalar import bound
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, SourceScale, chunks
-from sidrec.tokenizer.quantizers.fsq import bound
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Quantizer:
 
         Raises InputError when the sources are not as many or not as wide as then.
         """
-        found, wanted = [source.shape[1] for source in sources], [scale.width for scale in self.scales]
-        if found != wanted:
+        widths, wanted = [source.shape[1] for source in sources], [scale.width for scale in self.scales]
+        if widths != wanted:
             raise InputError(
-                f"the new items' sources have {found} numbers a row, but the semantic IDs were made from {wanted}; give the same sources "
+                f"the new items' sources have {widths} numbers a row, but the semantic IDs were made from {wanted}; give the same sources "
                 "in the same order."
             )
         return ItemVectors(sources, [scale.weight for scale in self.scales], [scale.floor for scale in self.scales])
@@ -104,8 +104,8 @@ class Quantizer:
             for name in ("encoder", "decoder"):
                 if name in built:
                     modules[name] = Mlp(**built[name])
-                    own = {key: tensors.pop(key) for key in list(tensors) if key.startswith(f"{name}.")}
-                    modules[name].load_state_dict({key.removeprefix(f"{name}."): weight for key, weight in own.items()})
+                    keys = [key for key in tensors if key.startswith(f"{name}.")]
+                    modules[name].load_state_dict({key.removeprefix(f"{name}."): tensors.pop(key) for key in keys})
         except (OSError, KeyError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a quantizer of this project ({reason}); make the SIDs again.") from error

@@ -24,8 +24,7 @@ from sidrec.pipeline.stage import require_finished
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.new_items import NewItems, place_new_items
 from sidrec.tokenizer.quantizer import Quantizer
-
-LEVEL_LETTERS = "abcdefgh"
+from sidrec.tokenizer.quantizers.level_sizes import LEVEL_LETTERS
 
 
 def sid_token(level: int, code: int) -> str:

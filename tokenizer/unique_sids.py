@@ -12,17 +12,16 @@ from array import array
 from collections import defaultdict
 
 import numpy as np
-from rich import get_console
-from rich.progress import track
 from scipy.optimize import linear_sum_assignment
 
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 
 BEAM_WIDTH = 32  # prefixes kept per level while an item looks for a free path
 
 
-def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks) -> np.ndarray:
+def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks, screen: Screen | None = None) -> np.ndarray:
     """Change as little as needed so that no two rows of codes are equal.
 
     latents: [N, e], what the codebooks code; codes: int [N, L], the quantizer's own; N <= prod K_l.
@@ -38,16 +37,19 @@ def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks) -> np.nd
     assert math.prod(sizes) >= N, f"{N} items cannot get unique codes from {sizes}"
     unique = codes.astype(np.int32)
     displaced: list[int] = []
-    quiet = not get_console().is_terminal
-    for items in track(_groups_with_repeats(codes, sizes), description="unique IDs", transient=True, disable=quiet):
-        own = latents[items]
-        residuals = own - codebooks.reconstruct(codes[items[:1], :-1])
-        book, lengths = codebooks.doubles_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
-        last = _assign(_costs(residuals.astype(np.float64), book, lengths), own)  # costs: [group, K_L]
-        unique[items, -1] = last
-        displaced.extend(items[last < 0].tolist())
+    screen = screen or Screen("unique IDs", quiet=True)
+    groups = _groups_with_repeats(codes, sizes)
+    with screen.bar("unique IDs", len(groups), "groups") as bar:
+        for items in groups:
+            of_group = latents[items]
+            residuals = of_group - codebooks.reconstruct(codes[items[:1], :-1])
+            book, lengths = codebooks.doubles_after(L - 1, int(codes[items[0], -2]) if L > 1 else None)
+            last = _assign(_costs(residuals.astype(np.float64), book, lengths), of_group)  # costs: [group, K_L]
+            unique[items, -1] = last
+            displaced.extend(items[last < 0].tolist())
+            bar.advance()
     if displaced:
-        _reroute(sorted(displaced), latents, unique, codebooks)
+        _reroute(sorted(displaced), latents, unique, codebooks, screen)
     return unique
 
 
@@ -57,9 +59,9 @@ def places(codes: np.ndarray) -> np.ndarray:
     order = np.argsort(group.ravel(), kind="stable")  # items, group by group, in item order
     firsts = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
     sizes = np.diff(firsts, append=len(codes))
-    found = np.empty(len(codes), dtype=np.int32)
-    found[order] = np.arange(len(codes)) - np.repeat(firsts, sizes)
-    return found
+    counts_before = np.empty(len(codes), dtype=np.int32)
+    counts_before[order] = np.arange(len(codes)) - np.repeat(firsts, sizes)
+    return counts_before
 
 
 def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -99,8 +101,8 @@ def _assign(costs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         columns, rows = linear_sum_assignment(costs.T)
     assigned[rows] = columns
     for equal in _equal_rows(vectors):  # their costs are equal: exchanging their codes costs nothing
-        taken = sorted((float(costs[equal[0], code]), code) for code in assigned[equal] if code >= 0)
-        assigned[equal] = [code for _, code in taken] + [-1] * (len(equal) - len(taken))
+        by_cost = sorted((float(costs[equal[0], code]), code) for code in assigned[equal] if code >= 0)
+        assigned[equal] = [code for _, code in by_cost] + [-1] * (len(equal) - len(by_cost))
     return assigned
 
 
@@ -132,9 +134,9 @@ class Occupied:
             prefixes = full[:, :level]
             starts = np.flatnonzero(np.append(True, (prefixes[1:] != prefixes[:-1]).any(axis=1)))
             children = np.split(full[:, level].astype(np.int32), starts[1:])
-            for prefix, taken in zip(prefixes[starts].tolist(), children, strict=True):
-                occupied._children[tuple(prefix)] = array("i", taken.tobytes())
-            full = prefixes[starts[np.array([len(taken) == level_sizes[level] for taken in children])]]
+            for prefix, codes_after in zip(prefixes[starts].tolist(), children, strict=True):
+                occupied._children[tuple(prefix)] = array("i", codes_after.tobytes())
+            full = prefixes[starts[np.array([len(codes_after) == level_sizes[level] for codes_after in children])]]
         return occupied
 
     def children(self, prefix: tuple[int, ...]) -> np.ndarray:
@@ -150,16 +152,17 @@ class Occupied:
                 return
 
 
-def _reroute(displaced: list[int], latents: Rows, unique: np.ndarray, codebooks: Codebooks) -> None:
+def _reroute(displaced: list[int], latents: Rows, unique: np.ndarray, codebooks: Codebooks, screen: Screen) -> None:
     """Give every displaced item, in order, the cheapest free path of its beam; writes into `unique` [N, L]."""
     settled = np.ones(len(unique), dtype=bool)
     settled[displaced] = False
     occupied = Occupied.of(unique[settled], codebooks.sizes)
-    quiet = not get_console().is_terminal
-    for item in track(displaced, description="items of overfull prefixes", transient=True, disable=quiet):
-        path = cheapest_free_path(latents[np.array([item])][0], codebooks, occupied)
-        unique[item] = path
-        occupied.take(path)
+    with screen.bar("items of overfull prefixes", len(displaced)) as bar:
+        for item in displaced:
+            path = cheapest_free_path(latents[np.array([item])][0], codebooks, occupied)
+            unique[item] = path
+            occupied.take(path)
+            bar.advance()
 
 
 def cheapest_free_path(latent: np.ndarray, codebooks: Codebooks, occupied: Occupied) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from run_dirs import ROOT, small_dataset
+from run_dirs import ROOT, small_dataset, stage_configs
 
 from benchmarks import case_ranks, levers
 from benchmarks.case_ranks import save_ranks
@@ -18,15 +18,13 @@ from benchmarks.our_models import PLANS
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import ndcg_at
 from sidrec.evaluation.statistics import holm, paired_test
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage
 from sidrec.sft import train
 from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 TAKERS = {
-    "tokenize": (TokenizerConfig, *KINDS),
+    "tokenize": (TokenizerConfig,),
     "sft/train.py": train.CONFIGS,
 }
 
@@ -37,7 +35,7 @@ def settings(dataset: str, name: str, run_dir: Path) -> dict[str, object]:
     for command in stages_of(dataset, levers_of(dataset)[name], seed=3):
         stage = name_of(command)
         flags = command[command.index(stage) + 1 :]
-        for part in parse_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)]):
+        for part in stage_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)]):
             every |= {f"{stage} {key}": value for key, value in vars(part).items() if not key.startswith("_")}
     return every
 

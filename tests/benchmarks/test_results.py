@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from run_dirs import ROOT, small_dataset
+from run_dirs import ROOT, small_dataset, stage_configs
 
 from benchmarks import results
 from benchmarks.harness import name_of, prepare_flags
@@ -22,18 +22,17 @@ from sidrec.baselines.blend import ENSEMBLES
 from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.evaluate import EvaluateConfig
 from sidrec.evaluation.statistics import holm, paired_test
-from sidrec.pipeline.config import parse_config, parse_configs
+from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
 from sidrec.pipeline.stage import Stage
 from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.tokenizer.config import TokenizerConfig
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS
 
 USERS = 200
 TAKERS = {
-    "tokenize": (TokenizerConfig, *KINDS),
+    "tokenize": (TokenizerConfig,),
     "sft/train.py": train.CONFIGS,
     "rl/grpo.py": grpo.CONFIGS,
 }
@@ -115,7 +114,7 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
         for command in commands:
             name = name_of(command)
             flags = command[command.index(name) + 1 :]
-            configs = parse_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
+            configs = stage_configs(TAKERS[name], [*flags, "--run_dir", str(tmp_path)])
             if name == "tokenize":
                 assert (configs[0].seed, len(configs[0].level_sizes), configs[0].unique) == (3, 1, "own_token")
                 assert (configs[0].quantizer == "random") == (piece == "random")

@@ -11,10 +11,10 @@ import torch
 from run_dirs import make_run_dir
 
 from benchmarks import row_starts
-from benchmarks.row_starts import RowStartsConfig, effective_rank, in_words, spread, text_model, with_shares
+from benchmarks.row_starts import ROW_STARTS, RowStartsConfig, effective_rank, in_words, spread, text_model, with_shares
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, load_backbone
-from sidrec.sft.embedding_init import ROW_STARTS
+from sidrec.sft.backbone import load_backbone
+from sidrec.sft.settings import BackboneConfig
 
 SMALL = ["--steps", "20", "--text_steps", "30", "--measure_every", "10", "--cases", "20", "--batch_size", "8"]
 SMALL += ["--max_items", "8", "--hidden_size", "16", "--layers", "1", "--words", "300"]

@@ -22,42 +22,44 @@ from benchmarks.tokenizer_downstream import DownstreamConfig, in_words, summaris
 from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, read_items, verdicts
 from sidrec.data.metrics import recall_at
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.quantizers.learn import learn
-from sidrec.tokenizer.quantizers.quantizer_settings import USED_BY
+from sidrec.tokenizer import quantizers
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_every_quantizer_of_the_tables_can_be_asked_for(name: str) -> None:
-    settings, sizes = read_settings(name, [256, 256, 256])
-    assert settings.quantizer in USED_BY
+    kind, sizes = read_settings(name, [256, 256, 256])
+    assert type(kind) in quantizers.QUANTIZERS.values()
     assert len(sizes) == 3
     assert all(size in (256, 243, 240) for size in sizes)
     assert "--level_sizes" in flags_of(name, [256, 256, 256])
 
 
 def test_changes_win_over_the_file() -> None:
-    training = read_settings("rqkmeans_plus_published", [256, 256])[0].training
-    assert (training.decoder, training.commitment_levels, training.learning_rate) == ("mlp", "first", 1e-4)
-    ema, rqvae = (read_settings(name, [256, 256])[0].training for name in ("ema_reset", "rqvae"))
-    assert (ema.codebook_start, ema.codebook_update, ema.reset_every > 0) == ("random", "ema", True)
-    assert (rqvae.codebook_start, rqvae.codebook_update) == ("random", "gradient")
+    plus: Any = read_settings("rqkmeans_plus_published", [256, 256])[0]
+    assert (plus.decoder, plus.commitment_levels, plus.learning_rate) == ("mlp", "first", 1e-4)
+    assert plus.commitment_weight == 0.25
+    ema, rqvae = (vars(read_settings(name, [256, 256])[0]) for name in ("ema_reset", "rqvae"))
+    assert (ema["codebook_init"], ema["codebook_update"], ema["reset_every"] > 0) == ("random", "ema", True)
+    assert (rqvae["codebook_init"], rqvae["codebook_update"]) == ("random", "gradient")
 
 
 def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:
     """VQ has one level, so that it cannot tell the items of a catalogue apart; given codes are the user's own."""
-    assert {read_settings(name, [256] * 3)[0].quantizer for name in QUANTIZERS} == set(USED_BY) - {"vq", "given"}
+    of_tables = {type(read_settings(name, [256] * 3)[0]) for name in QUANTIZERS}
+    assert of_tables == {kind for name, kind in quantizers.QUANTIZERS.items() if name not in ("vq", "given")}
 
 
 def test_fsq_takes_its_own_nearest_sizes() -> None:
     for levels in (FSQ_LEVELS, RESIDUAL_FSQ_LEVELS):
         assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in levels.items())
-    settings, sizes = read_settings("fsq", [256, 256])
-    assert (settings.fsq.fsq_levels, settings.fsq.fsq_tokens, sizes) == ([8, 6, 5], 2, [240, 240])
-    settings, sizes = read_settings("rqkmeans_fsq", [64, 64, 64])
-    assert (settings.fsq.fsq_levels, sizes) == ([8, 8], [64, 64, 64])
-    settings, sizes = read_settings("fsq_residual", [256, 256, 256])
-    assert (settings.fsq.fsq_form, settings.fsq.fsq_levels, sizes) == ("residual", [3] * 5, [243] * 3)
-    settings, sizes = read_settings("rqkmeans_fsq", [256, 250])
+    kind: Any
+    kind, sizes = read_settings("fsq", [256, 256])
+    assert (kind.fsq_levels, kind.fsq_tokens, sizes) == ([8, 6, 5], 2, [240, 240])
+    kind, sizes = read_settings("rqkmeans_fsq", [64, 64, 64])
+    assert (kind.fsq_levels, sizes) == ([8, 8], [64, 64, 64])
+    kind, sizes = read_settings("fsq_residual", [256, 256, 256])
+    assert (kind.fsq_form, kind.fsq_levels, sizes) == ("residual", [3] * 5, [243] * 3)
+    kind, sizes = read_settings("rqkmeans_fsq", [256, 250])
     assert sizes == [256, 240]
 
 
@@ -134,7 +136,7 @@ def test_a_quality_row_against_its_definitions() -> None:
     settings, _ = read_settings("rqkmeans", sizes)
     row = measure(settings, source, sizes, seed=1, held_out=0.25)
     unit = source / np.linalg.norm(source, axis=1, keepdims=True)
-    quantizer = learn(settings, unit, sizes, 1)
+    quantizer = settings.fit(unit, sizes, 1)
     codes = quantizer.encode(unit)
     error = float(((unit - quantizer.reconstruct(codes)) ** 2).sum(1).mean())
     assert row["error"] == pytest.approx(error, rel=1e-4)
@@ -151,7 +153,7 @@ def test_a_quality_row_against_its_definitions() -> None:
 
     held = np.sort(np.random.default_rng(1).permutation(120)[:30])
     learnt = np.setdiff1d(np.arange(120), held)
-    without = learn(settings, unit[learnt], sizes, 1)
+    without = settings.fit(unit[learnt], sizes, 1)
     expected = float(((unit[held] - without.reconstruct(without.encode(unit[held]))) ** 2).sum(1).mean())
     assert row["error_held_out"] == pytest.approx(expected, rel=1e-3)
     assert row["error_held_out"] > row["error"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from sidrec.decoding import output_head
 from sidrec.decoding.beam_search import beam_search, best_first
 from sidrec.decoding.exhaustive import leaf_log_probs
+from sidrec.decoding.normaliser import NORMALISERS
 from sidrec.decoding.output_head import OutputHead
-from sidrec.decoding.policy import NORMALISERS, SidVocabulary
+from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.shared_prefix import SharedPrefix, check_decoder
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError

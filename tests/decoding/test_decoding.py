@@ -23,7 +23,8 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, load_backbone
+from sidrec.sft.backbone import load_backbone
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.tokenizer.semantic_ids import SemanticIds
 

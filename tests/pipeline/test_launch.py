@@ -8,7 +8,7 @@ import torch
 from sidrec.pipeline import launch as processes
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.launch import asked_processes, refuse_fewer_processes_than_asked, refuse_wrong_number_of_processes
-from sidrec.sft.precision import has_bf16
+from sidrec.pipeline.precision import has_bf16
 
 LAUNCH = ["/usr/bin/python3", "/usr/bin/accelerate", "launch"]
 

@@ -19,6 +19,7 @@ from sidrec.rl import grpo
 from sidrec.rl.groups import draw_groups, with_targets
 from sidrec.rl.trainer import first_rows
 from sidrec.rl.training_metrics import draw_training, group_figures
+from sidrec.sft import train
 from sidrec.sft.vocabulary import add_sid_tokens
 
 N, G, SEEDS = 40, 6, 400
@@ -70,11 +71,11 @@ def test_with_the_taken_item_in_every_group_they_still_do(question, target):
     search, probabilities = question
     order = probabilities.argsort(descending=True)
     item = order[1] if target == "likely" else order[-3]
-    groups, found = draw_groups(search, SEEDS, G, "gumbel", [f"seed {i}" for i in range(SEEDS)])
+    groups, beams = draw_groups(search, SEEDS, G, "gumbel", [f"seed {i}" for i in range(SEEDS)])
     targets = item.expand(SEEDS)
     share_before = float((groups.items == item).any(1).float().mean())
     assert (share_before > 0.5) == (target == "likely")
-    groups = with_targets(groups, found, targets, probabilities[targets])
+    groups = with_targets(groups, beams, targets, probabilities[targets])
     assert all(len(set(row)) == G for row in groups.items.tolist())
     assert (groups.items == item).any(1).all()
     torch.testing.assert_close(groups.weights[groups.items == item], probabilities[item].expand(SEEDS))
@@ -85,9 +86,9 @@ def test_with_the_taken_item_in_every_group_they_still_do(question, target):
 
 def test_where_the_taken_item_is_not_known_the_draws_stay(question):
     search, probabilities = question
-    drawn, found = draw_groups(search, 4, G, "gumbel", list("abcd"))
+    drawn, beams = draw_groups(search, 4, G, "gumbel", list("abcd"))
     targets = torch.tensor([-1, 3, -1, 5])
-    groups = with_targets(drawn, found, targets, probabilities[targets.clamp(min=0)])
+    groups = with_targets(drawn, beams, targets, probabilities[targets.clamp(min=0)])
     assert torch.equal(groups.items[[0, 2]], drawn.items[[0, 2]])
     assert torch.equal(groups.weights[[0, 2]], drawn.weights[[0, 2]])
     assert (groups.items[[1, 3]] == targets[[1, 3], None]).any(1).all()
@@ -100,9 +101,9 @@ def test_independent_draws_follow_the_policy_and_beams_are_its_best(question):
     assert (groups.weights == 1).all()
     counts = torch.bincount(groups.items.flatten(), minlength=N) / groups.items.numel()
     assert float((counts - probabilities).abs().sum()) / 2 < 0.05, "total variation"
-    beams, _ = draw_groups(search, 1, N, "beams", [""])
-    torch.testing.assert_close(beams.weights[0], probabilities[beams.items[0]])
-    assert beams.items[0, 0] == probabilities.argmax()
+    best, _ = draw_groups(search, 1, N, "beams", [""])
+    torch.testing.assert_close(best.weights[0], probabilities[best.items[0]])
+    assert best.items[0, 0] == probabilities.argmax()
 
 
 def test_one_row_of_every_group():
@@ -117,30 +118,30 @@ def test_figures_of_groups_by_hand():
     items = torch.tensor([[5, 8, 2, 9, 1, 0], [5, 8, 2, 9, 1, 0], [3, 4, 5, 6, 7, 8]])
     targets = torch.tensor([[8], [30], [3]]).expand(-1, 6)
     rewards = (items == targets).float()
-    found = group_figures(rewards, items, targets, trie)
-    assert found["zero_signal"] == pytest.approx(1 / 3)
-    places = {name: value for name, value in found.items() if name.startswith("target_place")}
+    figures = group_figures(rewards, items, targets, trie)
+    assert figures["zero_signal"] == pytest.approx(1 / 3)
+    places = {name: value for name, value in figures.items() if name.startswith("target_place")}
     assert places == {
         "target_place/1-1": pytest.approx(1 / 3),
         "target_place/2-4": pytest.approx(1 / 3),
         "target_place/5-6": 0,
         "target_place/none": pytest.approx(1 / 3),
     }
-    assert found["depth_accuracy/3"] == pytest.approx(2 / 18)
+    assert figures["depth_accuracy/3"] == pytest.approx(2 / 18)
     same = [
         (sids.codes[i][:1] == sids.codes[t][:1]).all() for i, t in zip(items.flatten(), targets.flatten(), strict=True)
     ]
-    assert found["depth_accuracy/1"] == pytest.approx(np.mean(same))
+    assert figures["depth_accuracy/1"] == pytest.approx(np.mean(same))
     with_open = group_figures(
         torch.cat([rewards, torch.rand(2, 6)]), items[[0, 1, 2, 0, 0]], torch.cat([targets, targets[:2] * 0 - 1]), trie
     )
     assert with_open.pop("zero_signal") == pytest.approx(1 / 5)
-    assert with_open == {name: value for name, value in found.items() if name != "zero_signal"}
+    assert with_open == {name: value for name, value in figures.items() if name != "zero_signal"}
 
 
 OPTIONS = {
     "kl": {"kl_weight": 0.1},
-    "anchor": {"anchor_weight": 0.5},
+    "sft_loss": {"sft_loss_weight": 0.5},
     "injected": {"inject_target": "true"},
     "s_dpo": {"objective": "s_dpo", "inject_target": "true"},
     "ecpo, beams": {"objective": "ecpo", "draw": "beams", "token_credit": 0.1},
@@ -149,7 +150,7 @@ OPTIONS = {
         "open_questions": "true",
         "rewards": ["exact_hit", "history_score"],
         "inject_target": "true",
-        "anchor_weight": 0.5,
+        "sft_loss_weight": 0.5,
         "token_credit": 0.1,
         "kl_weight": 0.1,
     },
@@ -176,7 +177,7 @@ def test_every_kind_trains_and_says_what_it_did(tmp_path_factory, tmp_path, name
         assert np.isfinite(row["loss"])
         assert np.isfinite(row["grad_norm"])
         assert ("kl/max" in row) == (name in ("kl", "s_dpo", "open"))
-        assert ("anchor" in row) == (name in ("anchor", "open"))
+        assert ("sft_loss" in row) == (name in ("sft_loss", "open"))
         assert 0 < row["leaked_mass/1"] < 1
         if name in ("injected", "s_dpo"):
             assert row["zero_signal"] == 0
@@ -192,8 +193,11 @@ MISTAKES = {
     "weights": ({"rewards": ["exact_hit"]}, "reward_weights has 2 numbers for 1 rewards"),
     "no place": ({"inject_target": "true", "draw": "beams"}, "inject_target needs draw=gumbel"),
     "nothing to compare": ({"objective": "s_dpo"}, "set inject_target to true"),
-    "TRL's own": ({"loss_type": "cispo"}, "loss_type=cispo is TRL's and has no effect here; set objective instead"),
-    "TRL's KL": ({"beta": 0.1}, "beta=0.1 is TRL's and has no effect here; set kl_weight instead"),
+    "TRL's own": (
+        {"loss_type": "cispo"},
+        "loss_type cannot be set here: it is TRL's and has no effect here; set objective instead",
+    ),
+    "TRL's KL": ({"beta": 0.1}, "beta cannot be set here: it is TRL's and has no effect here; set kl_weight instead"),
     "negative": ({"kl_weight": -1}, "kl_weight=-1.0 is negative"),
 }
 
@@ -211,8 +215,7 @@ def test_settings_that_mean_nothing_are_one_sentence(tmp_path_factory, tmp_path,
 
 def test_a_model_that_is_ranked_by_another_softmax_is_refused(tmp_path_factory, tmp_path, capsys):
     run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
-    record = run_dir / "sft" / "sidrec.json"
-    record.write_text(record.read_text().replace('"children"', '"full"'))
+    run_stage(train, run_dir, overwrite="true", normaliser="full", max_steps=4)
     assert exit_code("rl/grpo.py", *flags(grpo, run_dir)) == 2
     assert "was trained with normaliser=full" in capsys.readouterr().err
 

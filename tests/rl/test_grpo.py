@@ -10,7 +10,6 @@ import shutil
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import make_sids
 from run_dirs import (
     assert_one_sentence,
     exit_code,
@@ -27,9 +26,9 @@ from trl import GRPOTrainer, SFTTrainer
 
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
-from sidrec.rl import grpo
+from sidrec.rl import grpo, practice
 from sidrec.rl.groups import draw_generator
-from sidrec.rl.settings import ObjectiveConfig, RlConfig
+from sidrec.rl.settings import ObjectiveConfig, RlConfig, RlTrainerConfig
 from sidrec.rl.trainer import SidGRPOTrainer, rollout
 from sidrec.sft.trainer import SidSFTTrainer
 
@@ -88,19 +87,19 @@ def test_rewards_and_recall_are_logged(rl_run):
 
 def test_rollouts_are_distinct_valid_items_of_their_own_prompt(trainer):
     prompts = distinct_prompts(trainer, 6)
-    found = rollout(repeated(prompts), trainer)
-    assert set(found) == {"prompt_ids", "completion_ids", "logprobs", "codes", "items"}
-    assert found["items"] == trainer.trie.item_of(torch.tensor(found["codes"])).tolist()
-    assert found["logprobs"] is None
+    rows = rollout(repeated(prompts), trainer)
+    assert set(rows) == {"prompt_ids", "completion_ids", "logprobs", "codes", "items", "weight"}
+    assert rows["items"] == trainer.trie.item_of(torch.tensor(rows["codes"])).tolist()
+    assert rows["logprobs"] is None
     all_codes = {tuple(row) for row in (trainer.renderer.item_tokens - first_tokens(trainer)).tolist()}
     for i, prompt in enumerate(prompts):
         group = slice(i * G, (i + 1) * G)
-        codes = [tuple(row) for row in found["codes"][group]]
+        codes = [tuple(row) for row in rows["codes"][group]]
         assert len(set(codes)) == G, "an item was drawn twice for one prompt"
         assert set(codes) <= all_codes, "an item that does not exist"
-        assert found["completion_ids"][group] == (torch.tensor(codes) + first_tokens(trainer)).tolist()
-        assert found["prompt_ids"][group] == [trainer.processing_class(prompt)["input_ids"]] * G
-        texts = trainer.processing_class.batch_decode(found["completion_ids"][group])
+        assert rows["completion_ids"][group] == (torch.tensor(codes) + first_tokens(trainer)).tolist()
+        assert rows["prompt_ids"][group] == [trainer.processing_class(prompt)["input_ids"]] * G
+        texts = trainer.processing_class.batch_decode(rows["completion_ids"][group])
         assert texts == ["".join(f"<{'abc'[level]}_{code}>" for level, code in enumerate(row)) for row in codes]
 
 
@@ -151,7 +150,8 @@ def test_the_gradient_is_the_written_formula(trainer, n_groups):
     prompt_ids = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
     assert len({len(ids) for ids in prompt_ids}) == min(2, n_groups)
     trainer.model.train()
-    drawn = [tuple(row) for row in rollout(repeated(prompts), trainer)["codes"]]
+    rolled = rollout(repeated(prompts), trainer)
+    drawn = [tuple(row) for row in rolled["codes"]]
     groups = [drawn[i * G : (i + 1) * G] for i in range(n_groups)]
     targets = [group[3 + i] for i, group in enumerate(groups)]
     rows = [
@@ -160,11 +160,11 @@ def test_the_gradient_is_the_written_formula(trainer, n_groups):
         for _ in range(G)
     ]
     inputs = trainer._generate_and_score_completions(rows)
-    shares = trainer.draw_weights.view(n_groups, G)
+    shares = torch.tensor(rolled["weight"]).view(n_groups, G)
     shares = shares / shares.sum(1, keepdim=True)
     trainer.model.zero_grad()
     trainer.compute_loss(trainer.model, inputs).backward()
-    found = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
+    gradients = {name: parameter.grad.clone() for name, parameter in trainer.model.named_parameters()}
 
     trainer.model.zero_grad()
     all_advantages = []
@@ -177,8 +177,8 @@ def test_the_gradient_is_the_written_formula(trainer, n_groups):
         all_advantages.append(advantages)
     torch.testing.assert_close(inputs["advantages"], torch.cat(all_advantages)[:, None].expand(-1, 3))
     for name, parameter in trainer.model.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
-    assert max(gradient.abs().max() for gradient in found.values()) > 1e-3
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-3
     trainer.model.zero_grad()
 
 
@@ -211,14 +211,14 @@ def test_leaked_mass_is_what_the_whole_softmax_gives_to_codes_that_do_not_exist(
     )
     trainer.model.eval()
     scored = {"prompt_ids": torch.tensor([prompt_ids]), "prompt_mask": torch.ones(1, len(prompt_ids), dtype=torch.long)}
-    found = trainer._leaked(scored, torch.tensor([item]))
+    leaked = trainer._leaked(scored, torch.tensor([item]))
     with torch.no_grad():
         logits = trainer.model(torch.tensor([[*prompt_ids, *(first_tokens(trainer) + codes).tolist()]])).logits[0]
     for level in range(3):
         same = (all_codes[:, :level] == codes[:level]).all(1)
         children = all_codes[same, level].unique() + first_tokens(trainer)[level]
         existing = logits[len(prompt_ids) - 1 + level].softmax(0)[children].sum()
-        assert float(found[0, level]) == pytest.approx(1 - float(existing), abs=1e-5)
+        assert float(leaked[0, level]) == pytest.approx(1 - float(existing), abs=1e-5)
 
 
 def script_recall(monkeypatch, recalls: list[float]) -> None:
@@ -277,16 +277,17 @@ def test_the_best_checkpoint_is_kept(run_dir, monkeypatch, capsys, metric):
     )
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
-    class KeepWeights(SidGRPOTrainer):
-        def evaluate(self, *args, **kwargs):
-            seen[self.state.global_step] = state(self.model)
-            return super().evaluate(*args, **kwargs)
+    evaluate = SidGRPOTrainer.evaluate
 
-    monkeypatch.setattr(grpo, "SidGRPOTrainer", KeepWeights)
+    def keep_weights(self, *args, **kwargs):
+        seen[self.state.global_step] = state(self.model)
+        return evaluate(self, *args, **kwargs)
+
+    monkeypatch.setattr(SidGRPOTrainer, "evaluate", keep_weights)
     run_stage(grpo, run_dir, metric_for_best_model=metric)
     assert "at step 4 of 6" in capsys.readouterr().out
     rl = load_file(run_dir / "rl" / "model.safetensors")
-    same = {step: all(torch.equal(rl[name], kept[name]) for name in rl) for step, kept in seen.items()}
+    same = {step: all(torch.equal(rl[name], weights[name]) for name in rl) for step, weights in seen.items()}
     assert same == {0: False, 2: False, 4: True, 6: False}
 
 
@@ -310,7 +311,7 @@ def test_another_sft_model_is_refused(rl_run, tmp_path):
     run_dir = shutil.copytree(rl_run[0], tmp_path / "run")
     manifest = run_dir / "sft" / "manifest.json"
     manifest.write_text(manifest.read_text() + " ")
-    with pytest.raises(InputError, match=r"rl was made from another sft/manifest\.json"):
+    with pytest.raises(InputError, match=r"rl was made from another .*sft/manifest\.json"):
         run_stage(grpo, run_dir)
 
 
@@ -329,7 +330,7 @@ def mistakes() -> dict[str, tuple[dict[str, object], str]]:
             {"positions_per_user": 0},
             "positions_per_user=0 and open_questions=False leave no question",
         ),
-        "temperature": ({"temperature": 0.5}, "temperature=0.5 would train another policy"),
+        "temperature": ({"temperature": 0.5}, "temperature cannot be set here: it would train another policy"),
         "unsaved measurements": ({"save_steps": 6}, "save_steps=6"),
     }
 
@@ -346,16 +347,9 @@ def test_bad_input_is_one_sentence_and_claims_no_folder(run_dir, capsys, mistake
 
 def test_groups_must_be_whole_in_every_process():
     """TRL itself only asks that all processes together hold whole groups."""
-    training = grpo.SidGRPOConfig(
-        output_dir="unused",
-        num_generations=8,
-        per_device_train_batch_size=36,
-        use_cpu=True,
-        gradient_accumulation_steps=2,
-        bf16=False,
-    )
+    training = RlTrainerConfig(num_generations=8, per_device_train_batch_size=36, gradient_accumulation_steps=2)
     with pytest.raises(InputError, match="per_device_train_batch_size=36 is not a multiple of num_generations=8"):
-        grpo.check(make_sids(60, [4, 4, 5]), RlConfig(), training, ObjectiveConfig())
+        practice.refuse_contradictions(RlConfig(), ObjectiveConfig(), training)
 
 
 def test_rl_before_sft_names_the_command(tmp_path, capsys):

@@ -16,7 +16,8 @@ from sidrec.rl.group_log_probs import group_log_probs, pack_groups
 from sidrec.rl.rewards import exact_hit, prefix_credit
 from sidrec.sft.backbone import add_dropout
 from sidrec.sft.examples import ExampleCollator, ExampleRenderer
-from sidrec.sft.tasks import TASKS, TaskConfig, task_rows
+from sidrec.sft.settings import TASKS, TaskConfig
+from sidrec.sft.tasks import task_rows
 from sidrec.sft.trainer import answer_loss
 from sidrec.sft.vocabulary import add_sid_tokens
 

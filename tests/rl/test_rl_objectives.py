@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
+from dataclasses import fields
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,19 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sidrec.baselines.item_knn import fit_item_knn
-from sidrec.rl.objectives import POLICY_LOSSES, Clip, divergence_to_come, exact_kl, group_advantages, s_dpo
+from sidrec.pipeline.errors import InputError
+from sidrec.rl.clipping import Clip
+from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
+from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
-from sidrec.rl.rewards import (
-    REWARDS,
-    collaborative_score,
-    embedding_similarity,
-    first_difference,
-    history_score,
-    novel_hit,
-    rank_penalty,
-    reward_functions,
-)
+from sidrec.rl.rewards import REWARDS, RewardSources, first_difference, rank_penalty, reward_functions
+from sidrec.rl.settings import ObjectiveConfig, ObjectiveName
 
+POLICY_LOSSES = {name: objective.loss for name, objective in OBJECTIVES.items() if objective.loss is not None}
 B, L = 6, 3
 CLIP = Clip(low=0.2, high=0.3, early=0.1)
 
@@ -119,11 +118,11 @@ def test_s_dpo_by_its_formula_and_its_gradient_by_differences():
 
 def test_advantages_by_hand():
     rewards, weights = torch.tensor([[1.0, 0.0, 0.0, 0.0]]), torch.tensor([[2.0, 1.0, 0.5, 0.5]])
-    centred = group_advantages(rewards, weights, "dr_grpo")
+    centred = group_advantages(rewards, weights, OBJECTIVES["dr_grpo"].scaled)
     torch.testing.assert_close(centred, torch.tensor([[0.5, -0.5, -0.5, -0.5]]))
     assert float((weights * centred).sum()) == pytest.approx(0)
-    torch.testing.assert_close(group_advantages(rewards, weights, "grpo"), centred / (0.5 + 1e-4))
-    assert (group_advantages(torch.ones(1, 4), weights, "grpo") == 0).all(), "equal rewards teach nothing"
+    torch.testing.assert_close(group_advantages(rewards, weights, OBJECTIVES["grpo"].scaled), centred / (0.5 + 1e-4))
+    assert (group_advantages(torch.ones(1, 4), weights, scaled=True) == 0).all(), "equal rewards teach nothing"
 
 
 @given(seed=st.integers(0, 10_000), k=st.integers(1, 9))
@@ -135,12 +134,12 @@ def test_the_exact_kl_is_the_sum_and_never_negative(seed, k):
     expected = sum(
         math.exp(p) * (p - r) for p, r in zip(log_probs[0, :k].tolist(), reference[0, :k].tolist(), strict=True)
     )
-    found = float(exact_kl(log_probs, reference))
-    assert found == pytest.approx(expected, abs=1e-4)
-    assert found >= -1e-5
+    kl = float(exact_kl(log_probs, reference))
+    assert kl == pytest.approx(expected, abs=1e-4)
+    assert kl >= -1e-5
     assert float(exact_kl(log_probs, log_probs)) == 0
     if k == 1:
-        assert found == 0, "a forced code"
+        assert kl == 0, "a forced code"
 
 
 def test_the_kl_of_a_code_that_the_reference_hardly_has_is_finite_with_a_finite_gradient():
@@ -176,8 +175,8 @@ def test_with_the_divergence_to_come_the_gradient_is_that_of_the_expected_diverg
             loss = loss + (weights * chosen * divergence_to_come(kl.detach())).sum()
         return torch.autograd.grad(loss, (first, second))
 
-    for found, wanted in zip(gradients(True), expected, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for gradient, wanted in zip(gradients(True), expected, strict=True):
+        torch.testing.assert_close(gradient, wanted)
     assert not torch.allclose(gradients(False)[0], expected[0], rtol=0.01)
 
 
@@ -187,19 +186,18 @@ SEQUENCES = [np.array([0, 1, 2]), np.array([0, 1, 3]), np.array([1, 4]), np.arra
 def test_history_score_is_the_discounted_gain_of_the_others_list():
     knn = fit_item_knn(SEQUENCES, 6, neighbours=6, shrink=0.0)
     history, items = [0, 1], [0, 1, 2, 3, 4, 5]
-    found = history_score(knn)(items=items, history=[history] * 6, target=[NO_TARGET] * 6)
+    gains = history_score(knn)(items=items, history=[history] * 6, target=[NO_TARGET] * 6)
     scores = knn.scores([np.array(history)])[0]
     unseen = sorted((item for item in items if item not in history), key=lambda item: (-scores[item], item))
-    assert found == pytest.approx([0 if item in history else 1 / math.log2(2 + unseen.index(item)) for item in items])
-    assert max(found) == 1
+    assert gains == pytest.approx([0 if item in history else 1 / math.log2(2 + unseen.index(item)) for item in items])
+    assert max(gains) == 1
     mixed = history_score(knn)(items=[2, 2], history=[history, history], target=[3, NO_TARGET])
-    assert mixed == [None, found[2]], "the list was fitted on the answer to the first question"
+    assert mixed == [None, gains[2]], "the list was fitted on the answer to the first question"
 
 
 def test_only_history_score_has_something_to_say_of_an_open_question():
-    rewards = reward_functions(
-        list(REWARDS), SEQUENCES, np.eye(6, dtype=np.float32), 2, lambda: fit_item_knn(SEQUENCES, 6, 6, 0.0)
-    )
+    knn = lambda: fit_item_knn(SEQUENCES, 6, 6, 0.0)  # noqa: E731
+    rewards = reward_functions(list(REWARDS), RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, knn))
     columns = {
         "codes": [(0, 1), (0, 2), (0, 1), (0, 2)],
         "target_codes": [(0, 1)] * 4,
@@ -231,8 +229,8 @@ def test_collaborative_score_is_the_cosine_of_users():
 
 def test_embedding_similarity_is_the_cosine_of_vectors():
     vectors = np.array([[2, 0], [3, 3], [-1, 0], [0, 0]], dtype=np.float32)
-    found = embedding_similarity(vectors)([0, 1, 2, 3], [0, 0, 0, 0])
-    assert found == pytest.approx([1, math.sqrt(0.5), -1, 0])
+    cosines = embedding_similarity(vectors)([0, 1, 2, 3], [0, 0, 0, 0])
+    assert cosines == pytest.approx([1, math.sqrt(0.5), -1, 0])
 
 
 def test_novel_hit_pays_most_for_the_rarest():
@@ -243,5 +241,39 @@ def test_novel_hit_pays_most_for_the_rarest():
 
 def test_first_difference_by_hand():
     wanted = [(1, 2, 3)] * 4
-    found = [(1, 2, 3), (1, 2, 4), (1, 3, 3), (0, 2, 3)]
-    assert first_difference(found, wanted) == [[1, 1, 1], [1, 1, -1], [1, -1, 0], [-1, 0, 0]]
+    drawn_codes = [(1, 2, 3), (1, 2, 4), (1, 3, 3), (0, 2, 3)]
+    assert first_difference(drawn_codes, wanted) == [[1, 1, 1], [1, 1, -1], [1, -1, 0], [-1, 0, 0]]
+
+
+def test_what_settings_name_is_what_there_is():
+    assert set(get_args(ObjectiveName)) == set(OBJECTIVES)
+    helps = {field.name: field.metadata["help"] for field in fields(ObjectiveConfig)}
+    for name in OBJECTIVES:
+        assert name in helps["objective"]
+    measured, experimental = helps["rewards"].split("experimental:")
+    for name in REWARDS:
+        assert name in (
+            experimental
+            if name in ("collaborative_score", "embedding_similarity", "novel_hit", "history_score")
+            else measured
+        )
+
+
+def test_a_reward_of_ones_own_by_its_dotted_path(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def half(codes, **columns):\n    return [0.5] * len(codes)\n\nnothing = 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sources = RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, lambda: None)
+    first, second = reward_functions(["exact_hit", "my_rewards.half"], sources)
+    assert first.__name__ == "exact_hit"
+    assert second(codes=[(0, 1), (0, 2)], target=[1, 1]) == [0.5, 0.5]
+    for name, sentence in (
+        ("luck", "rewards has luck; give any of exact_hit"),
+        ("my_rewards.whole", r"rewards has my_rewards\.whole, which cannot be imported"),
+        ("no_such_package.half", r"rewards has no_such_package\.half, which cannot be imported"),
+        ("my_rewards.nothing", r"rewards has my_rewards\.nothing, which is no function"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            reward_functions([name], sources)

@@ -12,14 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from run_dirs import assert_one_sentence, flags, make_run_dir, printed_logs, run_stage, start, weights
-from transformers import TrainingArguments
+import torch
+from run_dirs import assert_one_sentence, flags, logged, make_run_dir, run_stage, start, weights
+from safetensors.torch import save_file
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import require_finished
 from sidrec.rl import grpo
 from sidrec.sft import train
-from sidrec.sft.checkpoints import last_whole_checkpoint, refuse_unsaved_measurements, remove_checkpoints
+from sidrec.sft.checkpoints import is_whole, last_whole_checkpoint, remove_checkpoints
+from sidrec.sft.settings import SftTrainerConfig
 
 OFTEN = {train: {"eval_steps": 1, "save_steps": 1, "item_dropout": 0.3}, grpo: {"eval_steps": 1, "save_steps": 1}}
 SCRIPTS = {train: "sft/train.py", grpo: "rl/grpo.py"}
@@ -28,9 +30,31 @@ SCRIPTS = {train: "sft/train.py", grpo: "rl/grpo.py"}
 def write_checkpoint(folder: Path, step: int) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": torch.ones(2)}, checkpoint / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"state": torch.ones(2)}, checkpoint / name)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
     return checkpoint
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def test_files_of_others_are_left_alone(tmp_path):
+    write_checkpoint(tmp_path, 3)
+    (tmp_path / "checkpoint-old").mkdir()
+    (tmp_path / "checkpoint-7").write_text("a file")
+    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-3")
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "checkpoint-old", "checkpoint-7"}
+
+
+def test_every_process_finds_its_random_numbers(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 3)
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    assert not is_whole(checkpoint, world_size=2)
+    shutil.copyfile(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+    assert is_whole(checkpoint, world_size=2)
 
 
 def test_the_newest_whole_checkpoint_by_number(tmp_path):
@@ -46,9 +70,26 @@ def test_the_newest_whole_checkpoint_by_number(tmp_path):
         lambda checkpoint: (checkpoint / "trainer_state.json").unlink(),
         lambda checkpoint: (checkpoint / "trainer_state.json").write_text('{"global_st'),
         lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+        lambda checkpoint: (checkpoint / "optimizer.pt").unlink(),
+        lambda checkpoint: (checkpoint / "scheduler.pt").unlink(),
+        lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
+        lambda checkpoint: truncate(checkpoint / "optimizer.pt"),
+        lambda checkpoint: truncate(checkpoint / "rng_state.pth"),
+        lambda checkpoint: truncate(checkpoint / "model.safetensors"),
         lambda checkpoint: [path.unlink() for path in checkpoint.iterdir()],
     ],
-    ids=["not finished", "half a state", "half deleted", "empty"],
+    ids=[
+        "not finished",
+        "half a state",
+        "half deleted",
+        "no optimizer",
+        "no schedule",
+        "no random numbers",
+        "half an optimizer",
+        "half random numbers",
+        "half weights",
+        "empty",
+    ],
 )
 def test_a_broken_checkpoint_is_deleted_and_the_one_before_it_taken(tmp_path, damage):
     write_checkpoint(tmp_path, 9)
@@ -69,8 +110,8 @@ def test_all_processes_of_a_run_may_look_at_once(tmp_path):
         for i in range(50):
             (broken / f"shard{i}.bin").touch()
         with ThreadPoolExecutor(8) as pool:
-            found = set(pool.map(last_whole_checkpoint, [folder] * 8))
-        assert found == {str(folder / "checkpoint-1")}
+            checkpoints = set(pool.map(last_whole_checkpoint, [folder] * 8))
+        assert checkpoints == {str(folder / "checkpoint-1")}
 
 
 def test_checkpoints_are_removed_with_their_folder(tmp_path):
@@ -80,16 +121,19 @@ def test_checkpoints_are_removed_with_their_folder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_measured_must_be_saved(tmp_path):
-    def arguments(**changed: object) -> TrainingArguments:
+def test_what_is_measured_must_be_saved():
+    def settings(**changed: object) -> SftTrainerConfig:
         chosen = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 5, "save_steps": 5}
-        return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **(chosen | changed))
+        return SftTrainerConfig(**(chosen | changed))
 
-    refuse_unsaved_measurements(arguments())
-    refuse_unsaved_measurements(arguments(eval_strategy="epoch", save_strategy="epoch", save_steps=10))
-    refuse_unsaved_measurements(arguments(save_strategy="best", save_steps=10))
+    settings()
+    settings(eval_strategy="epoch", save_strategy="epoch", save_steps=10)
+    settings(save_strategy="best", save_steps=10)
+    settings(eval_steps=None, logging_steps=10, save_steps=10)  # transformers measures as often as it logs
     with pytest.raises(InputError, match="save_steps=10 is not eval_steps=5"):
-        refuse_unsaved_measurements(arguments(save_steps=10))
+        settings(save_steps=10)
+    with pytest.raises(InputError, match="save_strategy=epoch is not eval_strategy=steps"):
+        settings(save_strategy="epoch")
 
 
 def start_stage(module, run_dir: Path) -> subprocess.Popen[str]:
@@ -147,12 +191,13 @@ def test_kill_and_interrupt_sft_then_kill_rl(undisturbed, tmp_path):
     (half / "trainer_state.json").unlink()
     (half / "model.safetensors").write_bytes(b"half")
 
+    (run_dir / "sft" / "log.txt").unlink()
     process = start_stage(train, run_dir)
     output = signal_after_checkpoint(process, checkpoints, reached + 1, signal.SIGINT)
     assert process.returncode == 130
     assert "interrupted: what was finished is kept; run the same command again to go on." in output
     assert_one_sentence(output)
-    epochs = [row["epoch"] for row in printed_logs(output)]
+    epochs = [row["epoch"] for row in logged(run_dir / "sft")]
     assert min(epochs) == pytest.approx((reached + 1) / 8, rel=1e-3), (
         "8 steps an epoch; earlier steps are not done again"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from run_dirs import make_run_dir, run_stage, valid_figures, weights
@@ -12,6 +11,7 @@ from run_dirs import make_run_dir, run_stage, valid_figures, weights
 from sidrec.pipeline.errors import InputError
 from sidrec.sft import train
 from sidrec.sft.early_stopping import early_stopping
+from sidrec.sft.settings import SftConfig
 
 # best at step 4; equal is not better; steps 10 and 12 would be better again
 RECALLS = {2: 0.1, 4: 0.5, 6: 0.5, 8: 0.4, 10: 0.9, 12: 0.9}
@@ -127,11 +127,11 @@ def test_a_run_that_was_killed_after_its_last_step_measures_nothing_more(tmp_pat
 
 
 def test_settings_under_which_it_could_not_act_are_refused():
-    training = SimpleNamespace(eval_strategy="steps", load_best_model_at_end=True)
-    assert early_stopping(0, training) == []
-    assert early_stopping(3, training)[0].early_stopping_patience == 3
+    assert early_stopping(0) == []
+    assert early_stopping(3)[0].early_stopping_patience == 3
     with pytest.raises(InputError, match="early_stopping_patience=-1 is negative"):
-        early_stopping(-1, training)
-    for changed in ({"eval_strategy": "no"}, {"load_best_model_at_end": False}):
-        with pytest.raises(InputError, match="early_stopping_patience=3 needs evaluations"):
-            early_stopping(3, SimpleNamespace(**vars(training) | changed))
+        SftConfig(early_stopping_patience=-1)
+    with pytest.raises(InputError, match="eval_strategy is 'no'; it must be one of `steps`, `epoch`"):
+        train.main(["--early_stopping_patience", "3", "--eval_strategy", "no"])
+    with pytest.raises(InputError, match="load_best_model_at_end cannot be set here: the best checkpoint is always"):
+        train.main(["--early_stopping_patience", "3", "--load_best_model_at_end", "false"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,19 +16,20 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.pipeline.errors import InputError
+from sidrec.sft import train
 from sidrec.sft.embedding_init import (
-    ROW_STARTS,
-    check_row_start,
     codebook_rows,
     geometry_weight,
     mean_rows,
-    row_start_for,
     text_rows,
+    usable_init,
     word_shares,
 )
+from sidrec.sft.settings import EmbeddingInit
 from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
+INITS = get_args(EmbeddingInit)
 WORDS = ["red", "blue", "tea", "lamp", "boot", "drum"]
 # item 7 has no text; code 3 of the first level and code 4 of the second have no item, code 2 of the second only item 7
 TEXTS = ["red tea", "blue tea", "red lamp lamp", "blue boot", "drum", "red red boot", "tea", ""]
@@ -70,9 +72,9 @@ def word_model(tied: bool) -> Qwen3ForCausalLM:
     return model
 
 
-def started(row_start: str, tied: bool = True, seed: int = 0) -> tuple[Qwen3ForCausalLM, SidVocabulary]:
+def started(embedding_init: str, tied: bool = True, seed: int = 0) -> tuple[Qwen3ForCausalLM, SidVocabulary]:
     model = word_model(tied)
-    return model, add_sid_tokens(model, word_tokenizer(), word_sids(), TEXTS, row_start, seed)
+    return model, add_sid_tokens(model, word_tokenizer(), word_sids(), TEXTS, embedding_init, seed)
 
 
 def rows_at(weight: torch.Tensor, vocabulary: SidVocabulary, level: int) -> np.ndarray:
@@ -186,12 +188,12 @@ def test_the_draw_around_the_mean_has_the_old_rows_covariance() -> None:
     np.testing.assert_allclose(found / np.outer(lengths, lengths), wanted / np.outer(lengths, lengths), atol=0.03)
 
 
-@pytest.mark.parametrize("row_start", ROW_STARTS)
+@pytest.mark.parametrize("embedding_init", INITS)
 @pytest.mark.parametrize("tied", [True, False])
-def test_old_rows_stay_new_ones_are_finite_and_the_same_twice(row_start: str, tied: bool) -> None:
-    model, vocabulary = started(row_start, tied)
-    again, _ = started(row_start, tied)
-    other, _ = started(row_start, tied, seed=1)
+def test_old_rows_stay_new_ones_are_finite_and_the_same_twice(embedding_init: str, tied: bool) -> None:
+    model, vocabulary = started(embedding_init, tied)
+    again, _ = started(embedding_init, tied)
+    other, _ = started(embedding_init, tied, seed=1)
     for old, weight, same, different in zip(
         old_rows(tied), *(matrices_of(m, tied) for m in (model, again, other)), strict=True
     ):
@@ -205,8 +207,8 @@ def test_old_rows_stay_new_ones_are_finite_and_the_same_twice(row_start: str, ti
 
 
 def test_the_embedding_and_an_untied_head_differ() -> None:
-    for row_start in ("text", "codebook+text"):
-        model, vocabulary = started(row_start, tied=False)
+    for embedding_init in ("text", "codebook+text"):
+        model, vocabulary = started(embedding_init, tied=False)
         table, head = (rows_at(weight, vocabulary, 0)[:3] for weight in matrices_of(model, False))
         cosines = (table * head).sum(1) / np.linalg.norm(table, axis=1) / np.linalg.norm(head, axis=1)
         assert (cosines < 0.95).all()
@@ -252,17 +254,17 @@ def test_a_byte_model_takes_texts_too(tiny_model) -> None:
 
 
 def test_from_scratch_the_default_is_the_codebook() -> None:
-    assert [row_start_for(name, from_scratch=True) for name in ROW_STARTS] == ["codebook", "text", "codebook", "mean"]
-    assert [row_start_for(name, from_scratch=False) for name in ROW_STARTS] == list(ROW_STARTS)
+    assert [usable_init(name, from_scratch=True) for name in INITS] == ["codebook", "text", "codebook", "mean"]
+    assert [usable_init(name, from_scratch=False) for name in INITS] == list(INITS)
 
 
 def test_an_unknown_method_is_one_sentence(tmp_path, capfd) -> None:
-    with pytest.raises(InputError, match="row_start is 'words'; it must be one of codebook, text"):
-        check_row_start("words")
-    assert exit_code("sft/train.py", "--run_dir", tmp_path, "--row_start", "words") == 2
+    with pytest.raises(InputError, match="embedding_init is 'words'; it must be one of `codebook`, `text`"):
+        train.main(["--run_dir", str(tmp_path), "--embedding_init", "words"])
+    assert exit_code("sft/train.py", "--run_dir", tmp_path, "--embedding_init", "words") == 2
     assert_one_sentence(capfd.readouterr().err)
     config = tmp_path / "x.yaml"
-    config.write_text("row_start: words\n")
+    config.write_text("embedding_init: words\n")
     assert exit_code("sft/train.py", "--config", config) == 2
     assert_one_sentence(capfd.readouterr().err)
 

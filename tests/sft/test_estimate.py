@@ -18,30 +18,23 @@ from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.config import parse_configs
 from sidrec.sft import train
 from sidrec.sft.estimate import (
-    STEP_SECONDS,
-    TRAFFIC,
     Hardware,
     LevelWidth,
     ModelShape,
     activation_bytes,
-    copy_speed,
-    count_work,
     estimate_training,
     head_bytes,
     level_widths,
-    product_speed,
     sharding_of,
     show_bytes,
-    show_time,
     state_bytes,
-    training_flops,
 )
-from sidrec.sft.settings import CONFIGS
-from sidrec.sft.weights import WeightsConfig, with_adapters
+from sidrec.sft.settings import CONFIGS, WeightsConfig
+from sidrec.sft.weights import with_adapters
 
 KINDS = {"Qwen3": (Qwen3Config, Qwen3ForCausalLM), "Llama": (LlamaConfig, LlamaForCausalLM)}
 TWO_LEVELS = [LevelWidth(16, 16)] * 2
-MACHINE = Hardware("cpu", 1, "none", free=10**10, held=10**8, speed=1e10, copy_speed=1e9)
+MACHINE = Hardware("cpu", 1, "none", free=10**10, held=10**8)
 
 
 def build(kind: str, layers: int = 2, tied: bool = True) -> PreTrainedModel:
@@ -105,12 +98,11 @@ def test_only_the_trained_weights_have_gradients_and_states(how):
     assert shape.trained == sum(weight.numel() for weight in trained) < shape.parameters
     assert state_bytes(shape, "none", 1, bf16=False)[1:] == (4 * shape.trained, 8 * shape.trained)
     assert shape.copied_rows == 320 * 64
-    # the layers' own matrices, and the adapters' (rows alone have one that does nothing)
-    own = 2 * (64 * 96 + 64 * 48 + 64 * 48 + 96 * 64 + 3 * 64 * 160)
-    adapters = [(weight.numel(), weight.requires_grad) for name, weight in model.named_parameters() if "lora_" in name]
-    assert shape.matrices == own + sum(size for size, _ in adapters)
-    assert shape.trained_matrices == sum(size for size, trains in adapters if trains)
-    assert (shape.trained_matrices > 0) == (how == "lora")
+    # the layers' matrices, and the adapters' (rows alone have one that does nothing)
+    layers = 2 * (64 * 96 + 64 * 48 + 64 * 48 + 96 * 64 + 3 * 64 * 160)
+    adapters = [weight for name, weight in model.named_parameters() if "lora_" in name]
+    assert shape.matrices == layers + sum(weight.numel() for weight in adapters)
+    assert any(weight.requires_grad for weight in adapters) == (how == "lora")
 
 
 def test_states_divided_among_processes():
@@ -183,7 +175,7 @@ def test_logits_of_the_answers():
     by_hand = 4 * (10 * 17 + 8 * 17 + 5 * (13 + 4 * 64)) + 4 * 5 * 4 * 64 + 12 * 64 * 6 + 2 * 320 * 6
     assert head_bytes(12, 2, shape, levels, words=False) == by_hand
     assert head_bytes(12, 2, shape, levels, words=True) == by_hand + 512 * 320 * 12
-    assert [level.scored for level in levels] == [10, 20, 5]
+    assert [level.is_sparse for level in levels] == [False, False, True]
 
 
 @pytest.mark.parametrize("own_tokens", [False, True])
@@ -213,49 +205,12 @@ def test_what_is_kept_for_an_answer_is_what_autograd_keeps(own_tokens):
     assert formula == pytest.approx(found, rel=0.02)
 
 
-def test_an_epoch_of_batches():
-    lengths = np.array([9, 3, 5, 3, 7, 3])
-    work = count_work(lengths, settings(train_sampling_strategy="group_by_length"), processes=1)
-    # 9 7 5 3 | 3 3
-    assert (work.tokens, work.padded, work.squared, work.longest) == (30, 4 * 9 + 2 * 3, 4 * 81 + 2 * 9, 9)
-    assert (work.steps, work.epochs) == (4, 2)
-    work = count_work(np.full(100, 7), settings(max_steps=10, gradient_accumulation_steps=3), processes=2)
-    assert work.padded == 700
-    assert (work.steps, work.epochs) == (10, 2)  # 13 batches of two processes, 5 updates
-
-
-def test_operations_of_an_epoch():
-    shape = replace(ModelShape.of(build("Llama")), matrices=1000, trained_matrices=1000, query=10, layers=3, hidden=8)
-    attention, head = 3 * 2 * 10 * 3 * 2500, 6 * 8 * 5 * 50
-    assert training_flops(shape, 50, 2500, 5, again=False) == 6 * 1000 * 50 + attention + head
-    assert training_flops(shape, 50, 2500, 5, again=True) == 8 * 1000 * 50 + attention * 4 / 3 + head
-    frozen = replace(shape, trained_matrices=0)
-    assert training_flops(frozen, 50, 2500, 5, again=False) == 4 * 1000 * 50 + attention + head
-
-
-def test_the_matrices_operations_are_those_of_torch():
-    """2 a parameter and token forward, as torch counts the products of a model's layers."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    model, n_tokens = build("Llama"), 40
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=torch.zeros(1, n_tokens, dtype=torch.long), use_cache=False, logits_to_keep=1)
-    products = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
-    head = 2 * 320 * 64
-    assert products - head == 2 * ModelShape.of(model).matrices * n_tokens
-
-
-def test_memory_and_time_are_the_sums_of_their_parts():
-    shape, lengths = ModelShape.of(build("Llama")), np.full(8, 30)
+def test_memory_is_the_sum_of_its_parts():
+    shape, lengths = ModelShape.of(build("Llama")), np.array([30, 9, 30, 12])
     one = estimate_training(shape, settings(), lengths, TWO_LEVELS, MACHINE)
     assert one.memory == 16 * shape.parameters + one.activations + one.head + 10**8
     assert one.activations == activation_bytes(shape, 4 * 30, bf16=False, again=False)
-    assert one.flops == 2 * training_flops(shape, 240, 7200, 16, again=False)
-    moved = 2 * TRAFFIC["cpu", False] * activation_bytes(shape, 240, bf16=False, again=False)
-    assert one.seconds == pytest.approx(one.flops / 1e10 + moved / 1e9 + 4 * STEP_SECONDS)
-    two = estimate_training(shape, settings(), lengths, TWO_LEVELS, replace(MACHINE, processes=2))
-    assert two.flops == one.flops / 2
-    assert two.work.steps == 2
+    assert (one.tokens, one.longest) == (81, 30)
     bf16 = estimate_training(shape, settings(bf16=True), lengths, TWO_LEVELS, MACHINE)
     assert bf16.activations == activation_bytes(shape, 120, bf16=True, again=False) + 2 * shape.matrices
 
@@ -274,12 +229,8 @@ def test_the_warning_names_what_helps():
     assert "a process will need about 10" in warning(small)
 
 
-def test_speeds_and_words():
-    cpu = torch.device("cpu")
-    assert 1e8 < product_speed(128, 64, 160, cpu, bf16=False) < 1e14
-    assert 1e8 < copy_speed(cpu) < 1e13
+def test_bytes_in_words():
     assert [show_bytes(n) for n in (5e5, 2e7, 1.25e9)] == ["0 MB", "20 MB", "1.2 GB"]
-    assert [show_time(s) for s in (7, 150, 7200)] == ["7 s", "2 min", "2.0 h"]
 
 
 def test_what_the_launcher_divides():
@@ -291,19 +242,19 @@ def test_what_the_launcher_divides():
     assert [sharding_of(accelerator("DEEPSPEED", stage)) for stage in range(4)] == ["none", "zero1", "zero2", "zero3"]
 
 
-def test_training_says_it_first(tmp_path, capsys):
-    run_stage(train, make_run_dir(tmp_path / "run"), max_steps=4)
+def test_training_says_it_in_one_line(tmp_path, capsys):
+    run_dir = make_run_dir(tmp_path / "run")
+    run_stage(train, run_dir, max_steps=8)
     lines = capsys.readouterr().out.splitlines()
-    first = next(
-        i
-        for i, line in enumerate(lines)
-        if line.startswith("estimate: 0.01M parameters, all trained; 1 process on cpu")
+    assert len(lines) == 3, "a line with the estimate, and two of the summary"
+    assert re.fullmatch(
+        r"sft: 0\.01M parameters on cpu in float32, about \d+ MB of [\d.]+ GB memory; 8 steps, about \d+ s to go",
+        lines[0],
     )
-    assert lines[first + 1].startswith("memory of a process: ")
-    assert lines[first + 2].startswith("time: ")
-    assert "for 4 steps" in lines[first + 2]
-    assert not any(line.startswith("{'loss'") for line in lines[:first])
-    assert "warning" not in "".join(lines[first : first + 4])
+    assert str(run_dir / "sft") in lines[2]
+    log = (run_dir / "sft" / "log.txt").read_text(encoding="utf-8")
+    assert log.index("memory of a process: ") < log.index('{"loss"')
+    assert "warning: a process" not in log
 
 
 NAMED = {
@@ -311,8 +262,7 @@ NAMED = {
     "qwen3_4b": ("Qwen3", 151936, 2560, 9728, 36, 32, 8, 128),
     "llama3.2_1b": ("Llama", 128256, 2048, 8192, 16, 32, 8, 64),
 }
-SPEEDS = {"A100": (250e12, 1.6e12), "H200": (650e12, 4e12)}
-EXPECTATION = re.compile(r"^#   (\d) GPUs?((?:, \w+)*): (.+ GB), (.+) on A100s, (.+) on H200s$", re.MULTILINE)
+EXPECTATION = re.compile(r"^#   (\d) GPUs?((?:, \w+)*): (.+ GB)$", re.MULTILINE)
 
 
 def named_shape(name: str, weights: WeightsConfig) -> ModelShape:
@@ -343,14 +293,9 @@ def test_the_configs_of_named_models_state_what_the_estimate_says(name):
     stated = EXPECTATION.findall(path.read_text(encoding="utf-8"))
     assert len(stated) == 3
     training.bf16 = True  # as on those GPUs
-    for processes, words, memory, *times in stated:
+    for processes, words, memory in stated:
         chosen = replace(weights, train_weights="full") if "full" in words else weights
-        shape = named_shape(name, chosen)
-        sharding = "zero2" if "zero2" in words else "none"
-        machines = [Hardware("cuda", int(processes), sharding, 0, 0, *SPEEDS[gpu]) for gpu in SPEEDS]
-        found = [
-            estimate_training(shape, training, np.full(50_000, 801), [LevelWidth(256, 256)] * 4, machine)
-            for machine in machines
-        ]
-        assert memory == show_bytes(found[0].memory)
-        assert times == [show_time(estimate.seconds) for estimate in found]
+        machine = Hardware("cuda", int(processes), "zero2" if "zero2" in words else "none", 0, 0)
+        lengths, levels = np.full(50_000, 801), [LevelWidth(256, 256)] * 4
+        estimate = estimate_training(named_shape(name, chosen), training, lengths, levels, machine)
+        assert memory == show_bytes(estimate.memory)

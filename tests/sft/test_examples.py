@@ -24,7 +24,8 @@ from sidrec.sft.examples import (
     chat_openings,
     token_ids,
 )
-from sidrec.sft.tasks import TASKS, TaskConfig, next_item_rows, picked, task_rows, windows
+from sidrec.sft.settings import TASKS, TaskConfig
+from sidrec.sft.tasks import next_item_rows, picked, task_rows, windows
 
 PAD, START = 0, 300
 ALL = dict.fromkeys(TASKS, 1.0)

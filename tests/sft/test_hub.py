@@ -11,10 +11,13 @@ import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
 from run_dirs import finished_sft_run, make_run_dir, run_stage
 from transformers import Trainer
+from trl import SFTConfig
 
 from sidrec.pipeline.errors import InputError
 from sidrec.sft import train
 from sidrec.sft.hub import NOT_UPLOADED, HubRepository
+from sidrec.sft.settings import SftTrainerConfig
+from sidrec.sft.training_arguments import trl_arguments
 
 
 class StandIn:
@@ -59,9 +62,13 @@ def test_one_upload_of_the_finished_folder(tmp_path, calls, capsys, monkeypatch)
     for method in ("init_hf_repo", "push_to_hub", "_push_from_checkpoint"):
         monkeypatch.setattr(Trainer, method, lambda *_, **__: pytest.fail("the trainer must not upload"))
     run_dir = make_run_dir(tmp_path / "run")
-    run_stage(train, run_dir, push_to_hub="true", hub_model_id="me/model", max_steps=4)
+    flags = {"push_to_hub": "true", "hub_model_id": "me/model", "hub_token": "hf_very_secret"}
+    run_stage(train, run_dir, max_steps=4, **flags)
+    for path in (run_dir / "sft").rglob("*"):
+        assert path.name != "training_args.bin"
+        assert path.is_dir() or b"hf_very_secret" not in path.read_bytes(), path
     assert [call[0] for call in calls] == ["create", "upload"]
-    assert calls[0] == ("create", "me/model", True, None)
+    assert calls[0] == ("create", "me/model", True, "hf_very_secret")
     _, name, _, files = calls[1]
     assert name == "me/model"
     assert files >= {"model.safetensors", "config.json", "tokenizer.json", "semantic_ids", "sidrec.json", "README.md"}
@@ -81,10 +88,12 @@ def test_nothing_is_asked_of_the_hub_without_the_flag(calls):
     assert calls == []
 
 
-def test_the_trainer_is_not_told_and_the_token_is_passed_on(calls):
-    training = asked(hub_token="secret")
+def test_the_trainer_is_not_told_and_the_token_is_passed_on(calls, tmp_path):
+    training = SftTrainerConfig(push_to_hub=True, hub_model_id="me/model", hub_token="secret", bf16=False, use_cpu=True)
     repository = HubRepository.asked_for(training)
-    assert training.push_to_hub is False
+    arguments = trl_arguments(SFTConfig, training, tmp_path)
+    assert arguments.push_to_hub is False
+    assert "secret" not in str(vars(arguments))
     assert calls == [("create", "me/model", True, "secret")]
     assert repository == HubRepository("me/model", True, "secret")
     assert "secret" not in repr(repository)

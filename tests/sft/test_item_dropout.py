@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.item_dropout import ItemDropout
-from sidrec.sft.tasks import TASKS, TaskConfig
+from sidrec.sft.settings import TASKS, TaskConfig
 
 ROW = {"task": "next_item", "items": list(range(100, 140)), "context": 10, "length": 81}
 

@@ -17,10 +17,11 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.evaluation import evaluate
 from sidrec.evaluation.model_cards import NOT_MEASURED, fill_cards
+from sidrec.pipeline import provenance
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage, require_finished
 from sidrec.sft import model_card
-from sidrec.sft.model_card import header, source_commit, write_model_card
+from sidrec.sft.model_card import header, write_model_card
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
@@ -44,7 +45,7 @@ def test_the_examples_run_in_the_models_folder_alone(run_dir, tmp_path, monkeypa
         exec(block, names)
     first_code, *_ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"<a_\d>", first_code), "after a whole item comes the first code of the next"
-    items = names["found"].items[0]
+    items = names["lists"].items[0]
     assert len(set(items) - {-1, 0, 1}) == 10
 
 
@@ -93,11 +94,10 @@ def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):
 
 
 def test_the_commit_is_that_of_this_programs_repository(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_card, "ROOT", tmp_path)
-    assert source_commit() is None
-    assert "at commit" not in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
-    monkeypatch.setattr(model_card, "source_commit", lambda: "1234")
-    assert "at commit `1234`" in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert "by the code of sidrec 0.1" in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
+    monkeypatch.setattr(model_card, "code_version", lambda: "commit 1234")
+    assert "by the code of commit 1234" in model_card.training_part({"packages": {}, "inputs": {}, "fingerprint": {}})
 
 
 def test_evaluation_fills_in_the_test_results(run_dir):
@@ -131,9 +131,9 @@ def test_the_saved_trie_is_the_one_that_the_codes_give(run_dir):
     built = Recommender.build(saved.model, Renderer.load(run_dir / "sft", sids), sids)
     assert saved.trie.sorted_codes().equal(built.trie.sorted_codes())
     histories = [np.array([0, 5]), np.array([N_ITEMS - 1])]
-    found, expected = (recommender.recommend(histories, 10, exclude_seen=True) for recommender in (saved, built))
-    np.testing.assert_array_equal(found.items, expected.items)
-    np.testing.assert_array_equal(found.log_probs, expected.log_probs)
+    lists, expected = (recommender.recommend(histories, 10, exclude_seen=True) for recommender in (saved, built))
+    np.testing.assert_array_equal(lists.items, expected.items)
+    np.testing.assert_array_equal(lists.log_probs, expected.log_probs)
     (run_dir / "sft" / "semantic_ids" / "trie.safetensors").unlink()
-    with pytest.raises(InputError, match=r"trie\.safetensors does not exist"):
+    with pytest.raises(InputError, match=r"trie\.safetensors is not the file"):
         Recommender.load(run_dir, "sft")

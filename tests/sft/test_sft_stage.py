@@ -32,8 +32,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
-from sidrec.sft import train
-from sidrec.sft.backbone import BackboneConfig, load_backbone
+from sidrec.sft import fine_tuning, train
+from sidrec.sft.backbone import load_backbone
+from sidrec.sft.settings import BackboneConfig, SftConfig
 from sidrec.sft.vocabulary import START_TOKEN, add_sid_tokens
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -159,12 +160,12 @@ def test_the_best_checkpoint_is_saved_not_the_last(tmp_path, monkeypatch):
     monkeypatch.setattr("sidrec.sft.validation.valid_metrics", lambda *_: valid_figures(next(scripted)))
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
-    class KeepWeights(train.SidSFTTrainer):
+    class KeepWeights(fine_tuning.SidSFTTrainer):
         def evaluate(self, *args, **kwargs):
             seen[self.state.global_step] = state(self.model)
             return super().evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(train, "SidSFTTrainer", KeepWeights)
+    monkeypatch.setattr(fine_tuning, "SidSFTTrainer", KeepWeights)
     run_stage(train, make_run_dir(tmp_path / "run"))
     final = load_file(tmp_path / "run" / "sft" / "model.safetensors")
     assert all(torch.equal(final[name], seen[8][name]) for name in final)
@@ -217,11 +218,11 @@ def test_bad_input_is_one_sentence_and_claims_no_folder(tmp_path, capsys, mistak
 def test_a_finished_model_goes_on_where_it_is(run_dir, trainer, tmp_path):
     further = make_run_dir(tmp_path / "run")
     folder = run_dir / "sft"
-    start = train.start_model(
+    start = fine_tuning.start_model(
         Dataset.load(further),
         SemanticIds.load(further),
-        train.SftConfig(run_dir=further),
-        train.BackboneConfig(model_name_or_path=str(folder)),
+        SftConfig(run_dir=further),
+        BackboneConfig(model_name_or_path=str(folder)),
         seed=0,
     )
     saved = load_file(folder / "model.safetensors")
@@ -245,5 +246,5 @@ def test_sft_before_the_tokenizer_names_what_is_missing(tmp_path, capsys):
     shutil.rmtree(run_dir / "sid")
     assert exit_code("sft/train.py", *flags(train, run_dir)) == 2
     error = capsys.readouterr().err
-    assert "sid/codes_all.npy does not exist" in error
+    assert "sid holds no finished 'sid' stage; run `bash run_tokenizer.sh" in error
     assert_one_sentence(error)

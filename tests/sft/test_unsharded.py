@@ -9,7 +9,8 @@ from torch import nn
 from sidrec.decoding.output_head import OutputHead
 from sidrec.pipeline.errors import InputError
 from sidrec.sft import unsharded as whole_model
-from sidrec.sft.backbone import BackboneConfig, scratch_model
+from sidrec.sft.backbone import scratch_model
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.unsharded import _whole_copy, refuse_adapters_in_parts
 
 

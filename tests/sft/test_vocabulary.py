@@ -8,7 +8,8 @@ import torch
 from conftest import make_sids
 
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import BackboneConfig, byte_tokenizer, load_backbone
+from sidrec.sft.backbone import byte_tokenizer, load_backbone
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.vocabulary import START_TOKEN, add_sid_tokens
 
 

@@ -16,11 +16,12 @@ from sidrec.decoding.output_head import causal_model
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import CONTROL_TOKENS
 from sidrec.pipeline.errors import InputError
-from sidrec.sft import train
-from sidrec.sft.weights import WeightsConfig, with_adapters
+from sidrec.sft import fine_tuning, train
+from sidrec.sft.settings import BackboneConfig, SftConfig, WeightsConfig
+from sidrec.sft.weights import with_adapters
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
-CHANGED = {"lora_rank": 4, "lora_dropout": 0, "row_start": "codebook", "learning_rate": 0.01}
+CHANGED = {"lora_rank": 4, "lora_dropout": 0, "embedding_init": "codebook", "learning_rate": 0.01}
 
 
 def start_from(kind: str, folder: Path) -> dict[str, object]:
@@ -81,11 +82,11 @@ def test_only_what_was_asked_for_moves_and_the_saved_model_is_the_trained_one(tm
 def start_state(run_dir: Path, flags: dict[str, object]) -> dict[str, torch.Tensor]:
     """The weights that training began with."""
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
-    config = train.SftConfig(run_dir=run_dir, row_start="codebook")
+    config = SftConfig(run_dir=run_dir, embedding_init="codebook")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     name = flags.get("model_name_or_path")
-    backbone = train.BackboneConfig(model_name_or_path=name and str(name), **small)
-    return state(train.start_model(dataset, sids, config, backbone, seed=0)[0])
+    backbone = BackboneConfig(model_name_or_path=name and str(name), **small)
+    return state(fine_tuning.start_model(dataset, sids, config, backbone, seed=0)[0])
 
 
 @pytest.mark.parametrize("kind", ["scratch", "untied"])
@@ -116,9 +117,9 @@ def test_a_run_with_adapters_that_is_resumed_writes_the_same_bytes(tmp_path):
         raise StoppedError
 
     with pytest.MonkeyPatch.context() as patch:
-        evaluate = train.SidSFTTrainer.evaluate
+        evaluate = fine_tuning.SidSFTTrainer.evaluate
         patch.setattr(
-            train.SidSFTTrainer,
+            fine_tuning.SidSFTTrainer,
             "evaluate",
             lambda self, *rest, **named: stop() if self.state.global_step == 6 else evaluate(self, *rest, **named),
         )

@@ -14,9 +14,9 @@ from sidrec.tokenizer.autoencoders.autoencoder import Codebook, ResidualAutoenco
 from sidrec.tokenizer.autoencoders.ema_codebook import SMOOTHING, EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.rotation import rotate
+from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings
 from sidrec.tokenizer.autoencoders.sinkhorn import balanced_codes, log_plan
 from sidrec.tokenizer.autoencoders.soft_usage import unevenness
-from sidrec.tokenizer.quantizers.quantizer_settings import TrainingSettings
 
 N, D, E, K, L = 24, 6, 4, 5, 3
 
@@ -36,7 +36,7 @@ def model_of(ema: bool = False, skip: bool = False, shared: bool = False, **sett
         encoder,
         books * L if shared else books,
         decoder,
-        TrainingSettings(codebook_update="ema" if ema else "gradient", **settings),
+        AutoencoderSettings(codebook_update="ema" if ema else "gradient", **settings),
     )
     return model.double()
 
@@ -84,7 +84,11 @@ def written_loss(
 @pytest.mark.parametrize("shared", [False, True])
 def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: str, levels: str, shared: bool) -> None:
     model = model_of(
-        shared=shared, reconstruction=reconstruction, commitment_levels=levels, commitment=0.4, quantization_weight=1.7
+        shared=shared,
+        reconstruction=reconstruction,
+        commitment_levels=levels,
+        commitment_weight=0.4,
+        quantization_weight=1.7,
     )
     x = batch()
     found, _ = model(x)
@@ -314,7 +318,7 @@ def test_after_a_step_each_level_sees_its_own_residuals() -> None:
 
 
 def test_dead_codes_are_replaced_by_residuals_of_their_level_at_the_set_steps() -> None:
-    model = model_of(reset_every=3, dead_code_share=0.05)
+    model = model_of(reset_every=3, threshold_dead_code=0.05)
     far = model.codebooks[1].weight.data
     far[2:] += 100
     x = batch()

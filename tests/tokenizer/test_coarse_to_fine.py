@@ -3,9 +3,10 @@
 import numpy as np
 import torch
 
+from sidrec.tokenizer.kmeans.local_kmeans import local_kmeans
 from sidrec.tokenizer.kmeans.residual_kmeans import fit as fit_residual
-from sidrec.tokenizer.quantizers.coarse_to_fine import fit, local_kmeans
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
+from sidrec.tokenizer.quantizers.coarse_to_fine import CoarseToFine
 
 
 def clusters(n: int, n_clusters: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -26,18 +27,18 @@ def test_local_kmeans_is_kmeans_of_each_cluster_alone() -> None:
         torch.from_numpy(rows), torch.from_numpy(before), 3, torch.from_numpy(start), iterations=5
     )
     for cluster in range(3):
-        own, books = rows[before == cluster].astype(np.float64), start.astype(np.float64)
+        members, books = rows[before == cluster].astype(np.float64), start.astype(np.float64)
         for _ in range(5):
-            codes = ((own[:, None] - books) ** 2).sum(-1).argmin(1)
-            books = np.stack([own[codes == k].mean(0) if (codes == k).any() else start[k] for k in range(4)])
+            codes = ((members[:, None] - books) ** 2).sum(-1).argmin(1)
+            books = np.stack([members[codes == k].mean(0) if (codes == k).any() else start[k] for k in range(4)])
         np.testing.assert_allclose(centroids[cluster].numpy(), books, atol=1e-5)
-        codes = ((own[:, None] - books) ** 2).sum(-1).argmin(1)
+        codes = ((members[:, None] - books) ** 2).sum(-1).argmin(1)
         np.testing.assert_array_equal(nearest.numpy()[before == cluster], codes)
 
 
 def test_shapes_and_codes_of_three_levels() -> None:
     rows = clusters(600, 8, 6)
-    books = fit(rows, [8, 4, 3], seed=0, settings=KmeansSettings())
+    books = CoarseToFine().fit(rows, [8, 4, 3], seed=0).codebooks
     assert [book.shape for book in books.books] == [(8, 6), (8, 4, 6), (4, 3, 6)]
     codes = books.encode(rows)
     residual = rows.astype(np.float64)
@@ -54,7 +55,7 @@ def test_clusters_of_different_shape_are_coded_better_than_by_one_codebook() -> 
     errors = [
         ((rows - books.reconstruct(books.encode(rows))) ** 2).sum(1).mean()
         for books in (
-            fit(rows, [8, 4], seed=0, settings=KmeansSettings()),
+            CoarseToFine().fit(rows, [8, 4], seed=0).codebooks,
             fit_residual(rows, [8, 4], 0, KmeansSettings()),
         )
     ]
@@ -73,7 +74,7 @@ def test_a_cluster_of_one_row_keeps_the_shared_vectors_for_items_to_come() -> No
 
 def test_fewer_distinct_rows_than_codes() -> None:
     rows = np.repeat(np.eye(6, dtype=np.float32), 4, axis=0)
-    books = fit(rows, [3, 8, 8], seed=0, settings=KmeansSettings())
+    books = CoarseToFine().fit(rows, [3, 8, 8], seed=0).codebooks
     assert all(np.isfinite(book).all() for book in books.books)
     codes = books.encode(rows)
     assert ((rows - books.reconstruct(codes)) ** 2).sum() < 1e-6
@@ -82,6 +83,6 @@ def test_fewer_distinct_rows_than_codes() -> None:
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     rows = clusters(300, 5, 4)
-    first, second, other = (fit(rows, [5, 4], seed, KmeansSettings()) for seed in (1, 1, 2))
+    first, second, other = (CoarseToFine().fit(rows, [5, 4], seed).codebooks for seed in (1, 1, 2))
     assert [book.tobytes() for book in first.books] == [book.tobytes() for book in second.books]
     assert first.books[1].tobytes() != other.books[1].tobytes()

@@ -1,5 +1,7 @@
 """Item vectors from text and from co-occurrence, against brute force and the written formula."""
 
+import os
+import subprocess
 import sys
 import types
 
@@ -169,3 +171,28 @@ def test_unit_rows_are_finite_and_keep_directions(n_rows: int, dim: int, n_zero:
     np.testing.assert_allclose(np.linalg.norm(rows[:n_zero], axis=1), EMPTY_NORM, rtol=1e-4)
     cosine = (rows[n_zero:] * vectors[n_zero:]).sum(1) / np.linalg.norm(vectors[n_zero:], axis=1)
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+VECTORS_OF_A_LOG = """
+import sys, numpy as np
+from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
+from sidrec.tokenizer.embeddings.text import tfidf_svd
+rng = np.random.default_rng(0)
+rings = rng.integers(0, 40, 1500)
+log = [ring * 50 + (rng.integers(50) + rng.integers(1, 4, 12).cumsum()) % 50 for ring in rings]
+texts = [f"word{ring} colour{item % 7} thing{item % 50}" for item in range(2000) for ring in [item // 50]]
+sys.stdout.buffer.write(ppmi_svd(log, 2000, 64, seed=0).tobytes() + tfidf_svd(texts, 32, seed=0).tobytes())
+"""
+
+
+def test_any_number_of_threads_gives_the_same_bytes() -> None:
+    made = []
+    for threads in ("1", "2"):
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = os.environ | dict.fromkeys(names, threads)
+        done = subprocess.run(
+            [sys.executable, "-c", VECTORS_OF_A_LOG], env=environment, capture_output=True, check=True
+        )
+        made.append(done.stdout)
+    assert len(made[0]) == 4 * 2000 * (64 + 32)
+    assert made[0] == made[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,26 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.autoencoders.finite_scalar import bound, codes_of, grid_codebooks, nearest_point, points
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.fsq import bound, codes_of, grid_codebooks, nearest_point, points
-from sidrec.tokenizer.quantizers.fsq_autoencoder import build_fsq, check_fsq, learn_fsq
-from sidrec.tokenizer.quantizers.kmeans_fsq import check_kmeans_fsq, fit_with_grid, residual_grid, step_width
-from sidrec.tokenizer.quantizers.quantizer_settings import (
-    FsqSettings,
-    KmeansSettings,
-    LoraSettings,
-    QuantizerSettings,
-    TrainingSettings,
-)
+from sidrec.tokenizer.quantizers.fsq import Fsq
+from sidrec.tokenizer.quantizers.rqkmeans_fsq import RqkmeansFsq, residual_grid, step_width
 
 LEVELS = st.lists(st.integers(2, 9), min_size=1, max_size=4)
-
-
-def settings_of(**changed: object) -> QuantizerSettings:
-    """Settings of `fsq`; those of training and of the grid by name."""
-    grid = {name: value for name, value in changed.items() if name.startswith("fsq_")}
-    training = {name: value for name, value in changed.items() if name not in grid}
-    return QuantizerSettings("fsq", KmeansSettings(), TrainingSettings(**training), LoraSettings(), FsqSettings(**grid))
 
 
 def unit_vectors(n: int, dimensions: int, seed: int = 0) -> np.ndarray:
@@ -107,7 +94,7 @@ def test_the_nearest_code_of_residual_tokens_is_rounding_on_a_finer_grid(
 @pytest.mark.parametrize(("form", "levels"), [("groups", [4, 3]), ("residual", [5, 4, 3])])
 def test_the_model_rounds_as_its_quantizer_does(form: str, levels: list[int]) -> None:
     vectors = unit_vectors(300, 12)
-    model = build_fsq(settings_of(fsq_levels=levels, fsq_form=form, hidden_sizes=[16]), vectors, seed=0)
+    model = Fsq(fsq_levels=levels, fsq_form=form, hidden_sizes=[16]).build(vectors, seed=0)
     losses, rounded = model(torch.from_numpy(vectors))
     quantizer = model.quantizer()
     codes = quantizer.encode(vectors)
@@ -121,7 +108,7 @@ def test_the_model_rounds_as_its_quantizer_does(form: str, levels: list[int]) ->
 def test_gradients_pass_straight_through_the_rounding() -> None:
     """The encoder's gradient is that of the loss at the rounded points, taken as if they were the bounded latents themselves."""
     vectors = torch.from_numpy(unit_vectors(30, 6))
-    model = build_fsq(settings_of(fsq_levels=[5, 4], fsq_tokens=2, hidden_sizes=[8]), vectors.numpy(), seed=0)
+    model = Fsq(fsq_levels=[5, 4], fsq_tokens=2, hidden_sizes=[8]).build(vectors.numpy(), seed=0)
     model(vectors)[0]["loss"].backward()
     found = [parameter.grad.clone() for parameter in model.encoder.parameters()]
     bounded = bound(model.encoder(vectors), [5, 4, 5, 4])
@@ -137,14 +124,14 @@ def test_unit_vectors_do_not_fall_into_one_cell() -> None:
     """Before the first step most codes are in use, although a unit vector's numbers are small; also for vectors 1000 times as long."""
     for factor in (1.0, 1000.0):
         vectors = factor * unit_vectors(2000, 384)
-        model = build_fsq(settings_of(fsq_levels=[4, 4]), vectors, seed=0)
+        model = Fsq(fsq_levels=[4, 4]).build(vectors, seed=0)
         codes = model.quantizer().encode(vectors)
         assert min(len(np.unique(level)) for level in codes.T) >= 8
 
 
 def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
     vectors = unit_vectors(600, 16)
-    chosen = settings_of(
+    chosen = Fsq(
         fsq_levels=[5, 5],
         hidden_sizes=[32],
         training_steps=150,
@@ -152,8 +139,8 @@ def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
         batch_size=128,
         learning_rate=0.01,
     )
-    before = build_fsq(chosen, vectors, seed=0).quantizer()
-    quantizer = learn_fsq(chosen, vectors, seed=0, folder=tmp_path)
+    before = chosen.build(vectors, seed=0).quantizer()
+    quantizer = chosen.fit(vectors, [25, 25, 25], seed=0, folder=tmp_path)
     first, last = (q.mean_squared_errors(vectors, q.encode(vectors))[-1] for q in (before, quantizer))
     assert last < 0.5 * min(first, vectors.var(axis=0).sum())
     assert (tmp_path / "training.json").exists()
@@ -162,9 +149,9 @@ def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
     again = Quantizer.load(tmp_path / "q.safetensors")
     assert again.fsq_levels == (5, 5) * 3
     np.testing.assert_array_equal(again.encode(vectors), quantizer.encode(vectors))
-    resumed = learn_fsq(chosen, vectors, seed=0, folder=tmp_path)  # finished: nothing left to train
+    resumed = chosen.fit(vectors, [25, 25, 25], seed=0, folder=tmp_path)  # finished: nothing left to train
     np.testing.assert_array_equal(resumed.encode(vectors), quantizer.encode(vectors))
-    assert learn_fsq(chosen, vectors, seed=0).encode(vectors).tobytes() == quantizer.encode(vectors).tobytes()
+    assert chosen.fit(vectors, [25, 25, 25], seed=0).encode(vectors).tobytes() == quantizer.encode(vectors).tobytes()
 
 
 @pytest.mark.parametrize(
@@ -176,19 +163,19 @@ def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
         ({"fsq_form": "both"}, "fsq_form is 'both'"),
         ({"fsq_form": "residual", "fsq_levels": [2, 3]}, "gets no finer"),
         ({"fsq_tokens": 0}, "fsq_tokens is 0"),
-        ({"commitment": 0.5}, "commitment is set, but the quantizer 'fsq' does not use it"),
-        ({"codebook_start": "random"}, "codebook_start is set"),
-        ({"e_dim": 32}, "e_dim is 32, but fsq_levels and fsq_tokens give 9 dimensions"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changed: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_fsq(settings_of(**changed))
+        Fsq(**changed)
 
 
-def test_e_dim_may_be_what_the_grid_gives() -> None:
-    check_fsq(settings_of(e_dim=9))
-    check_fsq(settings_of(e_dim=3, fsq_form="residual"))
+@pytest.mark.parametrize("kind", [Fsq, RqkmeansFsq])
+def test_a_grid_has_only_the_settings_that_it_uses(kind: type) -> None:
+    names = {setting.name for setting in fields(kind)}
+    assert not names & {"e_dim", "commitment_weight", "codebook_init", "codebook_update", "shared_codebook"}
+    assert ({"fsq_tokens", "fsq_form"} <= names) == (kind is Fsq)
+    assert ({"clusters", "slack"} <= names) == (kind is RqkmeansFsq)
 
 
 # k-means with a grid as its last level
@@ -231,23 +218,23 @@ def test_the_step_width_has_the_least_error(n: int) -> None:
 
 def test_the_grid_follows_k_means_of_the_first_levels() -> None:
     vectors = unit_vectors(2000, 16)
-    books = fit_with_grid(vectors, [8, 8, 60], 0, KmeansSettings(), FsqSettings(fsq_levels=[5, 4, 3]))
+    books = RqkmeansFsq(fsq_levels=[5, 4, 3]).fit(vectors, [8, 8, 60], 0).codebooks
     assert books.sizes == [8, 8, 60]
     errors = Quantizer(books).mean_squared_errors(vectors, books.encode(vectors))
     assert errors[0] > errors[1] > errors[2]
-    again = fit_with_grid(vectors, [8, 8, 60], 0, KmeansSettings(), FsqSettings(fsq_levels=[5, 4, 3]))
+    again = RqkmeansFsq(fsq_levels=[5, 4, 3]).fit(vectors, [8, 8, 60], 0).codebooks
     assert all(one.tobytes() == other.tobytes() for one, other in itertools.zip_longest(books.books, again.books))
 
 
 @pytest.mark.parametrize(
-    ("fsq", "sizes", "message"),
+    ("kind", "sizes", "message"),
     [
-        (FsqSettings(fsq_tokens=2), [8, 240], "fsq_tokens is set"),
-        (FsqSettings(fsq_form="residual"), [8, 240], "fsq_form is set"),
-        (FsqSettings(), [240], "needs two levels"),
-        (FsqSettings(fsq_levels=[2] * 7), [8, 128], "names 7 dimensions, but the item vectors have 6"),
+        (RqkmeansFsq(), [240], "needs two levels"),
+        (RqkmeansFsq(fsq_levels=[2] * 7), [8, 128], "names 7 dimensions, but the item vectors have 6"),
     ],
 )
-def test_settings_that_the_grid_does_not_use_are_refused(fsq: FsqSettings, sizes: list[int], message: str) -> None:
+def test_a_lone_grid_and_one_with_too_many_dimensions_are_refused(
+    kind: RqkmeansFsq, sizes: list[int], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
-        check_kmeans_fsq(fsq, sizes, 6)
+        kind.check(np.zeros((20, 6), dtype=np.float32), sizes)

@@ -12,9 +12,10 @@ import pytest
 
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer import interchange
-from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.interchange import read_codebooks, read_codes, write_codes
-from sidrec.tokenizer.quantizers.given_codes import GivenCodes, random_codes
+from sidrec.tokenizer.quantizers.given import Given
+from sidrec.tokenizer.quantizers.random import random_codes
 
 
 def test_codebooks_are_read_as_float32_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -177,19 +178,15 @@ def test_the_index_that_minionerec_ships() -> None:
 # codes and codebooks as a run takes them
 
 
-def given_config(**changed: object) -> TokenizerConfig:
-    return TokenizerConfig(quantizer="given", **{"codes_file": "absent"} | changed)
-
-
 def test_given_codes_get_the_mean_of_what_is_left_as_codebooks(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     codes = np.column_stack([rng.integers(0, 3, 40), rng.integers(0, 4, 40)]).astype(np.int32)
     codes[:, 1][codes[:, 1] == 2] = 3  # code 2 has no item
     vectors = rng.standard_normal((40, 5)).astype(np.float32)
     np.save(tmp_path / "codes.npy", codes)
-    given = GivenCodes.read(given_config(codes_file=str(tmp_path / "codes.npy")), 40, 5)
-    assert given.level_sizes == [3, 4]
-    books = given.quantizer(vectors).codebooks
+    given = Given(codes_file=str(tmp_path / "codes.npy"))
+    assert given.choose_level_sizes([], (40, 5), "none") == [3, 4]
+    books = given.fit(vectors, [3, 4], seed=0).codebooks
     for code in range(3):
         np.testing.assert_allclose(books.books[0][code], vectors[codes[:, 0] == code].mean(axis=0), atol=1e-6)
     left = vectors - books.books[0][codes[:, 0]]
@@ -204,31 +201,32 @@ def test_given_codebooks_are_taken_and_an_extra_token_is_left_out(tmp_path: Path
     )
     books = {"codebook_0": np.ones((2, 5)), "codebook_1": np.zeros((3, 5))}
     np.savez(tmp_path / "b.npz", **books)
-    given = GivenCodes.read(given_config(codes_file=str(path), codebooks_file=str(tmp_path / "b.npz")), 3, 5)
-    np.testing.assert_array_equal(given.codes, [[0, 1], [0, 1], [1, 2]])
-    assert given.level_sizes == [2, 3]
-    for level, book in enumerate(given.quantizer(np.zeros((3, 5), dtype=np.float32)).codebooks.books):
+    given = Given(codes_file=str(path), codebooks_file=str(tmp_path / "b.npz"))
+    assert given.choose_level_sizes([], (3, 5), "none") == [2, 3]
+    vectors = np.zeros((3, 5), dtype=np.float32)
+    quantizer = given.fit(vectors, [2, 3], seed=0)
+    np.testing.assert_array_equal(given.encode(quantizer, vectors, seed=0), [[0, 1], [0, 1], [1, 2]])
+    for level, book in enumerate(quantizer.codebooks.books):
         np.testing.assert_array_equal(book, books[f"codebook_{level}"])
 
 
 def test_given_codes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = write_index(tmp_path / "X.index.json", [["<a_0>", "<b_1>"], ["<a_1>", "<b_7>"]])
+    given = Given(codes_file=str(path))
     with pytest.raises(InputError, match=r"has codes for 2 items, but the catalogue has 3"):
-        GivenCodes.read(given_config(codes_file=str(path)), 3, 5)
+        given.choose_level_sizes([], (3, 5), "assign")
     with pytest.raises(InputError, match=r"gives item 1 the code 7 on level 2, which has 7 codes"):
-        GivenCodes.read(given_config(codes_file=str(path), level_sizes=[2, 7]), 2, 5)
+        given.choose_level_sizes([2, 7], (2, 5), "assign")
     with pytest.raises(InputError, match="has 2 codes an item, but --level_sizes has 3 levels"):
-        GivenCodes.read(given_config(codes_file=str(path), level_sizes=[8, 8, 8]), 2, 5)
+        given.choose_level_sizes([8, 8, 8], (2, 5), "assign")
     np.savez(tmp_path / "b.npz", codebook_0=np.ones((8, 4)), codebook_1=np.ones((8, 4)))
     with pytest.raises(InputError, match=r"codebook_0 is .*\[8, 4\]; it must hold numbers of shape \[K, 5\]"):
-        GivenCodes.read(given_config(codes_file=str(path), codebooks_file=str(tmp_path / "b.npz")), 2, 5)
-    for changed, message in (
-        ({"quantizer": "given"}, "no --codes_file says which codes"),
-        ({"codes_file": "x.npy"}, "codes_file is set, but the quantizer is 'rqkmeans'"),
-        ({"codes_offset": 1}, "codes_offset is set, but"),
-    ):
-        with pytest.raises(InputError, match=message):
-            TokenizerConfig(**changed)
+        Given(codes_file=str(path), codebooks_file=str(tmp_path / "b.npz")).choose_level_sizes([], (2, 5), "assign")
+    with pytest.raises(InputError, match="no --codes_file says which"):
+        Given().choose_level_sizes([], (2, 5), "assign")
+    for flag in ("--codes_file", "--codes_offset"):
+        with pytest.raises(InputError, match=f"{flag} is not a setting"):
+            parse_arguments([flag, "1"], stage="sid")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,13 @@ import pytest
 import torch
 import yaml
 
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.autoencoders.fitting import start_codebooks
+from sidrec.tokenizer.autoencoders.lora_autoencoder import LoraAutoencoder
+from sidrec.tokenizer.autoencoders.training import Training
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.quantizers.learn import check, learn
-from sidrec.tokenizer.quantizers.lora_autoencoder import LoraAutoencoder, build_lora, check_lora
-from sidrec.tokenizer.quantizers.quantizer_settings import (
-    KINDS,
-    FsqSettings,
-    KmeansSettings,
-    LoraSettings,
-    QuantizerSettings,
-    TrainingSettings,
-)
-from sidrec.tokenizer.quantizers.trained_quantizer import learn_by_training, start_codebooks
+from sidrec.tokenizer.quantizers.lora import Lora
 from sidrec.tokenizer.report.lora import summary, usage_report
 from sidrec.tokenizer.unique_sids import make_unique
 
@@ -34,7 +27,7 @@ SOURCES = [9, 6]
 SIZES = [10, 10, 10]
 
 
-def settings(training: dict[str, Any] | None = None, **lora: Any) -> QuantizerSettings:
+def settings(training: dict[str, Any] | None = None, **lora: Any) -> Lora:
     small = {
         "e_dim": 6,
         "hidden_sizes": [16],
@@ -43,8 +36,7 @@ def settings(training: dict[str, Any] | None = None, **lora: Any) -> QuantizerSe
         "warmup_steps": 5,
         "evaluate_every": 20,
     }
-    trained = TrainingSettings(**(small | (training or {})))
-    return QuantizerSettings("lora", KmeansSettings(), trained, LoraSettings(**{"rank": 3, **lora}), FsqSettings())
+    return Lora(**{**small, "rank": 3, **(training or {}), **lora})
 
 
 def item_vectors(n: int = 240, seed: int = 0, widths: list[int] = SOURCES) -> ItemVectors:
@@ -52,12 +44,12 @@ def item_vectors(n: int = 240, seed: int = 0, widths: list[int] = SOURCES) -> It
     rng = np.random.default_rng(seed)
     kinds = rng.integers(0, 12, n)
     sources = [rng.standard_normal((12, d))[kinds] + 0.5 * rng.standard_normal((n, d)) for d in widths]
-    return ItemVectors([source.astype(np.float32) for source in sources], [1.0, 1.0])
+    return ItemVectors([source.astype(np.float32) for source in sources], [1.0] * len(widths))
 
 
-def spread_model(chosen: QuantizerSettings, seed: int = 0, by: float = 0.2) -> LoraAutoencoder:
+def spread_model(chosen: Lora, seed: int = 0, by: float = 0.2) -> LoraAutoencoder:
     """A model in which no parameter is 0."""
-    model = build_lora(chosen, SOURCES, SIZES, seed)
+    model = chosen.build(SOURCES, SIZES, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -147,7 +139,9 @@ def written_loss(model: LoraAutoencoder, x: torch.Tensor, temperature: float | N
         left, total = left - e.detach(), total + e
     reconstruction = ((model.decoder(z + (total - z).detach()) - x) ** 2).mean()
     penalty = sum(book.penalty() for book in model.codebooks)  # has a test of its own
-    loss = reconstruction + training.quantization_weight * (codebook + training.commitment * commitment) + penalty
+    loss = (
+        reconstruction + training.quantization_weight * (codebook + training.commitment_weight * commitment) + penalty
+    )
     if lora.alignment_weight:
         a, b = (torch.nn.functional.normalize(part, dim=1) for part in z.split([3, 3], dim=1))
         logits = a @ b.T / 0.07
@@ -158,7 +152,7 @@ def written_loss(model: LoraAutoencoder, x: torch.Tensor, temperature: float | N
 
 @pytest.mark.parametrize("switches", [s for s in SWITCHES if s.get("assignment") != "topk"], ids=str)
 def test_the_loss_and_its_gradient_equal_the_written_formula(switches: dict[str, Any]) -> None:
-    model = spread_model(settings({"commitment": 0.4, "quantization_weight": 0.8}, **switches))
+    model = spread_model(settings({"commitment_weight": 0.4, "quantization_weight": 0.8}, **switches))
     x = torch.from_numpy(item_vectors(50)[:])
     soft = switches.get("assignment") == "soft"
     progress = 0.5  # temperature_start 1, temperature_end .01: 0.1 in the middle
@@ -199,7 +193,7 @@ def test_what_is_summed_is_what_the_residual_loses(switches: dict[str, Any]) -> 
 
 def test_diversity_and_dead_codes_look_at_what_is_compared_with_the_codes() -> None:
     model = spread_model(
-        settings({"diversity_weight": 0.1, "reset_every": 1, "dead_code_share": 0.9}, condition_on_previous=True)
+        settings({"diversity_weight": 0.1, "reset_every": 1, "threshold_dead_code": 0.9}, condition_on_previous=True)
     )
     x = torch.from_numpy(item_vectors(60)[:])
     _, quantized = model(x)
@@ -216,11 +210,16 @@ def test_diversity_and_dead_codes_look_at_what_is_compared_with_the_codes() -> N
     assert float(model.diversity(quantized).detach()) == float(replaced.detach()) > 0
 
 
-def trained(chosen: QuantizerSettings, seed: int = 0) -> tuple[LoraAutoencoder, LoraAutoencoder]:
+def train(model: LoraAutoencoder, chosen: Lora, vectors: ItemVectors, sizes: list[int], seed: int) -> None:
+    """Train by the stage's own loop."""
+    Training(model, vectors, chosen, seed, {}).run(lambda: start_codebooks(model, chosen, vectors, sizes, seed))
+
+
+def trained(chosen: Lora, seed: int = 0) -> tuple[LoraAutoencoder, LoraAutoencoder]:
     """The model before and after training, by the stage's own loop."""
     vectors = item_vectors()
-    model, untouched = (build_lora(chosen, SOURCES, SIZES, seed) for _ in range(2))
-    learn_by_training(model, chosen, vectors, SIZES, seed, None)
+    model, untouched = (chosen.build(SOURCES, SIZES, seed) for _ in range(2))
+    train(model, chosen, vectors, SIZES, seed)
     return untouched, model
 
 
@@ -240,11 +239,12 @@ def test_a_frozen_base_stays_where_kmeans_put_it_and_the_rest_moves(base: str) -
 def test_summed_penalties_switch_the_low_rank_part_off_and_means_do_not(name: str) -> None:
     """||A B|| / ||base|| after 200 steps with the penalties of the two configurations, on vectors of 384 + 64 numbers."""
     widths, sizes = [384, 64], [64, 64, 64]
-    lora = parse_configs((TokenizerConfig, *KINDS), ["--config", str(CONFIGS / f"{name}.yaml")])[3]
+    _, lora = parse_arguments(["--config", str(CONFIGS / f"{name}.yaml")], stage="sid")
+    assert isinstance(lora, Lora)
     small = {"e_dim": 32, "training_steps": 200, "evaluate_every": 200, "keep": "last"}
-    chosen = settings(small, **vars(lora))
-    model = build_lora(chosen, widths, sizes, seed=0)
-    learn_by_training(model, chosen, item_vectors(widths=widths), sizes, 0, None)
+    chosen = replace(lora, hidden_sizes=[16], batch_size=64, warmup_steps=5, **small)
+    model = chosen.build(widths, sizes, seed=0)
+    train(model, chosen, item_vectors(widths=widths), sizes, 0)
     shares = torch.stack([book.shares() for book in model.codebooks]).detach()  # [L, sources]
     if name == "lora_document":
         assert float(shares.max()) < 1e-3
@@ -308,7 +308,7 @@ def test_the_summary_names_every_level_and_source() -> None:
 
 def test_top_10_share_counts_the_largest_codes() -> None:
     sizes = [40, 40]
-    model = build_lora(settings(), SOURCES, sizes, seed=0)
+    model = settings().build(SOURCES, sizes, seed=0)
     vectors = item_vectors()
     counts = np.sort(np.bincount(model.quantizer().encode(vectors)[:, 0], minlength=40))[::-1]
     assert usage_report(model, vectors)["levels"][0]["top_10_share"] == pytest.approx(counts[:10].sum() / 240)
@@ -318,7 +318,7 @@ def test_learning_by_name_is_reproducible_and_leaves_its_report_and_curve(tmp_pa
     vectors, chosen = item_vectors(), settings(assignment="topk", condition_on_previous=True)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        learn(chosen, vectors, SIZES, 3, tmp_path / name).save(tmp_path / name / "quantizer.safetensors")
+        chosen.fit(vectors, SIZES, 3, tmp_path / name).save(tmp_path / name / "quantizer.safetensors")
     for file in ("quantizer.safetensors", "lora.json", "training.json"):
         assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
     curve = json.loads((tmp_path / "first" / "training.json").read_text())["rows"]
@@ -333,7 +333,7 @@ def test_training_lowers_the_error_below_its_kmeans_start() -> None:
     errors = []
     for steps in (1, 120):
         chosen = settings({"training_steps": steps, "warmup_steps": 1, "evaluate_every": 200, "keep": "last"})
-        quantizer = learn(chosen, vectors, SIZES, 0)
+        quantizer = chosen.fit(vectors, SIZES, 0)
         errors.append(quantizer.mean_squared_errors(vectors, quantizer.encode(vectors))[-1])
     assert errors[1] < 0.8 * errors[0]
 
@@ -341,10 +341,10 @@ def test_training_lowers_the_error_below_its_kmeans_start() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("share_a", "levels", "share_a is 'levels'; it must be sources or all"),
+        ("share_a", "levels", "share_a is 'levels'; it must be one of `sources`, `all`"),
         ("base", "fixed", "base is 'fixed'"),
         ("penalty_reduction", "max", "penalty_reduction is 'max'"),
-        ("assignment", "top-k", "hard or soft or topk"),
+        ("assignment", "top-k", "`hard`, `soft`, `topk`"),
         ("rank", 0, "rank is 0; it must be a whole number of at least 1"),
         ("l2_weight", -1.0, "l2_weight is -1.0"),
         ("relative_weight", float("nan"), "relative_weight is nan"),
@@ -355,19 +355,18 @@ def test_training_lowers_the_error_below_its_kmeans_start() -> None:
 )
 def test_a_wrong_setting_is_named(field: str, value: Any, reason: str) -> None:
     with pytest.raises(InputError, match=reason):
-        LoraSettings(**{field: value})
+        Lora(**{field: value})
 
 
 def test_the_temperature_must_fall_and_stay_above_0() -> None:
     for start, end in ((0.1, 0.5), (1.0, 0.0)):
         with pytest.raises(InputError, match="must fall, and end above 0"):
-            LoraSettings(assignment="soft", temperature_start=start, temperature_end=end)
+            Lora(assignment="soft", temperature_start=start, temperature_end=end)
 
 
 @pytest.mark.parametrize(
     ("training", "lora", "sizes", "n_sources", "reason"),
     [
-        ({"codebook_update": "ema"}, {}, SIZES, 2, "codebook_update `ema` is set, .* leave codebook_update out"),
         ({"reset_every": 5}, {"base": "frozen"}, SIZES, 2, "reset_every is set, .* frozen base"),
         ({"sinkhorn_epsilon": 0.1}, {"assignment": "soft"}, SIZES, 2, "sinkhorn_epsilon is set, .* mixes codes"),
         ({}, {"assignment": "topk", "top_k": 11}, SIZES, 2, "top_k 11 is more than the 10 codes"),
@@ -383,10 +382,10 @@ def test_settings_that_do_not_go_together_are_refused(
     training: dict[str, Any], lora: dict[str, Any], sizes: list[int], n_sources: int, reason: str
 ) -> None:
     with pytest.raises(InputError, match=reason):
-        check_lora(settings(training, **lora), n_sources, sizes)
+        settings(training, **lora).check(item_vectors(20, widths=[4] * n_sources), sizes)
 
 
 def test_the_check_before_any_work_knows_the_sources() -> None:
     with pytest.raises(InputError, match="one source only"):
-        check(settings(alignment_weight=0.1), np.zeros((50, 4), dtype=np.float32), SIZES)
-    check(settings(alignment_weight=0.1), item_vectors(), SIZES)
+        settings(alignment_weight=0.1).check(np.zeros((50, 4), dtype=np.float32), SIZES)
+    settings(alignment_weight=0.1).check(item_vectors(), SIZES)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sidrec.tokenizer.autoencoders.lora_codebook import START, LoraCodebook
-from sidrec.tokenizer.quantizers.quantizer_settings import LoraSettings
+from sidrec.tokenizer.quantizers.lora import Lora
 
 BLOCKS = [3, 2]
 K, R, E = 12, 4, 5
@@ -20,7 +20,7 @@ def levels(n_levels: int = 3, seed: int = 0, spread: float = 0.0, **settings: An
     torch.manual_seed(seed)
     books: list[LoraCodebook] = []
     for _ in range(n_levels):
-        made = LoraSettings(**{"rank": R, **settings})
+        made = Lora(**{"rank": R, **settings})
         books.append(LoraCodebook(torch.randn(K, E), BLOCKS, made, books[-1] if books else None).double())
     with torch.no_grad():
         for book in books:

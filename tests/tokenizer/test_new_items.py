@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.autoencoders.finite_scalar import grid_codebooks
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
 from sidrec.tokenizer.quantize import semantic_ids
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.fsq import grid_codebooks
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.quantizers.product import balanced_parts, fit
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.quantizers.product import Product, balanced_parts
 
 
 def decaying_rows(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -37,13 +36,13 @@ def test_parts_have_about_equal_variance_where_slices_of_pca_do_not() -> None:
 def test_additive_codes_are_each_parts_nearest_centroid() -> None:
     """Codebooks.encode, on residuals in the full space, against the argmin within each part on its own."""
     rows, sizes = decaying_rows(400, 20), [16, 8, 12]
-    books = fit(rows, sizes, seed=3, settings=KmeansSettings())
+    books = Product().fit(rows, sizes, seed=3).codebooks
     assert [book.shape for book in books.books] == [(16, 20), (8, 20), (12, 20)]
     codes = books.encode(rows)
     parts = balanced_parts(rows, 3)  # all rows are training rows
     for level, part in enumerate(parts):
-        own, centroids = (rows @ part).astype(np.float64), (books.books[level] @ part).astype(np.float64)
-        squared = ((own[:, None] - centroids[None]) ** 2).sum(-1)
+        coordinates, centroids = (rows @ part).astype(np.float64), (books.books[level] @ part).astype(np.float64)
+        squared = ((coordinates[:, None] - centroids[None]) ** 2).sum(-1)
         chosen = squared[np.arange(400), codes[:, level]]
         np.testing.assert_allclose(chosen, squared.min(axis=1), atol=1e-5)
         for other in parts[:level] + parts[level + 1 :]:
@@ -56,7 +55,7 @@ def test_additive_codes_are_each_parts_nearest_centroid() -> None:
 def test_order_of_levels_does_not_matter() -> None:
     """Parts are orthogonal, so the error is the sum of the parts' errors."""
     rows = decaying_rows(300, 12)
-    books = fit(rows, [8, 8], seed=0, settings=KmeansSettings())
+    books = Product().fit(rows, [8, 8], seed=0).codebooks
     codes = books.encode(rows)
     error = ((rows - books.reconstruct(codes)) ** 2).sum()
     parts = balanced_parts(rows, 2)
@@ -70,7 +69,7 @@ def test_data_that_is_a_product_is_coded_without_error() -> None:
     """Every pair of 4 points in one plane and 4 in the orthogonal one: 16 rows, 4 + 4 codes, nothing left over."""
     square = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]], dtype=np.float32)
     rows = np.array([np.concatenate([a, 0.9 * b]) for a, b in itertools.product(square, square)], dtype=np.float32)
-    books = fit(rows, [4, 4], seed=1, settings=KmeansSettings())
+    books = Product().fit(rows, [4, 4], seed=1).codebooks
     codes = books.encode(rows)
     np.testing.assert_allclose(books.reconstruct(codes), rows, atol=1e-4)
     assert len(np.unique(codes, axis=0)) == 16
@@ -78,15 +77,15 @@ def test_data_that_is_a_product_is_coded_without_error() -> None:
 
 def test_the_same_seed_gives_the_same_bytes_and_a_sample_is_enough() -> None:
     rows = decaying_rows(1000, 12)
-    settings = KmeansSettings(train_rows_per_code=32)
-    first, second, other = (fit(rows, [8, 8], seed, settings) for seed in (5, 5, 6))
+    sampled = Product(train_rows_per_code=32)
+    first, second, other = (sampled.fit(rows, [8, 8], seed).codebooks for seed in (5, 5, 6))
     assert [book.tobytes() for book in first.books] == [book.tobytes() for book in second.books]
     assert first.books[0].tobytes() != other.books[0].tobytes()
-    full = fit(rows, [8, 8], 5, KmeansSettings())
+    full = Product().fit(rows, [8, 8], 5).codebooks
     errors = [((rows - books.reconstruct(books.encode(rows))) ** 2).sum() for books in (first, full)]
     assert errors[1] < errors[0] < 1.3 * errors[1]
 
 
 def test_more_levels_than_dimensions_is_refused() -> None:
     with pytest.raises(InputError, match="3 level_sizes and vectors of 2 numbers"):
-        fit(decaying_rows(50, 2), [4, 4, 4], seed=0, settings=KmeansSettings())
+        Product().fit(decaying_rows(50, 2), [4, 4, 4], seed=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,11 @@ import torch
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
+from sidrec.tokenizer.autoencoders import fitting
+from sidrec.tokenizer.autoencoders.settings import TrainingSettings
 from sidrec.tokenizer.autoencoders.training import CHECKPOINT, Batches, Training, learning_rate, measure, perplexity
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
-from sidrec.tokenizer.quantizers import trained_quantizer
-from sidrec.tokenizer.quantizers.learn import check, learn
-from sidrec.tokenizer.quantizers.quantizer_settings import (
-    FsqSettings,
-    KmeansSettings,
-    LoraSettings,
-    QuantizerSettings,
-    TrainingSettings,
-)
+from sidrec.tokenizer.quantizers import QUANTIZERS
 
 N, D = 300, 12
 SIZES = [8, 8, 8]
@@ -44,26 +39,25 @@ def vectors(seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def settings_of(quantizer: str, **training: Any) -> QuantizerSettings:
-    kinds = KmeansSettings(), TrainingSettings(**(SHORT | training)), LoraSettings(), FsqSettings()
-    return QuantizerSettings(quantizer, *kinds)
+def settings_of(quantizer: str, **training: Any) -> Any:
+    """The kind with the settings of a short training."""
+    return QUANTIZERS[quantizer](**(SHORT | training))
 
 
 def trained(quantizer: str, sizes: list[int] = SIZES, seed: int = 0, **training: Any) -> tuple[Any, dict[str, Any]]:
     """(model, curve) of a short training in memory."""
     settings = settings_of(quantizer, **training)
-    model = trained_quantizer.build(settings, vectors(), sizes, seed)
-    loop = Training(model, vectors(), settings.training, seed, {})
-    return model, loop.run(lambda: trained_quantizer.start_codebooks(model, settings, vectors(), sizes, seed))
+    model = settings.build(vectors(), sizes, seed)
+    loop = Training(model, vectors(), settings, seed, {})
+    return model, loop.run(lambda: fitting.start_codebooks(model, settings, vectors(), sizes, seed))
 
 
 def test_rqkmeans_plus_starts_as_rqkmeans_bit_for_bit() -> None:
     X = vectors()
     settings = settings_of("rqkmeans_plus")
-    model = trained_quantizer.build(settings, vectors(), SIZES, 3)
-    trained_quantizer.start_codebooks(model, settings, X, SIZES, 3)
-    defaults = KmeansSettings(), TrainingSettings(), LoraSettings(), FsqSettings()
-    plain = learn(QuantizerSettings("rqkmeans", *defaults), X, SIZES, 3)
+    model = settings.build(vectors(), SIZES, 3)
+    fitting.start_codebooks(model, settings, X, SIZES, 3)
+    plain = QUANTIZERS["rqkmeans"]().fit(X, SIZES, 3)
     start = model.quantizer()
     assert np.array_equal(start.latents(X)[:], X)
     for own, before in zip(start.codebooks.books, plain.codebooks.books, strict=True):
@@ -96,9 +90,9 @@ def test_the_published_decoder_starts_at_random() -> None:
 def test_codebooks_start_from_a_file(tmp_path: Path) -> None:
     books = [np.random.default_rng(level).normal(size=(8, D)) for level in range(3)]
     np.savez(tmp_path / "books.npz", **{f"codebook_{level}": book for level, book in enumerate(books)})
-    settings = settings_of("rqkmeans_plus", codebook_start=str(tmp_path / "books.npz"))
-    model = trained_quantizer.build(settings, vectors(), SIZES, 0)
-    trained_quantizer.start_codebooks(model, settings, vectors(), SIZES, 0)
+    settings = settings_of("rqkmeans_plus", codebook_init=str(tmp_path / "books.npz"))
+    model = settings.build(vectors(), SIZES, 0)
+    fitting.start_codebooks(model, settings, vectors(), SIZES, 0)
     for book, found in zip(books, model.quantizer().codebooks.books, strict=True):
         np.testing.assert_array_equal(found, book.astype(np.float32))
 
@@ -116,19 +110,19 @@ def test_a_file_that_does_not_fit_is_named_with_its_key(
 ) -> None:
     np.savez(tmp_path / "books.npz", **{key: np.ones(shape, dtype=np.float32) for key, shape in arrays.items()})
     with pytest.raises(InputError, match=message):
-        learn(settings_of("rqkmeans_plus", codebook_start=str(tmp_path / "books.npz")), vectors(), SIZES, 0)
+        settings_of("rqkmeans_plus", codebook_init=str(tmp_path / "books.npz")).fit(vectors(), SIZES, 0)
 
 
 def test_commitment_is_1_for_rqkmeans_plus_and_a_quarter_for_the_others() -> None:
-    for kind, wanted in (("rqkmeans_plus", 1.0), ("rqvae", 0.25)):
-        assert trained_quantizer.build(settings_of(kind), vectors(), SIZES, 0).commitment == wanted
-        assert trained_quantizer.build(settings_of(kind, commitment=0.5), vectors(), SIZES, 0).commitment == 0.5
+    for kind, wanted in (("rqkmeans_plus", 1.0), ("rqvae", 0.25), ("vq", 0.25), ("lora", 0.25)):
+        assert QUANTIZERS[kind]().commitment_weight == wanted  # type: ignore[attr-defined]
+        assert settings_of(kind, commitment_weight=0.5).commitment_weight == 0.5
 
 
 def test_kmeans_start_is_on_the_latents_and_their_residuals() -> None:
     settings = settings_of("rqvae", e_dim=5)
-    model = trained_quantizer.build(settings, vectors(), SIZES, 0)
-    trained_quantizer.start_codebooks(model, settings, vectors(), SIZES, 0)
+    model = settings.build(vectors(), SIZES, 0)
+    fitting.start_codebooks(model, settings, vectors(), SIZES, 0)
     with torch.no_grad():
         latents = model.encoder(model.scale * torch.from_numpy(vectors())).numpy()
     for own, wanted in zip(model.quantizer().codebooks.books, fit(latents, SIZES, 0).books, strict=True):
@@ -137,10 +131,10 @@ def test_kmeans_start_is_on_the_latents_and_their_residuals() -> None:
 
 def test_a_shared_codebook_is_one_and_starts_with_all_scales() -> None:
     settings = settings_of("rqvae", e_dim=5, shared_codebook=True)
-    model = trained_quantizer.build(settings, vectors(), SIZES, 0)
+    model = settings.build(vectors(), SIZES, 0)
     assert len({id(book) for book in model.codebooks}) == 1
     assert sum(name.startswith("codebooks") for name, _ in model.named_parameters()) == 1
-    trained_quantizer.start_codebooks(model, settings, vectors(), SIZES, 0)
+    fitting.start_codebooks(model, settings, vectors(), SIZES, 0)
     lengths = np.linalg.norm(model.quantizer().codebooks.books[0], axis=1)
     assert len(lengths) == 8  # 2 + 3 + 3 codes of falling scale
     assert lengths[:2].mean() > lengths[5:].mean()
@@ -168,7 +162,7 @@ def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str) -> None
 def test_the_scale_brings_vectors_nearest_to_unit_numbers() -> None:
     rng = np.random.default_rng(0)
     for factor, wanted in ((1.0, 1.0), (0.05, 16.0), (0.04, 32.0), (30.0, 2**-5), (0.0, 1.0)):
-        assert trained_quantizer.fitting_scale(factor * rng.choice([-1.0, 1.0], size=(9000, 3))) == wanted
+        assert fitting.fitting_scale(factor * rng.choice([-1.0, 1.0], size=(9000, 3))) == wanted
 
 
 def test_building_and_training_leave_the_global_generator_alone() -> None:
@@ -244,7 +238,7 @@ def test_the_named_state_is_kept(keep: str) -> None:
 def test_two_trainings_of_one_seed_are_the_same_bytes(tmp_path: Path) -> None:
     digests = []
     for number in (0, 0, 1):
-        quantizer = learn(settings_of("rqvae", e_dim=5, reset_every=3), vectors(), SIZES, number)
+        quantizer = settings_of("rqvae", e_dim=5, reset_every=3).fit(vectors(), SIZES, number)
         quantizer.save(tmp_path / "quantizer")
         digests.append(sha256(tmp_path / "quantizer"))
     assert digests[0] == digests[1]
@@ -260,11 +254,11 @@ def test_a_killed_training_ends_in_the_same_bytes(kind: str, tmp_path: Path, mon
     """Killed between checkpoints, twice; what comes after the first kill starts from a checkpoint, not from k-means."""
     own: dict[str, Any] = {
         "rqkmeans_plus": {},
-        "rqvae": {"e_dim": 5, "reset_every": 4, "dead_code_share": 0.6},
-        "ema": {"e_dim": 5, "codebook_update": "ema", "reset_every": 4, "dead_code_share": 0.6},
+        "rqvae": {"e_dim": 5, "reset_every": 4, "threshold_dead_code": 0.6},
+        "ema": {"e_dim": 5, "codebook_update": "ema", "reset_every": 4, "threshold_dead_code": 0.6},
     }[kind]
     settings = settings_of("rqkmeans_plus" if kind == "rqkmeans_plus" else "rqvae", **own)
-    undisturbed = learn(settings, vectors(), SIZES, 0, tmp_path / "a")
+    undisturbed = settings.fit(vectors(), SIZES, 0, tmp_path / "a")
     step = Training._step
 
     def killed_at(limit: int) -> Any:
@@ -278,10 +272,10 @@ def test_a_killed_training_ends_in_the_same_bytes(kind: str, tmp_path: Path, mon
     for limit in (17, 34):
         monkeypatch.setattr(Training, "_step", killed_at(limit))
         with pytest.raises(Killed):
-            learn(settings, vectors(), SIZES, 0, tmp_path / "b")
-        monkeypatch.setattr(trained_quantizer, "start_codebooks", None)
+            settings.fit(vectors(), SIZES, 0, tmp_path / "b")
+        monkeypatch.setattr(fitting, "start_codebooks", None)
     monkeypatch.setattr(Training, "_step", step)
-    resumed = learn(settings, vectors(), SIZES, 0, tmp_path / "b")
+    resumed = settings.fit(vectors(), SIZES, 0, tmp_path / "b")
     for name, quantizer in (("a", undisturbed), ("b", resumed)):
         quantizer.save(tmp_path / name / "quantizer")
     assert sha256(tmp_path / "a" / "quantizer") == sha256(tmp_path / "b" / "quantizer")
@@ -291,31 +285,31 @@ def test_a_killed_training_ends_in_the_same_bytes(kind: str, tmp_path: Path, mon
 
 
 def test_a_checkpoint_of_another_config_is_refused(tmp_path: Path) -> None:
-    learn(settings_of("rqvae", e_dim=5), vectors(), SIZES, 0, tmp_path)
-    with pytest.raises(InputError, match=r"last.pt is of a training with commitment=None, not 0.5; delete it"):
-        learn(settings_of("rqvae", e_dim=5, commitment=0.5), vectors(), SIZES, 0, tmp_path)
+    settings_of("rqvae", e_dim=5).fit(vectors(), SIZES, 0, tmp_path)
+    with pytest.raises(InputError, match=r"last.pt is of a training with commitment_weight=0.25, not 0.5; delete it"):
+        settings_of("rqvae", e_dim=5, commitment_weight=0.5).fit(vectors(), SIZES, 0, tmp_path)
     with pytest.raises(InputError, match=r"last.pt is of a training with seed=0, not 1"):
-        learn(settings_of("rqvae", e_dim=5), vectors(), SIZES, 1, tmp_path)
+        settings_of("rqvae", e_dim=5).fit(vectors(), SIZES, 1, tmp_path)
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
     settings = settings_of("rqvae", e_dim=5)
-    learn(settings, vectors(), SIZES, 0, tmp_path)
+    settings.fit(vectors(), SIZES, 0, tmp_path)
     path = tmp_path / CHECKPOINT
     whole = torch.load(path, weights_only=True)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(InputError, match=r"last.pt is not a checkpoint of this project"):
-        learn(settings, vectors(), SIZES, 0, tmp_path)
+        settings.fit(vectors(), SIZES, 0, tmp_path)
     del whole["model"]["encoder.stacks.0.0.bias"]
     torch.save(whole, path)
     with pytest.raises(InputError, match=r"last.pt .*encoder.stacks.0.0.bias"):
-        learn(settings, vectors(), SIZES, 0, tmp_path)
+        settings.fit(vectors(), SIZES, 0, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     settings = settings_of("rqvae", e_dim=5)
-    model = trained_quantizer.build(settings, vectors(), SIZES, 0)
-    loop = Training(model, vectors(), settings.training, 0, {}, tmp_path)
+    model = settings.build(vectors(), SIZES, 0)
+    loop = Training(model, vectors(), settings, 0, {}, tmp_path)
     after_step = model.after_step
 
     def poison(quantized: Any, step: int, rng: np.random.Generator) -> int:
@@ -335,19 +329,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
 @pytest.mark.parametrize(
     ("quantizer", "sizes", "training", "message"),
     [
-        ("rqkmeans_plus", SIZES, {"e_dim": 32}, "e_dim is 32 but the item vectors have 12 numbers"),
-        ("rqvae", SIZES, {"decoder": "residual"}, "decoder is `residual`, which only rqkmeans_plus has"),
-        ("vq", [8, 8], {}, r"vq has one level, but level_sizes gives 2 \(8 8\)"),
-        ("vq", [8], {"shared_codebook": True}, "shared_codebook is of the quantizer rqvae, not of vq"),
+        ("vq", [8, 8], {}, r"vector quantization has one level, but level_sizes gives 2 \(8 8\)"),
         ("rqvae", [8, 4], {"shared_codebook": True}, "shared_codebook needs equal level_sizes, not 8 4"),
-        ("rqvae", SIZES, {"codebook_start": "nowhere.npz"}, "nowhere.npz cannot be read as codebooks"),
+        ("rqvae", SIZES, {"codebook_init": "nowhere.npz"}, "nowhere.npz cannot be read as codebooks"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_work(
     quantizer: str, sizes: list[int], training: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        check(settings_of(quantizer, **training), vectors(), sizes)
+        settings_of(quantizer, **training).check(vectors(), sizes)
 
 
 @pytest.mark.parametrize(
@@ -357,29 +348,47 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"keep": "best"}, "keep is 'best'; it must be one of `best_loss`, `best_collision`, `last`"),
         ({"codebook_update": "adam"}, "codebook_update is 'adam'"),
         ({"commitment_levels": "none"}, "commitment_levels is 'none'"),
-        ({"decoder": "linear"}, "decoder is 'linear'; it must be one of `residual`, `mlp`"),
-        ({"codebook_start": "books.npy"}, "codebook_start is 'books.npy'; it must be `kmeans`, `random` or the path"),
+        ({"codebook_init": "books.npy"}, "codebook_init is 'books.npy'; it must be `kmeans`, `random` or the path"),
         ({"hidden_sizes": [0]}, r"hidden_sizes is \[0\]"),
         ({"e_dim": 0}, "e_dim is 0; it must be a whole number of at least 1"),
         ({"training_steps": 0}, "training_steps is 0; it must be a whole number of at least 1"),
         ({"learning_rate": 0.0}, "learning_rate is 0, so nothing would be learnt"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a number of at least 0"),
         ({"gradient_clip": float("inf")}, "gradient_clip is inf"),
-        ({"commitment": -1}, "commitment is -1; it must be a number of at least 0"),
+        ({"commitment_weight": -1}, "commitment_weight is -1; it must be a number of at least 0"),
         ({"warmup_steps": 1001, "training_steps": 1000}, "warmup_steps is 1001, more than training_steps, 1000"),
         ({"ema_decay": 0.9}, "ema_decay is set, but has no effect while codebook_update is `gradient`"),
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
-        ({"dead_code_share": 0.2}, "dead_code_share is set, but has no effect while reset_every is 0"),
+        ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),
         ({"sinkhorn_iterations": 3}, "sinkhorn_iterations is set, but has no effect while sinkhorn_epsilon is 0"),
     ],
 )
 def test_training_settings_are_refused_one_by_one(training: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        TrainingSettings(**training)
+        QUANTIZERS["rqvae"](**training)
+
+
+def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:
+    with pytest.raises(InputError, match="decoder is 'linear'; it must be one of `residual`, `mlp`"):
+        QUANTIZERS["rqkmeans_plus"](decoder="linear")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "name"),
+    [
+        ("rqkmeans_plus", "e_dim"),
+        ("rqvae", "decoder"),
+        ("vq", "shared_codebook"),
+        ("vq", "decoder"),
+        ("lora", "ema_decay"),
+    ],
+)
+def test_a_kind_has_no_setting_that_it_would_not_use(quantizer: str, name: str) -> None:
+    assert name not in {setting.name for setting in fields(QUANTIZERS[quantizer])}
 
 
 def test_ema_with_revival_uses_every_first_code_from_random_codebooks() -> None:
-    random: dict[str, Any] = {"e_dim": 6, "codebook_start": "random", "training_steps": 200, "evaluate_every": 200}
+    random: dict[str, Any] = {"e_dim": 6, "codebook_init": "random", "training_steps": 200, "evaluate_every": 200}
     _, collapsed = trained("rqvae", [32, 8], **random)
     _, revived = trained("rqvae", [32, 8], **random, codebook_update="ema", reset_every=5)
     assert collapsed["rows"][-1]["codes_used"][0] < 24
@@ -399,9 +408,9 @@ def test_stored_losses(kind: str) -> None:
     own: dict[str, Any] = {} if kind == "rqkmeans_plus" else {"e_dim": 5}
     own |= {"codebook_update": "ema"} if kind == "ema" else {}
     settings = settings_of("rqvae" if kind == "ema" else kind, **own)
-    model = trained_quantizer.build(settings, vectors(), sizes, 0)
+    model = settings.build(vectors(), sizes, 0)
     rng = np.random.default_rng(1)
     width = model.quantizer().codebooks.width
     books = [0.3 * rng.normal(size=(size, width)).astype(np.float32) for size in sizes]
-    curve = Training(model, vectors(), settings.training, 0, {}).run(lambda: model.start_codebooks(books))
+    curve = Training(model, vectors(), settings, 0, {}).run(lambda: model.start_codebooks(books))
     assert curve["rows"][-1]["loss"] == pytest.approx(REFERENCES[kind], rel=2e-3)

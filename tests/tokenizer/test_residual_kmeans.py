@@ -16,8 +16,8 @@ from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
 from sidrec.tokenizer.kmeans import nearest
 from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
 from sidrec.tokenizer.report.sid_metrics import usage
 
 

@@ -15,6 +15,7 @@ from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.report import vector_metrics
 from sidrec.tokenizer.report.figures import measure
+from sidrec.tokenizer.report.lora import table_of_levels
 from sidrec.tokenizer.report.page import example_groups, render
 from sidrec.tokenizer.report.vector_metrics import (
     LARGEST_MARGIN,
@@ -31,7 +32,7 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 from sidrec.tokenizer.unique_sids import make_unique
 
 HISTORY = {"rows": [{"step": step, "loss": 1 / (1 + step), "perplexity": [8.0 - step, 7.0]} for step in range(3)]}
-LORA = {"levels": [{"usage": 0.875, "sources": [{"usage": 0.5, "lora_share": 0.0625}]}]}
+LOW_RANK = {"levels": [{"usage": 0.875, "sources": [{"usage": 0.5, "lora_share": 0.0625}]}]}
 
 
 @cache
@@ -266,7 +267,7 @@ def full_page(titles: list[str]) -> tuple[str, SemanticIds]:
     vectors, sids = quantized()
     categories = ["war" if item % 2 else "peace & quiet" for item in range(120)]
     figures = measure(vectors, sids, 0, categories)
-    return render(figures, sids, titles, 0, vectors, categories, HISTORY, LORA), sids
+    return render(figures, sids, titles, 0, vectors, categories, HISTORY, [table_of_levels(LOW_RANK)]), sids
 
 
 def test_page_has_the_examples_and_valid_plots_and_escapes_titles(recwarn: pytest.WarningsRecorder) -> None:

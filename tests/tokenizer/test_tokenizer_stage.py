@@ -13,16 +13,14 @@ import pytest
 import yaml
 
 from sidrec.data.dataset import Dataset
-from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
 from sidrec.pipeline.stage import Stage
 from sidrec.tokenizer import add_items, embed, quantize
-from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.embeddings import item_vectors, sources
 from sidrec.tokenizer.interchange import read_codes, write_codes
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, fitting_level_sizes
-from sidrec.tokenizer.quantizers.quantizer_settings import KINDS, QuantizerSettings
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,9 +54,8 @@ def small_dataset() -> Dataset:
 
 
 def write_data_stage(run_dir: Path, dataset: Dataset) -> None:
-    stage = Stage(run_dir, "data", {"dataset": "small"})
-    stage.begin(overwrite=True)
-    stage.finish(*dataset.save(stage.folder))
+    with Stage(run_dir, "data", {"dataset": "small"}).building(overwrite=True) as folder:
+        dataset.save(folder)
 
 
 @pytest.fixture
@@ -71,18 +68,18 @@ Command = Callable[..., None]
 
 
 @pytest.fixture
-def command(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Call an entry point in this process as the command line would."""
+def command(run_dir: Path) -> Command:
+    """Call an entry point in this process."""
 
     def call(module: object, *flags: str) -> None:
-        monkeypatch.setattr(sys, "argv", ["command", "--run_dir", str(run_dir), *flags])
-        module.main()  # type: ignore[attr-defined]
+        module.main(["--run_dir", str(run_dir), *flags])  # type: ignore[attr-defined]
 
     return call
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in folder.iterdir()}
+    """Of all files but the log, which tells the time."""
+    return {path.name: sha256(path) for path in folder.iterdir() if path.name != "log.txt"}
 
 
 def test_both_stages_make_every_file(run_dir: Path, command: Command) -> None:
@@ -101,6 +98,7 @@ def test_both_stages_make_every_file(run_dir: Path, command: Command) -> None:
         "codebooks.npz",
         "codes_all.npy",
         "codes_raw.npy",
+        "log.txt",
         "manifest.json",
         "quantizer.safetensors",
         "report.html",
@@ -144,15 +142,18 @@ def test_a_finished_stage_is_skipped_and_an_interrupted_one_made_again(
         patched.setattr(quantize, "write_json", ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             command(quantize, *SMALL)
-    with pytest.raises(InputError, match="is not finished"):
+    with pytest.raises(InputError, match="holds no finished 'sid' stage"):
         SemanticIds.load(run_dir)
+    assert not (run_dir / "sid").exists()
     command(quantize, *SMALL)
     assert SemanticIds.load(run_dir).n_items == N_ITEMS
     with monkeypatch.context() as patched:
-        patched.setattr(quantize, "learn_codes", None)  # would fail if it were called
+        patched.setattr(quantize, "semantic_ids", None)  # would fail if it were called
         patched.setattr(embed, "compute", None)
         command(embed, *SMALL)
         command(quantize, *SMALL)
+        command(embed)  # without a flag: the last settings
+        command(quantize)
 
 
 def test_other_settings_are_refused_until_overwrite(run_dir: Path, command: Command) -> None:
@@ -187,9 +188,9 @@ def test_validation_and_test_interactions_do_not_enter_the_vectors(run_dir: Path
 
 
 def test_own_vectors_are_a_source(run_dir: Path, command: Command, tmp_path: Path) -> None:
-    own = tmp_path / "own.npy"
-    np.save(own, np.random.default_rng(0).standard_normal((N_ITEMS, 5)))
-    chosen = ["--sources", "text", str(own), "--weights", "1", "0.5"]
+    file = tmp_path / "own.npy"
+    np.save(file, np.random.default_rng(0).standard_normal((N_ITEMS, 5)))
+    chosen = ["--sources", "text", str(file), "--weights", "1", "0.5"]
     command(embed, *SMALL, *chosen)
     command(quantize, *SMALL, *chosen)
     assert SemanticIds.load(run_dir).codebooks[0].shape == (8, 8 + 5)
@@ -222,14 +223,10 @@ def test_settings_that_cannot_work_are_refused_before_work(command: Command, fla
 
 
 def test_a_missing_stage_names_its_command(run_dir: Path, command: Command) -> None:
-    with pytest.raises(
-        InputError, match=r"run `python -m sidrec.tokenizer.embed --run_dir .* --sources text collaborative` first"
-    ):
+    with pytest.raises(InputError, match=r"run `sidrec tokenize --run_dir .* --sources text collaborative` first"):
         command(quantize, *SMALL)
     command(embed, *SMALL, "--sources", "text")
-    with pytest.raises(
-        InputError, match=r"collaborative.npy does not exist; run `python -m sidrec.tokenizer.embed .*--overwrite true`"
-    ):
+    with pytest.raises(InputError, match=r"collaborative.npy does not exist; run `sidrec tokenize .*--overwrite true`"):
         command(quantize, *SMALL)
     shutil.rmtree(run_dir / "data")
     with pytest.raises(InputError, match=r"sidrec prepare"):
@@ -360,7 +357,9 @@ def test_random_codes_say_nothing_about_items(run_dir: Path, command: Command) -
         ),
         (["--quantizer", "rqkmeans_fsq", "--level_sizes", "61", "240"], "fewer than the 61 codes of level 1"),
         (["--quantizer", "random", "--level_sizes", "7", "8", "--unique", "none"], "fewer than the 60 items"),
-        (["--quantizer", "random", "--fsq_tokens", "2"], "fsq_tokens is set, but the quantizer 'random' does not use"),
+        (["--quantizer", "random", "--fsq_tokens", "2"], "--fsq_tokens is not a setting"),
+        (["--quantizer", "fsq", "--fsq_token", "2"], "--fsq_token is not a setting; the nearest one is --fsq_tokens"),
+        (["--quantizer", "rqkmean"], "quantizer is 'rqkmean'; it must be one of rqkmeans, rqkmeans_plus"),
         (["--unique", "never"], "unique is 'never'"),
     ],
 )
@@ -377,9 +376,9 @@ def test_a_dedup_token_counts_the_items_with_equal_codes(run_dir: Path, command:
     assert sids.quantizer is not None
     assert sids.quantizer.codebooks.sizes == [3, 3]
     seen: dict[tuple[int, ...], int] = {}
-    for own, place in zip(sids.codes[:, :2].tolist(), sids.codes[:, 2].tolist(), strict=True):
-        assert place == seen.get(tuple(own), 0)
-        seen[tuple(own)] = place + 1
+    for path, place in zip(sids.codes[:, :2].tolist(), sids.codes[:, 2].tolist(), strict=True):
+        assert place == seen.get(tuple(path), 0)
+        seen[tuple(path)] = place + 1
     assert sids.level_sizes == [3, 3, max(seen.values())]
     np.testing.assert_array_equal(sids.codes_raw, np.column_stack([sids.codes[:, :2], np.zeros(N_ITEMS)]))
     assert not sids.codebooks[2].any()
@@ -396,7 +395,7 @@ def test_an_own_token_is_a_code_for_every_item(run_dir: Path, command: Command) 
     vectors = item_vectors.ItemVectors([np.load(file) for file in files], [1.0, 1.0])
     whole = sids.codebooks[0][sids.codes[:, 0]] + sids.codebooks[1]  # nothing of an item is left over
     np.testing.assert_allclose(whole, vectors[:], atol=1e-6)
-    command(quantize, "--unique", "own_token", "--overwrite", "true")
+    command(quantize, "--unique", "own_token", "--level_sizes", "--overwrite", "true")
     assert SemanticIds.load(run_dir).level_sizes == [2, N_ITEMS]  # chosen: about 16 items a code
 
 
@@ -420,20 +419,24 @@ def test_a_run_takes_codes_that_were_made_elsewhere(run_dir: Path, command: Comm
     write_codes(tmp_path / "X.index.json", made.codes, offset=1)
     shutil.copy(run_dir / "sid" / "codebooks.npz", tmp_path / "books.npz")
     flags = ["--quantizer", "given", "--codes_file", str(tmp_path / "X.index.json"), "--codes_offset", "1"]
-    command(quantize, *flags, "--codebooks_file", str(tmp_path / "books.npz"), "--overwrite", "true")
+    command(
+        quantize, *flags, "--codebooks_file", str(tmp_path / "books.npz"), "--unique", "assign", "--overwrite", "true"
+    )
     given = SemanticIds.load(run_dir)
     np.testing.assert_array_equal(given.codes_raw, made.codes)
-    for own, other in zip(given.codebooks, made.codebooks, strict=True):
-        np.testing.assert_array_equal(own, other)
-    command(quantize, *SMALL, "--overwrite", "true")
+    for book, other in zip(given.codebooks, made.codebooks, strict=True):
+        np.testing.assert_array_equal(book, other)
+    command(quantize, "--quantizer", "rqkmeans", *SMALL, "--overwrite", "true")
     np.testing.assert_array_equal(SemanticIds.load(run_dir).codes, given.codes)
-    command(quantize, *flags, "--unique", "dedup_token", "--overwrite", "true")  # codebooks of the items' own vectors
+    command(
+        quantize, *flags, "--codebooks_file", "none", "--unique", "dedup_token", "--overwrite", "true"
+    )  # codebooks of the items' own vectors
     fitted = SemanticIds.load(run_dir)
     np.testing.assert_array_equal(fitted.codes[:, :2], made.codes)
     assert fitted.codebooks[0].shape == (made.codes[:, 0].max() + 1, 16)
     write_codes(tmp_path / "X.index.json", made.codes[::-1], offset=1)
     with pytest.raises(InputError, match=r"was made from another .*X.index.json"):
-        command(quantize, *flags, "--unique", "dedup_token")
+        command(quantize, *flags, "--codebooks_file", "none", "--unique", "dedup_token")
 
 
 def test_new_items_get_semantic_ids_from_the_command_line(
@@ -448,6 +451,7 @@ def test_new_items_get_semantic_ids_from_the_command_line(
     before = hashes(run_dir / "sid")
     capsys.readouterr()
     flags = ["--vectors", str(tmp_path / "new.npy"), "--write_file", str(tmp_path / "new.index.json")]
+    flags += ["--catalogue", str(tmp_path / "own.npy")]
     command(add_items, *flags)
     printed = " ".join(capsys.readouterr().out.split())
     assert "7 new items" in printed
@@ -459,7 +463,7 @@ def test_new_items_get_semantic_ids_from_the_command_line(
     assert hashes(run_dir / "sid") == before
     assert sids.quantizer is not None
     scaled = (new / np.linalg.norm(new, axis=1, keepdims=True)).astype(np.float32)
-    free = [row for row, own in enumerate(sids.quantizer.encode(scaled).tolist()) if own not in sids.codes.tolist()]
+    free = [row for row, path in enumerate(sids.quantizer.encode(scaled).tolist()) if path not in sids.codes.tolist()]
     assert codes[free[0]].tolist() == sids.quantizer.encode(scaled)[free[0]].tolist()
     np.save(tmp_path / "new.npy", new[:, :4])
     with pytest.raises(InputError, match=r"sources have \[4\] numbers a row"):
@@ -482,12 +486,11 @@ def test_suggested_level_sizes_for_known_catalogues() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "tokenizer").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_is_read_by_the_code(path: Path) -> None:
-    config, *kinds = parse_configs((TokenizerConfig, *KINDS), ["--config", str(path)])
-    read = {name: value for part in (config, *kinds) for name, value in vars(part).items()}
+    config, kind = parse_arguments(["--config", str(path)], stage="sid")
+    read = vars(config) | vars(kind) | {"run_dir": str(config.run_dir)}
     for name, value in yaml.safe_load(path.read_text()).items():
         assert read[name] == value
     assert config.sources == ["text", "collaborative"]
-    QuantizerSettings(config.quantizer, *kinds)  # refuses settings that the quantizer does not use
 
 
 def test_yaml_with_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
@@ -495,7 +498,7 @@ def test_yaml_with_a_value_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     for text, message in (("level_sizes: 64", "level_sizes is 64"), ("sources: text", "sources is 'text'")):
         file.write_text(text)
         with pytest.raises(InputError, match=message):
-            parse_configs((TokenizerConfig, *KINDS), ["--config", str(file)])
+            parse_arguments(["--config", str(file)], stage="sid")
 
 
 def shell(*flags: str, cwd: Path) -> subprocess.CompletedProcess[str]:

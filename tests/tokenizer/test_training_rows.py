@@ -14,9 +14,10 @@ from sidrec.tokenizer.kmeans import training_rows
 from sidrec.tokenizer.kmeans.balanced_kmeans import codes_of_equal_size
 from sidrec.tokenizer.kmeans.distributed import encode_together, join_processes, leave_processes
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.kmeans.training_rows import DEALT, TrainingRows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.quantizers import QUANTIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
@@ -37,18 +38,18 @@ def vectors() -> np.ndarray:
 
 def learn_all() -> dict[str, np.ndarray]:
     """Codebooks, prices and codes of every kind of clusters."""
-    found = {}
+    learnt = {}
     for name, settings in KINDS.items():
         books = fit(vectors(), [48, 16], 0, settings)
-        found |= {f"{name}_book_{level}": book for level, book in enumerate(books.books)}
-        found |= {f"{name}_prices_{level}": price for level, price in enumerate(books.prices)}
-        found[f"{name}_codes"] = encode_together(Quantizer(books), vectors())
-    return found
+        learnt |= {f"{name}_book_{level}": book for level, book in enumerate(books.books)}
+        learnt |= {f"{name}_prices_{level}": price for level, price in enumerate(books.prices)}
+        learnt[f"{name}_codes"] = encode_together(Quantizer(books), vectors())
+    return learnt
 
 
 def write_what_was_learnt() -> None:
     """Run by torchrun: every process writes its own."""
-    rank = join_processes("rqkmeans")
+    rank = join_processes("rqkmeans", shares_rows=True)
     torch.set_num_threads(1)
     np.savez(Path(sys.argv[1]) / f"{rank}.npz", **learn_all())
     leave_processes()
@@ -56,7 +57,7 @@ def write_what_was_learnt() -> None:
 
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run(
         [*command, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -133,10 +134,11 @@ def test_exact_sizes_are_exact_and_nearly_the_cheapest() -> None:
 
 def test_other_quantizers_refuse_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert join_processes("rqvae") == 0
+    assert join_processes("rqvae", shares_rows=False) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="'rqvae' is learnt by one process, not by 2"):
-        join_processes("rqvae")
+        join_processes("rqvae", shares_rows=False)
+    assert [name for name, kind in QUANTIZERS.items() if kind.shares_rows] == ["rqkmeans"]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ def info_nce(first: Tensor, second: Tensor) -> Tensor:
     """
     assert first.shape == second.shape, f"aligned latents must be equally long, got {first.shape} and {second.shape}"
     cosines = normalize(first, dim=1) @ normalize(second, dim=1).T / SHARPNESS  # [n, n]
-    own = torch.arange(len(first), device=first.device)
-    return (cross_entropy(cosines, own) + cross_entropy(cosines.T, own)) / 2
+    same_item = torch.arange(len(first), device=first.device)
+    return (cross_entropy(cosines, same_item) + cross_entropy(cosines.T, same_item)) / 2
 
 
 def alignment_loss(latents: Tensor, blocks: Sequence[int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoder, residual codebooks and decoder, trained together: the model of RQ-Kmeans+, RQ-VAE, VQ and LoRA codebooks.
+"""Encoder, residual codebooks and decoder, trained together: the model of every quantizer whose codebooks are trained.
 
 With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k]||^2], r_{l+1} = r_l - sg[e_l], zq = sum_l e_l:
 
@@ -27,14 +27,12 @@ from torch.nn.functional import embedding, l1_loss, mse_loss
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.rotation import rotate
+from sidrec.tokenizer.autoencoders.settings import CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.sinkhorn import balanced_codes
 from sidrec.tokenizer.autoencoders.soft_usage import unevenness
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.kmeans.nearest import distances
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.quantizer_settings import TrainingSettings
-
-USUAL_COMMITMENT = 0.25  # beta where none is set
 
 
 class Codebook(nn.Module):
@@ -101,12 +99,11 @@ class ResidualAutoencoder(nn.Module):
         encoder: Mlp,
         codebooks: list[Codebook | EmaCodebook],
         decoder: Mlp,
-        settings: TrainingSettings,
+        settings: CodebookTrainingSettings,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.scale = scale
-        self.commitment = USUAL_COMMITMENT if settings.commitment is None else settings.commitment
         self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.codebooks: Any = nn.ModuleList(codebooks)
 
@@ -170,7 +167,7 @@ class ResidualAutoencoder(nn.Module):
         codebook = torch.stack([mse_loss(e, r.detach()) for r, e in pairs]).mean()
         commitment = torch.stack([mse_loss(r, e.detach()) for r, e in pairs]).mean()
         reconstruction = (l1_loss if settings.reconstruction == "l1" else mse_loss)(reconstructed, x)
-        loss = reconstruction + settings.quantization_weight * (codebook + self.commitment * commitment)
+        loss = reconstruction + settings.quantization_weight * (codebook + settings.commitment_weight * commitment)
         losses = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}
         if settings.diversity_weight > 0:
             losses["diversity"] = self.diversity(quantized)
@@ -201,7 +198,7 @@ class ResidualAutoencoder(nn.Module):
             residuals = torch.cat([quantized.residuals[level].detach() for level in levels])
             book.observe(residuals, torch.cat([quantized.codes[:, level] for level in levels]))
             if self.settings.reset_every and step % self.settings.reset_every == 0:
-                revived += book.revive(residuals, self.settings.dead_code_share, rng)
+                revived += book.revive(residuals, self.settings.threshold_dead_code, rng)
         return revived
 
     @property
@@ -216,8 +213,8 @@ class ResidualAutoencoder(nn.Module):
 
     def quantizer(self) -> Quantizer:
         """What has been learnt so far, for vectors as they are."""
-        own, latent = self.scale, self.latent_scale
+        scale, latent = self.scale, self.latent_scale
         books = [(codebook.vectors().detach() / latent).numpy().copy() for codebook in self.codebooks]
         return Quantizer(
-            Codebooks(books), self.encoder.rescaled(own, 1 / latent), self.decoder.rescaled(latent, 1 / own)
+            Codebooks(books), self.encoder.rescaled(scale, 1 / latent), self.decoder.rescaled(latent, 1 / scale)
         )

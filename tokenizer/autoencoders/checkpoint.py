@@ -45,9 +45,9 @@ class TrainingState:
         if not path.exists():
             return None
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            before = found.pop("config")
-            state = cls(**found)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            before = saved.pop("config")
+            state = cls(**saved)
         except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, UnpicklingError) as error:
             reason = str(error).split("\n")[0][:200]
             raise InputError(

@@ -22,11 +22,14 @@ sums, beside a reconstruction loss that is a mean, L2 pulls A and B to 0 before 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidrec.tokenizer.quantizers.quantizer_settings import LoraSettings
+if TYPE_CHECKING:
+    from sidrec.tokenizer.quantizers.lora import Lora
 
 START = 0.02  # standard deviation of A at the start
 
@@ -43,7 +46,7 @@ class LoraCodebook(nn.Module):
         self,
         start: Tensor,
         blocks: list[int],
-        settings: LoraSettings,
+        settings: Lora,
         before: LoraCodebook | None = None,
     ) -> None:
         super().__init__()

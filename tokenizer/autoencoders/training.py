@@ -13,14 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.autoencoders.checkpoint import TrainingState
+from sidrec.tokenizer.autoencoders.settings import TrainingSettings
 from sidrec.tokenizer.embeddings.item_vectors import Rows
-from sidrec.tokenizer.quantizers.quantizer_settings import TrainingSettings
 
 MEASURED_ROWS = 4096  # rows measured at once
 CHECKPOINT = Path("checkpoints") / "last.pt"
@@ -121,6 +120,7 @@ class Training:
         seed: int,
         config: dict[str, Any],
         folder: Path | None = None,
+        screen: Screen | None = None,
     ) -> None:
         self.model, self.vectors, self.settings, self.seed = model, vectors, settings, seed
         self.config, self.path = config, folder / CHECKPOINT if folder else None
@@ -128,6 +128,7 @@ class Training:
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, settings.learning_rate, weight_decay=settings.weight_decay)
         self.state = TrainingState()
+        self.screen = screen or Screen("training", quiet=True)
 
     def run(self, start: Callable[[], None]) -> dict[str, Any]:
         """Train, and leave the model in the state that `settings.keep` names.
@@ -135,40 +136,37 @@ class Training:
         start: called before the first step, but not when a checkpoint is gone on from. Returns the training curve: `rows`, one a
         measurement, and `kept_step`. Raises InputError when the loss is not finite, naming the step and the last good checkpoint.
         """
-        found = TrainingState.load(self.path, self.config) if self.path else None
-        if found is None:
+        saved = TrainingState.load(self.path, self.config) if self.path else None
+        if saved is None:
             start()
             self._measure({"learning_rate": 0.0, "gradient_norm": 0.0, "resets": 0})
         else:
-            self._go_on_from(found)
+            self._go_on_from(saved)
         self._run_steps()
         if self.settings.keep != "last":
             self.model.load_state_dict(self.state.best)
         return {"rows": self.state.rows, "kept_step": self.state.best_step}
 
-    def _go_on_from(self, found: TrainingState) -> None:
+    def _go_on_from(self, saved: TrainingState) -> None:
         try:
-            self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.optimizer)
+            self.model.load_state_dict(saved.model)
+            self.optimizer.load_state_dict(saved.optimizer)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{self.path} does not fit the model ({reason}); delete it to train anew.") from error
-        self.state = found
+        self.state = saved
 
     def _run_steps(self) -> None:
         steps, every = self.settings.training_steps, self.settings.evaluate_every
         norms: list[float] = []
         resets = 0
-        with _progress_bar() as progress:
-            task = progress.add_task("training", total=steps, completed=self.state.step, note="")
+        with self.screen.bar("training", steps, "steps", self.state.step) as bar:
             while self.state.step < steps:
                 loss, norm, revived = self._step(self.state.step + 1)
                 self.state.step += 1
                 norms.append(norm)
                 resets += revived
-                speed = progress.tasks[task].speed
-                note = f"loss {loss:.3g}" + (f", {speed:.0f} steps/s" if speed else "")
-                progress.update(task, advance=1, note=note)
+                bar.advance(1, f"loss {loss:.3g}")
                 if self.state.step % every == 0 or self.state.step == steps:
                     rate = learning_rate(self.state.step, self.settings)
                     mean_norm = sum(norms) / len(norms)
@@ -210,11 +208,11 @@ class Training:
         for name, number in numbers.items():
             if not math.isfinite(number):
                 good = self.state.rows[-1]["step"] if self.state.rows else None
-                kept = f" in {self.path}" if self.path else ""
+                place = f" in {self.path}" if self.path else ""
                 last = (
                     "there is no good checkpoint"
                     if good is None
-                    else f"the last good checkpoint, of step {good}, is{kept}"
+                    else f"the last good checkpoint, of step {good}, is{place}"
                 )
                 raise InputError(
                     f"the {name} is {number} at step {step}; {last}; lower --learning_rate, which is "
@@ -230,15 +228,3 @@ def _order(keep: str) -> Callable[[dict[str, Any]], tuple[float, ...]]:
     if keep == "last":
         return lambda row: (-row["step"],)
     return lambda row: (row["reconstruction"],) if keep == "best_loss" else (row["collision"], row["reconstruction"])
-
-
-def _progress_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, transient=True, disable=not get_console().is_terminal)

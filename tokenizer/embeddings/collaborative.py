@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import sparse
-from sklearn.utils.extmath import randomized_svd
 
 from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.embeddings.truncated_svd import truncated_svd
 from sidrec.tokenizer.embeddings.unit_rows import unit_rows
-
-SMALLEST_SINGULAR_VALUE = 1e-6  # relative to the largest; below it a component is rounding noise
 
 
 def cooccurrence(sequences: list[np.ndarray], n_items: int, window: int) -> sparse.csr_array:
@@ -48,8 +46,8 @@ def shifted_ppmi(counts: sparse.csr_array, negatives: float = 1.0, alpha: float 
     row, column = pairs.coords
     values = np.log(pairs.data / (totals[row] * context[column])) - np.log(negatives)
     positive = values > 0
-    kept = (values[positive], (row[positive], column[positive]))
-    return sparse.coo_array(kept, shape=counts.shape).tocsr()
+    entries = (values[positive], (row[positive], column[positive]))
+    return sparse.coo_array(entries, shape=counts.shape).tocsr()
 
 
 def ppmi_svd(
@@ -70,6 +68,5 @@ def ppmi_svd(
             "the training part of interactions.parquet has no two items that occur together more often than by chance, "
             "so there is nothing to make collaborative vectors from; leave the source out with --sources text."
         )
-    left, singular, _ = randomized_svd(matrix, min(dim, n_items), n_iter=7, random_state=seed)
-    kept = singular > SMALLEST_SINGULAR_VALUE * singular[0]
-    return unit_rows(left[:, kept] * np.sqrt(singular[kept]), seed)
+    left, singular = truncated_svd(matrix, dim, seed)
+    return unit_rows(left * np.sqrt(singular), seed)

@@ -14,9 +14,9 @@ from sidrec.tokenizer.embeddings.item_vectors import chunks
 
 def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
     """Every source's vectors, [N, D_s] each. Raises InputError when one is missing (naming the command) or wrong."""
-    command = f"python -m sidrec.tokenizer.embed --run_dir {config.run_dir} --sources {' '.join(config.sources)}"
-    if any(source in COMPUTED_SOURCES for source in config.sources):
-        require_finished(Path(config.run_dir), "embeddings", command)
+    command = f"sidrec tokenize --run_dir {config.run_dir} --sources {' '.join(config.sources)}"
+    if config.computed_sources:
+        require_finished(config.run_dir, "embeddings", command)
     for source in config.sources:
         path = config.path_of(source)
         if not path.is_file():
@@ -80,6 +80,6 @@ def check_numbers(path: Path, vectors: np.ndarray, constant_columns: bool = Fals
         )
 
 
-def _others(found: list[int], name: str) -> str:
+def _others(places: list[int], name: str) -> str:
     """` and 3 other rows`, or nothing."""
-    return f" (and {len(found) - 1} other {name}{'s' if len(found) > 2 else ''})" if len(found) > 1 else ""
+    return f" (and {len(places) - 1} other {name}{'s' if len(places) > 2 else ''})" if len(places) > 1 else ""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.utils.extmath import randomized_svd
 
 from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.embeddings.truncated_svd import truncated_svd
 from sidrec.tokenizer.embeddings.unit_rows import unit_rows
-
-SMALLEST_SINGULAR_VALUE = 1e-6  # relative to the largest; below it a component is rounding noise
 
 
 def tfidf_svd(texts: list[str], dim: int, seed: int) -> np.ndarray:
@@ -32,9 +30,8 @@ def tfidf_svd(texts: list[str], dim: int, seed: int) -> np.ndarray:
             f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
             "give the items text, or leave the source out with --sources collaborative."
         ) from error
-    left, singular, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=7, random_state=seed)
-    kept = singular > SMALLEST_SINGULAR_VALUE * singular[0]
-    return unit_rows(left[:, kept] * singular[kept], seed)
+    left, singular = truncated_svd(matrix, dim, seed)
+    return unit_rows(left * singular, seed)
 
 
 def encode_texts(texts: list[str], name_or_folder: str, batch_size: int) -> np.ndarray:

@@ -84,11 +84,13 @@ def codes_of_equal_size(rows: TrainingRows, priced: torch.Tensor) -> torch.Tenso
     room[counts.argsort(descending=True, stable=True)[: N % K]] += 1
     while bool((room < 0).any()):
         movable = (room[codes] < 0).nonzero().flatten()
-        own, scores = codes[movable], everything[movable]
+        old_codes, scores = codes[movable], everything[movable]
         cost, target = (scores + torch.where(room > 0, 0.0, float("inf"))).min(1)
-        order = (cost - scores.gather(1, own[:, None])[:, 0]).argsort(stable=True)
+        order = (cost - scores.gather(1, old_codes[:, None])[:, 0]).argsort(stable=True)
         left, moves = room.tolist(), []
-        for row, old, new in zip(movable[order].tolist(), own[order].tolist(), target[order].tolist(), strict=True):
+        for row, old, new in zip(
+            movable[order].tolist(), old_codes[order].tolist(), target[order].tolist(), strict=True
+        ):
             if left[old] < 0 < left[new]:
                 moves.append((row, new))
                 left[old] += 1

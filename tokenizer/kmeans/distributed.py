@@ -12,17 +12,15 @@ from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.embeddings.item_vectors import CHUNK, Rows
 from sidrec.tokenizer.quantizer import Quantizer
 
-SPLITS_BY_ROWS = "rqkmeans"  # the quantizer that several processes learn together
 
-
-def join_processes(quantizer: str) -> int:
+def join_processes(quantizer: str, shares_rows: bool) -> int:
     """This process's number among those that were started together; 0 for one alone, and for the one that writes.
 
-    Raises InputError where there are several and the quantizer cannot be learnt by several.
+    Raises InputError where there are several and the quantizer, which is named, cannot be learnt by several.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0
-    if quantizer != SPLITS_BY_ROWS:
+    if not shares_rows:
         raise InputError(
             f"the quantizer {quantizer!r} is learnt by one process, not by {os.environ['WORLD_SIZE']}; start it without a launcher."
         )

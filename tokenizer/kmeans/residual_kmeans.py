@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices, codes_of_equal_size
 from sidrec.tokenizer.kmeans.nearest import BLOCK, distances, nearest_codes
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.kmeans.training_rows import TrainingRows
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
 
 WARM_UP = 10  # plain Lloyd iterations before the balanced ones: 1 to 2 % less error on MovieLens-100K than none
 WARM_UP_ROWS_PER_CODE = 32  # enough rows for them
@@ -40,6 +39,7 @@ def fit(
     level_sizes: list[int],
     seed: int,
     settings: KmeansSettings | None = None,
+    screen: Screen | None = None,
 ) -> Codebooks:
     """Learn the codebooks, level by level, as `settings.clusters` says.
 
@@ -57,18 +57,11 @@ def fit(
     sample = torch.randperm(len(vectors), generator=generator)[:n_train].sort().values
     rows = TrainingRows.read(vectors, sample)
     books, prices = [], []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, transient=True, disable=not get_console().is_terminal) as progress:
-        task = progress.add_task("k-means iterations", total=len(level_sizes) * _iterations(settings))
+    screen = screen or Screen("k-means", quiet=True)
+    with screen.bar("k-means", len(level_sizes) * _iterations(settings), "iterations") as bar:
         for level, size in enumerate(level_sizes):
             start = rows.at(torch.randperm(n_train, generator=generator)[:size])
-            book, price = _cluster(rows, start, settings, lambda: progress.advance(task))
+            book, price = _cluster(rows, start, settings, bar.advance)
             books.append(book.numpy())
             prices.append(price.numpy())
             if level + 1 < len(level_sizes):

@@ -52,17 +52,19 @@ class TrainingRows:
         stride = 1
         while self.total // (2 * stride) >= most and 2 * stride <= self.block:
             stride *= 2
-        kept = self.positions[::stride] // stride
-        return TrainingRows(self.values[::stride].contiguous(), kept, -(-self.total // stride), self.block // stride)
+        positions = self.positions[::stride] // stride
+        return TrainingRows(
+            self.values[::stride].contiguous(), positions, -(-self.total // stride), self.block // stride
+        )
 
     def at(self, positions: torch.Tensor) -> torch.Tensor:
         """The rows at `positions` [k], on every process: [k, D]."""
-        own = torch.full((self.total,), -1)
-        own[self.positions] = torch.arange(len(self.positions))
-        local = own[positions]
-        found = torch.zeros(len(positions), self.values.shape[1])
-        found[local >= 0] = self.values[local[local >= 0]]
-        return summed(found)
+        place = torch.full((self.total,), -1)  # of each position among this process's rows
+        place[self.positions] = torch.arange(len(self.positions))
+        local = place[positions]
+        rows = torch.zeros(len(positions), self.values.shape[1])
+        rows[local >= 0] = self.values[local[local >= 0]]
+        return summed(rows)
 
     def whole(self, figures: torch.Tensor) -> torch.Tensor:
         """Every process's `figures` [n, ...], one per row of its own, in the order of positions: [total, ...]."""
@@ -77,8 +79,8 @@ class TrainingRows:
         """
         counts = summed(torch.bincount(codes, minlength=len(old)))
         sums = torch.zeros(old.shape, dtype=torch.float64)
-        for rows, own in zip(self.values.split(self.block), codes.split(self.block), strict=True):
-            sums += torch.zeros_like(old).index_add_(0, own, rows)
+        for rows, block_codes in zip(self.values.split(self.block), codes.split(self.block), strict=True):
+            sums += torch.zeros_like(old).index_add_(0, block_codes, rows)
         means = (summed(sums) / counts.clamp_min(1)[:, None]).float()
         empty = (counts == 0).nonzero().flatten()
         if not move_empty:

@@ -13,65 +13,51 @@ starts from its own rows, repeated where there are too few.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
 import numpy as np
-import torch
-from torch import Tensor
 
-from sidrec.tokenizer.codebooks import Codebooks
-from sidrec.tokenizer.embeddings.item_vectors import Rows
-from sidrec.tokenizer.kmeans.nearest import distances
-from sidrec.tokenizer.kmeans.residual_kmeans import fit as fit_kmeans
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
+from sidrec.tokenizer.quantizers.kind import Kind
 
-
-def fit(vectors: Rows, level_sizes: list[int], seed: int, settings: KmeansSettings) -> Codebooks:
-    """Codebooks [K_0, D], [K_0, K_1, D], [K_1, K_2, D], … vectors: [N, D].
-
-    Learnt on at most `train_rows_per_code` rows per vector of the largest level, drawn at random; local k-means takes
-    `lloyd_iterations` iterations. The same bytes for the same seed.
-    """
-    n_vectors = max(size * before for size, before in zip(level_sizes, [1, *level_sizes], strict=False))
-    n_train = min(len(vectors), settings.train_rows_per_code * n_vectors)
-    sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:n_train])
-    residual = torch.tensor(vectors[sample], dtype=torch.float32)  # [n, D]
-    first = fit_kmeans(residual.numpy(), level_sizes[:1], seed, settings)
-    books, prices = list(first.books), list(first.prices)
-    codes = torch.from_numpy(first.encode(residual.numpy())[:, 0]).long()  # [n]
-    residual -= torch.from_numpy(books[0][codes])
-    for level, size in enumerate(level_sizes[1:], start=1):
-        shared = torch.from_numpy(fit_kmeans(residual.numpy(), [size], seed + level, settings).books[0])
-        local, own = local_kmeans(residual, codes, level_sizes[level - 1], shared, settings.lloyd_iterations)
-        residual -= local[codes, own]
-        codes = own
-        books.append(local.numpy())
-        prices.append(np.zeros(size, dtype=np.float32))
-    return Codebooks(books, prices)
+if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
+    from sidrec.tokenizer.embeddings.item_vectors import Rows
+    from sidrec.tokenizer.quantizer import Quantizer
 
 
-def local_kmeans(rows: Tensor, before: Tensor, n_before: int, start: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """k-means within each cluster of rows with the same code before, all from the centroids `start` [K, D].
+@dataclass
+class CoarseToFine(KmeansSettings, Kind):
+    """Learnt on at most `train_rows_per_code` rows per vector of the largest level; local k-means takes `lloyd_iterations` iterations."""
 
-    rows: [n, D]; before: int [n], under n_before. Returns the centroids [n_before, K, D] and each row's nearest one of its cluster
-    [n]. A centroid without rows is that of `start`.
-    """
-    K, D = start.shape
-    assert rows.shape == (len(before), D)
-    centroids = start.repeat(n_before, 1, 1)
-    nearest = nearest_local(rows, before, centroids)
-    for _ in range(iterations):
-        place = before * K + nearest
-        counts = torch.bincount(place, minlength=n_before * K)[:, None]  # [n_before · K, 1]
-        sums = torch.zeros(n_before * K, D).index_add_(0, place, rows)
-        means = torch.where(counts > 0, sums / counts.clamp_min(1), start.repeat(n_before, 1))
-        centroids = means.view(n_before, K, D)
-        nearest = nearest_local(rows, before, centroids)
-    return centroids, nearest
+    summary: ClassVar[str] = "within every code of a level, the next level has a codebook of its own"
 
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
+        """Codebooks [K_0, D], [K_0, K_1, D], [K_1, K_2, D], …"""
+        import torch
 
-def nearest_local(rows: Tensor, before: Tensor, centroids: Tensor) -> Tensor:
-    """Index [n] of the nearest of the centroids [n_before, K, D] that belong to each row's code before."""
-    nearest = torch.empty(len(rows), dtype=torch.int64)
-    for previous in before.unique():
-        own = (before == previous).nonzero().flatten()
-        nearest[own] = distances(rows[own], centroids[previous]).argmin(1)
-    return nearest
+        from sidrec.tokenizer.codebooks import Codebooks
+        from sidrec.tokenizer.kmeans.local_kmeans import local_kmeans
+        from sidrec.tokenizer.kmeans.residual_kmeans import fit
+        from sidrec.tokenizer.quantizer import Quantizer
+
+        n_vectors = max(size * before for size, before in zip(level_sizes, [1, *level_sizes], strict=False))
+        n_train = min(len(vectors), self.train_rows_per_code * n_vectors)
+        sample = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:n_train])
+        residual = torch.tensor(vectors[sample], dtype=torch.float32)  # [n, D]
+        first = fit(residual.numpy(), level_sizes[:1], seed, self, screen)
+        books, prices = list(first.books), list(first.prices)
+        codes = torch.from_numpy(first.encode(residual.numpy())[:, 0]).long()  # [n]
+        residual -= torch.from_numpy(books[0][codes])
+        for level, size in enumerate(level_sizes[1:], start=1):
+            shared = torch.from_numpy(fit(residual.numpy(), [size], seed + level, self, screen).books[0])
+            local, next_codes = local_kmeans(residual, codes, level_sizes[level - 1], shared, self.lloyd_iterations)
+            residual -= local[codes, next_codes]
+            codes = next_codes
+            books.append(local.numpy())
+            prices.append(np.zeros(size, dtype=np.float32))
+        return Quantizer(Codebooks(books, prices))

@@ -1,73 +1,96 @@
-"""Finite scalar quantization (FSQ, arXiv 2309.15505): every latent dimension is bounded and rounded to one of a few levels.
+"""Finite scalar quantization (FSQ, arXiv 2309.15505): an encoder's numbers, each rounded to one of a few values.
 
-With levels (n_1, …, n_d), half_i = floor(n_i / 2) and y = bound(z), dimension i is rounded to ẑ_i = round(half_i y_i) / half_i, one of n_i
-values from -1 on; an even n_i has one more below zero than above. The code is the ẑ of all d dimensions as one number,
-
-    k = sum_i (half_i ẑ_i + half_i) prod_{j < i} n_j,      0 <= k < K = prod_i n_i,
-
-so that K is what the levels give (7 5 5 5 5: 4,375) and never a rounder number. Only the encoder before it and the decoder after it learn.
-
-A semantic ID of several tokens takes a group of d dimensions per token (`groups`), or the same d dimensions for all tokens (`residual`):
-token l rounds what the tokens before have left over, to the grid shrunk by (n_i - 1)^l. Both are codebooks whose vectors add up.
+See sidrec.tokenizer.autoencoders.finite_scalar for the grid, and fsq_autoencoder beside it for what is trained.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.ranges import check_choice, check_least
+from sidrec.tokenizer.autoencoders.grid_settings import GridSettings
+from sidrec.tokenizer.autoencoders.settings import TrainingSettings
+from sidrec.tokenizer.quantizers.kind import Kind
+from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
 
+if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
+    from sidrec.tokenizer.autoencoders.fsq_autoencoder import FsqAutoencoder
+    from sidrec.tokenizer.embeddings.item_vectors import Rows
+    from sidrec.tokenizer.quantizer import Quantizer
 
-def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
-    """Squash each dimension into the range of its levels: round(bound(z)) has exactly `levels[i]` values in dimension i.
-
-    h = (levels - 1) (1 + eps) / 2, o = .5 where levels is even else 0; bound(z) = (tanh(z + atanh(o / h)) h - o) / (levels // 2), so that
-    neighbouring values are 1 / (levels // 2) apart and lie in [-1, 1]. z: [n, e], levels: e whole numbers. Returns [n, e].
-    """
-    assert z.shape[1] == len(levels)
-    counts = torch.tensor(levels, dtype=z.dtype, device=z.device)
-    half = (counts - 1) * (1 + 1e-3) / 2
-    offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(z.dtype)
-    return (torch.tanh(z + torch.atanh(offset / half)) * half - offset) / (counts // 2)
-
-
-def nearest_point(bounded: Tensor, levels: Sequence[int]) -> Tensor:
-    """The nearest point of the grid, dimension by dimension; what lies beyond the grid goes to its edge. [n, e] to [n, e]."""
-    assert bounded.shape[1] == len(levels)
-    counts = torch.tensor(levels, device=bounded.device)
-    half = counts // 2
-    return torch.minimum(torch.maximum(torch.round(bounded * half), -half), (counts - 1) // 2) / half
+SAMPLED_ROWS = 4096
 
 
-def points(levels: Sequence[int]) -> np.ndarray:
-    """Every point of the grid, float32 [K, d], in the order of their codes: the first dimension changes fastest."""
-    sizes = np.array(levels)
-    steps = np.concatenate([[1], np.cumprod(sizes)[:-1]])  # prod_{j < i} n_j
-    digits = np.arange(math.prod(levels))[:, None] // steps % sizes
-    return ((digits - sizes // 2) / (sizes // 2)).astype(np.float32)
+@dataclass
+class Fsq(GridSettings, TrainingSettings, Kind):
+    """Encoder and decoder are trained around a grid that is fixed."""
 
+    summary: ClassVar[str] = "finite scalar quantization, a grid instead of codebooks"
+    is_trained: ClassVar[bool] = True
 
-def codes_of(grid_points: Tensor, levels: Sequence[int]) -> Tensor:
-    """The code of each grid point [n, d], int64 [n]."""
-    counts = torch.tensor(levels, device=grid_points.device)
-    steps = torch.cat([counts.new_ones(1), counts.cumprod(0)[:-1]])
-    half = counts // 2
-    return ((torch.round(grid_points * half).long() + half) * steps).sum(1)
+    fsq_tokens: int = field(default=3, metadata={"help": "Tokens per item."})
+    fsq_form: str = field(
+        default="groups",
+        metadata={"help": "Tokens are `groups` of dimensions, or `residual` refinements of the same ones."},
+    )
 
+    def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)
+        GridSettings.__post_init__(self)
+        check_choice(self, "fsq_form", ("groups", "residual"))
+        if self.fsq_form == "residual" and 2 in self.fsq_levels:
+            raise InputError(
+                "fsq_levels holds 2, whose grid gets no finer from token to token; residual needs 3 or more."
+            )
+        check_least(self, "fsq_tokens", 1)
 
-def grid_codebooks(levels: Sequence[int], tokens: int, form: str) -> Codebooks:
-    """The grids of all tokens as codebooks: [K, tokens * d] each for `groups`, zero outside the token's own d; [K, d] for `residual`."""
-    grid, d = points(levels), len(levels)
-    if form == "residual":
-        shrink = 1.0 / (np.array(levels, dtype=np.float64) - 1)
-        return Codebooks([(grid * shrink**token).astype(np.float32) for token in range(tokens)])
-    assert form == "groups"
-    books = [np.zeros((len(grid), tokens * d), dtype=np.float32) for _ in range(tokens)]
-    for token, book in enumerate(books):
-        book[:, token * d : (token + 1) * d] = grid
-    return Codebooks(books)
+    def choose_level_sizes(self, asked: list[int], shape: tuple[int, ...], unique: str) -> list[int]:
+        """What `fsq_levels` and `fsq_tokens` give."""
+        sizes = [self.n_codes] * self.fsq_tokens
+        if asked and asked != sizes:
+            raise InputError(
+                f"level_sizes is {' '.join(map(str, asked))}, but fsq_levels {' '.join(map(str, self.fsq_levels))} give "
+                f"{' '.join(map(str, sizes))} for {self.fsq_tokens} tokens; leave --level_sizes out."
+            )
+        check_level_sizes(sizes, shape[0], clustered=0, unique=unique == "assign")
+        return sizes
+
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
+        """Raises InputError when the loss is not finite."""
+        from sidrec.tokenizer.autoencoders.training import Training
+
+        model = self.build(vectors, seed)
+        identity = self.identity() | {"seed": seed, "shape": list(vectors.shape)}
+        curve = Training(model, vectors, self, seed, identity, folder, screen).run(lambda: None)
+        if folder:
+            write_json(folder / "training.json", curve)
+        return model.quantizer()
+
+    def build(self, vectors: Rows, seed: int) -> FsqAutoencoder:
+        """The model before the first step; its first and last layers know the scale of `vectors` [N, D], from a sample of them."""
+        import torch
+
+        from sidrec.tokenizer.autoencoders.fsq_autoencoder import FsqAutoencoder
+        from sidrec.tokenizer.autoencoders.mlp import Mlp
+
+        N, D = vectors.shape
+        sample = np.sort(np.random.default_rng(seed).permutation(N)[:SAMPLED_ROWS])
+        scale = float(np.sqrt(np.square(vectors[sample], dtype=np.float64).mean())) or 1.0
+        e = len(self.fsq_levels) * (self.fsq_tokens if self.fsq_form == "groups" else 1)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            encoder = Mlp([(D, e)], self.hidden_sizes)
+            decoder = Mlp([(e, D)], self.hidden_sizes[::-1])
+            first, last = encoder.stacks[0][0], decoder.stacks[0][-1]  # type: ignore[index]
+            first.weight /= scale
+            last.weight *= scale
+        return FsqAutoencoder(encoder, decoder, self.fsq_levels, self.fsq_tokens, self.fsq_form, self.reconstruction)

@@ -1,41 +1,13 @@
-"""How many codes each level has: asked for, or chosen for the catalogue; refused where they cannot work."""
+"""How many codes each level has: what suits a catalogue, and what cannot work."""
 
 from __future__ import annotations
 
 import math
 
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.quantizers.quantizer_settings import QuantizerSettings
-from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS
 
+LEVEL_LETTERS = "abcdefgh"  # what the tokens of each level begin with, so there are at most 8
 MOST_ITEMS_OF_TWO_LEVELS = 32_768
-
-
-def choose_level_sizes(asked: list[int], settings: QuantizerSettings, n_items: int, unique: str) -> list[int]:
-    """The level sizes of a run. asked: --level_sizes, empty for none; unique: how items with equal codes are told apart.
-
-    A finite scalar grid has the size that its own settings give. Raises InputError when `asked` is something else, when a level that is
-    clustered has more codes than there are items, or when unique IDs are wanted and there are fewer paths than items.
-    """
-    grid = settings.fsq
-    by_levels = f"fsq_levels {' '.join(map(str, grid.fsq_levels))} give"
-    sizes = asked or default_level_sizes(n_items, unique)
-    if settings.quantizer == "fsq":
-        sizes = [grid.n_codes] * grid.fsq_tokens
-        if asked and asked != sizes:
-            own = " ".join(map(str, sizes))
-            raise InputError(
-                f"level_sizes is {' '.join(map(str, asked))}, but {by_levels} {own} for {grid.fsq_tokens} tokens; leave --level_sizes out."
-            )
-    elif settings.quantizer == "rqkmeans_fsq":
-        if asked and asked[-1] != grid.n_codes:
-            raise InputError(
-                f"the last of level_sizes is {asked[-1]}, but {by_levels} {grid.n_codes} codes; write {grid.n_codes} there."
-            )
-        sizes = [*sizes[:-1], grid.n_codes]
-    clustered = {"fsq": 0, "random": 0, "rqkmeans_fsq": len(sizes) - 1}.get(settings.quantizer, len(sizes))
-    check_level_sizes(sizes, n_items, clustered, unique == "assign" or settings.quantizer == "random")
-    return sizes
 
 
 def default_level_sizes(n_items: int, unique: str = "assign") -> list[int]:

@@ -9,36 +9,55 @@ independent: a first code says no more than a last one, and no prefix of a seman
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
 import numpy as np
 
 from sidrec.pipeline.errors import InputError
-from sidrec.tokenizer.codebooks import Codebooks
-from sidrec.tokenizer.embeddings.item_vectors import Rows
-from sidrec.tokenizer.kmeans.residual_kmeans import fit as fit_kmeans
-from sidrec.tokenizer.quantizers.quantizer_settings import KmeansSettings
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
+from sidrec.tokenizer.quantizers.kind import Kind
+
+if TYPE_CHECKING:
+    from sidrec.pipeline.screen import Screen
+    from sidrec.tokenizer.embeddings.item_vectors import Rows
+    from sidrec.tokenizer.quantizer import Quantizer
 
 
-def fit(vectors: Rows, level_sizes: list[int], seed: int, settings: KmeansSettings) -> Codebooks:
-    """One codebook [K_l, D] a level, zero outside its part. vectors: [N, D].
+@dataclass
+class Product(KmeansSettings, Kind):
+    """Learnt on at most `train_rows_per_code` · max K_l rows, drawn at random."""
 
-    Learnt on at most `train_rows_per_code` · max K_l rows, drawn at random. Raises InputError when there are more levels than
-    dimensions. The same bytes for the same seed.
-    """
-    N, D = vectors.shape
-    if len(level_sizes) > D:
-        raise InputError(
-            f"quantizer product gives every level dimensions of its own, but there are {len(level_sizes)} level_sizes and vectors "
-            f"of {D} numbers; name fewer levels."
-        )
-    n_train = min(N, settings.train_rows_per_code * max(level_sizes))
-    sample = np.sort(np.random.default_rng(seed).permutation(N)[:n_train])
-    rows = np.asarray(vectors[sample], dtype=np.float32)
-    books, prices = [], []
-    for level, (basis, size) in enumerate(zip(balanced_parts(rows, len(level_sizes)), level_sizes, strict=True)):
-        part = fit_kmeans(rows @ basis, [size], seed + level, settings)  # basis: [D, D_l]
-        books.append(part.books[0] @ basis.T)
-        prices.append(part.prices[0])
-    return Codebooks(books, prices)
+    summary: ClassVar[str] = "product quantization, every level its own part of the vector"
+
+    def check(self, vectors: Rows, level_sizes: list[int]) -> None:
+        """Every level needs a dimension of its own."""
+        if len(level_sizes) > vectors.shape[1]:
+            raise InputError(
+                f"product quantization gives every level dimensions of its own, but there are {len(level_sizes)} level_sizes and vectors "
+                f"of {vectors.shape[1]} numbers; name fewer levels."
+            )
+
+    def fit(
+        self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
+    ) -> Quantizer:
+        """One codebook [K_l, D] a level, zero outside its part."""
+        from sidrec.tokenizer.codebooks import Codebooks
+        from sidrec.tokenizer.kmeans.residual_kmeans import fit
+        from sidrec.tokenizer.quantizer import Quantizer
+
+        self.check(vectors, level_sizes)
+        N = len(vectors)
+        n_train = min(N, self.train_rows_per_code * max(level_sizes))
+        sample = np.sort(np.random.default_rng(seed).permutation(N)[:n_train])
+        rows = np.asarray(vectors[sample], dtype=np.float32)
+        books, prices = [], []
+        for level, (basis, size) in enumerate(zip(balanced_parts(rows, len(level_sizes)), level_sizes, strict=True)):
+            part = fit(rows @ basis, [size], seed + level, self, screen)  # basis: [D, D_l]
+            books.append(part.books[0] @ basis.T)
+            prices.append(part.prices[0])
+        return Quantizer(Codebooks(books, prices))
 
 
 def balanced_parts(rows: np.ndarray, n_parts: int) -> list[np.ndarray]:

@@ -12,9 +12,9 @@ from rich import box
 from rich.table import Table
 
 from sidrec.pipeline.html import page, plot, table
+from sidrec.tokenizer.codebooks import fitted_codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.given_codes import fitted_codebooks
 from sidrec.tokenizer.report.figures import measure
 from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, counts_on_log_scale
 from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
@@ -55,10 +55,10 @@ def measure_set(vectors: Rows, one: SidSet, seed: int, categories: list[str] | N
     raw = np.concatenate([one.raw, np.zeros_like(one.codes[:, coded:])], axis=1)
     books = [np.zeros((size, 1), dtype=np.float32) for size in one.level_sizes]
     figures = measure(vectors, SemanticIds(one.codes, raw, books, fitted), seed, categories)
-    own = None
+    quantizers_error = None
     if one.quantizer is not None and _width(one.quantizer) == vectors.shape[1]:
-        own = round(one.quantizer.mean_squared_errors(vectors, one.codes[:, :coded])[-1], 6)
-    return figures | {"reconstruction": "fitted to the codes", "own_mean_squared_error": own}
+        quantizers_error = round(one.quantizer.mean_squared_errors(vectors, one.codes[:, :coded])[-1], 6)
+    return figures | {"reconstruction": "fitted to the codes", "own_mean_squared_error": quantizers_error}
 
 
 def _width(quantizer: Quantizer) -> int:

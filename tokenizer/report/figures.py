@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from sidrec.tokenizer.codebooks import fitted_codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.given_codes import fitted_codebooks
 from sidrec.tokenizer.report.sid_metrics import (
     DIGITS,
     category_agreement,
@@ -45,13 +45,13 @@ def measure(vectors: Rows, sids: SemanticIds, seed: int, categories: list[str] |
     errors_raw = quantizer.mean_squared_errors(vectors, raw)
     error = quantizer.mean_squared_errors(vectors, codes)[-1]
     between = within_prefixes(vectors, sids.codes)
-    found = margins(vectors, raw, quantizer, seed)
+    row_margins = margins(vectors, raw, quantizer, seed)
     reconstruction = Reconstruction(quantizer, codes, vectors.shape[1])
     return {
         "items": sids.n_items,
         "dimensions": int(vectors.shape[1]),
         "reconstruction": "quantizer" if sids.quantizer else "fitted to the codes",
-        "levels": _levels(sids, variance(vectors), errors_raw, found),
+        "levels": _levels(sids, variance(vectors), errors_raw, row_margins),
         "collisions_raw": collisions(raw),
         "collisions": collisions(sids.codes),
         "entropy_raw": entropies(raw),
@@ -65,34 +65,36 @@ def measure(vectors: Rows, sids: SemanticIds, seed: int, categories: list[str] |
         "neighbours": neighbourhoods(vectors, reconstruction, sids.codes, seed),
         "categories": None if categories is None else category_agreement(raw[:, 0], categories, seed),
         "duplicate_vectors": exact_duplicates(vectors),
-        "margins": _margin_histogram(found),
+        "margins": _margin_histogram(row_margins),
         "tokens": token_costs(sids.codes, sids.level_sizes),
     }
 
 
-def _levels(sids: SemanticIds, total: float, errors: list[float], found: np.ndarray) -> list[dict[str, Any]]:
-    """Per level: use of the codes and error after it; margins [n, L] of those that the quantizer gave. A dedup token: its use as used."""
+def _levels(sids: SemanticIds, total: float, errors: list[float], row_margins: np.ndarray) -> list[dict[str, Any]]:
+    """Per level: use of the codes and error after it; row_margins [n, L] of those of the quantizer. A dedup token: its use as used."""
     levels = []
     for level, size in enumerate(sids.level_sizes):
-        figures = usage((sids.codes_raw if level < found.shape[1] else sids.codes)[:, level], size)
+        figures = usage((sids.codes_raw if level < row_margins.shape[1] else sids.codes)[:, level], size)
         error = errors[min(level, len(errors) - 1)]
         figures |= {
             "variance_explained": round(1.0 - error / total if total > 1e-12 else 0.0, DIGITS),
             "mean_squared_error": round(error, DIGITS),
         }
-        if level < found.shape[1]:
-            own = found[:, level]
-            p5, median = np.percentile(own, [5, 50])
-            margin = {"mean": float(own.mean()), "median": float(median), "p5": float(p5)}
+        if level < row_margins.shape[1]:
+            of_level = row_margins[:, level]
+            p5, median = np.percentile(of_level, [5, 50])
+            margin = {"mean": float(of_level.mean()), "median": float(median), "p5": float(p5)}
             figures["margin"] = {name: round(value, DIGITS) for name, value in margin.items()}
         levels.append(figures)
     return levels
 
 
-def _margin_histogram(found: np.ndarray) -> dict[str, Any]:
-    shares = [np.histogram(np.minimum(own, MARGIN_EDGES[-1]), MARGIN_EDGES)[0] / len(own) for own in found.T]
+def _margin_histogram(row_margins: np.ndarray) -> dict[str, Any]:
+    shares = [
+        np.histogram(np.minimum(level, MARGIN_EDGES[-1]), MARGIN_EDGES)[0] / len(level) for level in row_margins.T
+    ]
     return {
-        "sampled": len(found),
+        "sampled": len(row_margins),
         "edges": [round(edge, 4) for edge in MARGIN_EDGES.tolist()],
-        "shares": [[round(share, DIGITS) for share in own.tolist()] for own in shares],
+        "shares": [[round(share, DIGITS) for share in level.tolist()] for level in shares],
     }

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidrec.pipeline.html import table
+from sidrec.tokenizer.autoencoders.lora_autoencoder import LoraAutoencoder
 from sidrec.tokenizer.autoencoders.lora_codebook import LoraCodebook
 from sidrec.tokenizer.autoencoders.soft_assignment import nearest_gaps
 from sidrec.tokenizer.autoencoders.training import perplexity
 from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
 from sidrec.tokenizer.kmeans.nearest import distances
-from sidrec.tokenizer.quantizers.lora_autoencoder import LoraAutoencoder
 
 TOP_CODES = 10
 
@@ -73,7 +74,7 @@ def usage_report(model: LoraAutoencoder, vectors: Rows) -> dict[str, Any]:
                 alone[level], coded.split(blocks, dim=1), book.vectors().split(blocks, dim=1), strict=True
             ):
                 tally.add(rows, part)
-    levels = [_level(book, own, parts) for book, own, parts in zip(model.codebooks, joint, alone, strict=True)]
+    levels = [_level(*level) for level in zip(model.codebooks, joint, alone, strict=True)]
     return {"levels": levels} | ({"soft_hard_gap": errors} if model.soft else {})
 
 
@@ -92,3 +93,21 @@ def summary(report: dict[str, Any]) -> str:
     sentence = f"Low-rank part, ||A B|| / ||base|| of each source, level by level: {'; '.join(levels)}"
     gap = report.get("soft_hard_gap")
     return sentence + (f"; error of mixtures {gap['soft']:.4f}, of hard codes {gap['hard']:.4f}." if gap else ".")
+
+
+def table_of_levels(report: dict[str, Any]) -> str:
+    """HTML: a row a level, and below it a row a source. report: what `usage_report` gave."""
+    rows: list[dict[str, Any]] = []
+    for depth, level in enumerate(report["levels"], start=1):
+        rows.append({"": f"level {depth}"} | {name: value for name, value in level.items() if name != "sources"})
+        rows += [{"": f"source {place}"} | source for place, source in enumerate(level["sources"], start=1)]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    sentence = "<p>The low-rank codebooks: what is exported, and what each source alone would choose.</p>"
+    return sentence + table([name.replace("_", " ") for name in names], cells)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,11 +45,11 @@ def render(
     vectors: Rows,
     categories: list[str] | None = None,
     training: dict[str, Any] | None = None,
-    lora: dict[str, Any] | None = None,
+    training_tables: Sequence[str] = (),
 ) -> str:
     """report.html: a self-contained page. figures: what `measure` gave of `vectors` [N, D]; titles: N titles, for examples.
 
-    training: what training.json holds, its `rows` a measurement each; lora: what lora.json holds.
+    training: what training.json holds, its `rows` a measurement each; training_tables: HTML that the quantizer adds to it.
     """
     assert len(titles) == sids.n_items
     coded = sum("margin" in level for level in figures["levels"])
@@ -76,7 +77,7 @@ def render(
         table(("", "before", "after"), _collision_rows(figures)),
         plot(sid_plots.collision_plot(figures), COLLISION_CAPTION),
         "<h2>Do codes mean something?</h2>" + _meaning(figures),
-        _training(training, lora),
+        _training(training, training_tables),
         "<h2>All figures</h2><p>They are in <code>report.json</code> beside this page, these and others.</p>",
     ]
     return page("Semantic IDs: report", "\n".join(part for part in parts if part))
@@ -267,33 +268,10 @@ def _categories(agreement: dict[str, Any] | None) -> str:
     return text + table(("", "first codes", "by chance"), rows)
 
 
-def _training(training: dict[str, Any] | None, lora: dict[str, Any] | None) -> str:
-    parts = []
+def _training(training: dict[str, Any] | None, tables: Sequence[str]) -> str:
     figure = sid_plots.training_plot(training["rows"]) if training else None
-    if figure is not None:
-        parts.append(plot(figure, TRAINING_CAPTION))
-    if lora:
-        parts.append(
-            "<p>The low-rank codebooks: what is exported, and what each source alone would choose.</p>"
-            + _lora_table(lora)
-        )
+    parts = ([] if figure is None else [plot(figure, TRAINING_CAPTION)]) + list(tables)
     return "<h2>Training</h2>" + "\n".join(parts) if parts else ""
-
-
-def _lora_table(lora: dict[str, Any]) -> str:
-    """A row a level, and below it a row a source."""
-    rows: list[dict[str, Any]] = []
-    for depth, level in enumerate(lora["levels"], start=1):
-        rows.append({"": f"level {depth}"} | {name: value for name, value in level.items() if name != "sources"})
-        rows += [{"": f"source {place}"} | source for place, source in enumerate(level["sources"], start=1)]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return table([name.replace("_", " ") for name in names], [[_cell(row.get(name)) for name in names] for row in rows])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _example_rows(sids: SemanticIds, titles: list[str], seed: int) -> str:

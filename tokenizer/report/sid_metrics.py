@@ -100,10 +100,10 @@ def prefix_tree(codes: np.ndarray, level_sizes: list[int]) -> list[dict[str, Any
     depths, paths = [], 1
     parents = np.zeros(len(codes), dtype=np.int64)
     for level, size in enumerate(level_sizes):
-        own = ids[:, level]
-        counts = np.bincount(own)
+        prefixes = ids[:, level]
+        counts = np.bincount(prefixes)
         paths *= size
-        first_item = np.unique(own, return_index=True)[1]
+        first_item = np.unique(prefixes, return_index=True)[1]
         children = np.bincount(parents[first_item])
         depths.append(
             {
@@ -116,7 +116,7 @@ def prefix_tree(codes: np.ndarray, level_sizes: list[int]) -> list[dict[str, Any
                 "largest_group": int(counts.max()),
             }
         )
-        parents = own
+        parents = prefixes
     return depths
 
 

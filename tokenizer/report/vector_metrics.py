@@ -64,15 +64,15 @@ def margins(vectors: Rows, codes: np.ndarray, quantizer: Quantizer, seed: int) -
     """
     books = quantizer.codebooks
     items = sample(len(codes), SAMPLED_MARGINS, seed)
-    latents, found = quantizer.latents(vectors), np.empty((len(items), len(books.sizes)))
+    latents, by_level = quantizer.latents(vectors), np.empty((len(items), len(books.sizes)))
     for start in range(0, len(items), CHUNK):
         rows = slice(start, start + CHUNK)
-        own = codes[items[rows]]
+        item_codes = codes[items[rows]]
         residual = np.array(latents[items[rows]], dtype=np.float32)
         for level in range(len(books.sizes)):
-            found[rows, level] = _margin(residual, books, level, own)
-            residual -= books.vectors_of(level, own)
-    return found
+            by_level[rows, level] = _margin(residual, books, level, item_codes)
+            residual -= books.vectors_of(level, item_codes)
+    return by_level
 
 
 def _margin(residual: np.ndarray, books: Codebooks, level: int, codes: np.ndarray) -> np.ndarray:
@@ -81,16 +81,16 @@ def _margin(residual: np.ndarray, books: Codebooks, level: int, codes: np.ndarra
     groups = np.unique(codes[:, level - 1]) if depends else [None]
     margin = np.full(len(residual), LARGEST_MARGIN)
     for previous in groups:
-        own = np.flatnonzero(codes[:, level - 1] == previous) if depends else np.arange(len(residual))
+        rows = np.flatnonzero(codes[:, level - 1] == previous) if depends else np.arange(len(residual))
         book = books.vectors_after(level, previous)
         if len(book) < 2:
             continue
-        squared = distances(torch.tensor(residual[own]), torch.tensor(book), torch.tensor(books.prices[level]))
+        squared = distances(torch.tensor(residual[rows]), torch.tensor(book), torch.tensor(books.prices[level]))
         two = squared.topk(2, largest=False).indices.numpy()  # with prices, as items are coded
-        near, second = (np.linalg.norm(residual[own] - book[two[:, place]], axis=1) for place in (0, 1))
+        near, second = (np.linalg.norm(residual[rows] - book[two[:, place]], axis=1) for place in (0, 1))
         near, second = np.minimum(near, second).astype(np.float64), np.maximum(near, second).astype(np.float64)
-        margin[own] = np.minimum((second - near) / np.maximum(near, 1e-12), LARGEST_MARGIN)
-        margin[own[second == 0]] = 0.0  # two equal codes
+        margin[rows] = np.minimum((second - near) / np.maximum(near, 1e-12), LARGEST_MARGIN)
+        margin[rows[second == 0]] = 0.0  # two equal codes
     return margin
 
 
@@ -125,11 +125,11 @@ def nearest_items(rows: Rows, items: np.ndarray, k: int, description: str = "nei
         for start in range(where.start, where.stop, BLOCK):
             block = torch.tensor(piece[start - where.start :][:BLOCK])
             squared = distances(queries, block)  # [n, block], less the query's own square: the order is the same
-            own = np.flatnonzero((items >= start) & (items < start + len(block)))
-            squared[own, items[own] - start] = float("inf")
+            queried = np.flatnonzero((items >= start) & (items < start + len(block)))
+            squared[queried, items[queried] - start] = float("inf")
             near, places = squared.topk(min(k, len(block)), dim=1, largest=False)
-            best, kept = torch.cat([best, near], dim=1).topk(k, dim=1, largest=False)
-            who = torch.cat([who, places + start], dim=1).gather(1, kept)
+            best, columns = torch.cat([best, near], dim=1).topk(k, dim=1, largest=False)
+            who = torch.cat([who, places + start], dim=1).gather(1, columns)
     return who.numpy()
 
 
@@ -164,12 +164,12 @@ def neighbourhoods(vectors: Rows, reconstruction: Rows, codes: np.ndarray, seed:
     items = sample(N, SAMPLED_QUERIES, seed)
     true = nearest_items(vectors, items, k)
     by_codes = nearest_items(reconstruction, items, k, "neighbours by codes")
-    kept = sum(len(np.intersect1d(a, b)) for a, b in zip(true, by_codes, strict=True))
+    preserved = sum(len(np.intersect1d(a, b)) for a, b in zip(true, by_codes, strict=True))
     ids = prefix_ids(codes)
     counts = [np.bincount(ids[:, level]).astype(np.float64) for level in range(L)]
     return {
         "sampled": len(items),
-        "preserved": round(kept / (k * len(items)), DIGITS),
+        "preserved": round(preserved / (k * len(items)), DIGITS),
         "prefix_agreement": [round(float((ids[true, d] == ids[items, d][:, None]).mean()), DIGITS) for d in range(L)],
         "random_pairs": [round(float((n * (n - 1)).sum() / (N * (N - 1.0))), DIGITS) for n in counts],
         "near_duplicates": round(float((highest_cosine(vectors, items, true) > NEAR_DUPLICATE).mean()), DIGITS),

@@ -1,4 +1,4 @@
-"""Encoder, finite scalar grid and decoder, trained together: the quantizer `fsq` (arXiv 2309.15505).
+"""Encoder, finite scalar grid and decoder, trained together (FSQ, arXiv 2309.15505).
 
 With y = bound(encoder(x)) and ŷ the grid's nearest point: loss = ||x - decoder(y + sg[ŷ - y])||^2, a mean over rows and dimensions (or l1).
 No codebook is learnt, so there is no other loss.
@@ -11,27 +11,15 @@ and those of the decoder's last layer multiplied by it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
-from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import write_json
+from sidrec.tokenizer.autoencoders.finite_scalar import bound, codes_of, grid_codebooks, nearest_point
 from sidrec.tokenizer.autoencoders.mlp import Mlp
-from sidrec.tokenizer.autoencoders.training import Training
-from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.quantizers.fsq import bound, codes_of, grid_codebooks, nearest_point
-from sidrec.tokenizer.quantizers.quantizer_settings import QuantizerSettings, TrainingSettings
-
-USED = (  # of TrainingSettings
-    *("e_dim", "hidden_sizes", "training_steps", "batch_size", "learning_rate", "warmup_steps", "weight_decay"),
-    *("gradient_clip", "reconstruction", "evaluate_every", "keep"),
-)
-SAMPLED_ROWS = 4096
 
 
 @dataclass
@@ -87,43 +75,3 @@ class FsqAutoencoder(nn.Module):
         """What has been learnt so far."""
         books = grid_codebooks(self.levels, self.tokens, self.form)
         return Quantizer(books, self.encoder, self.decoder, tuple(self.all_levels))
-
-
-def check_fsq(settings: QuantizerSettings) -> None:
-    """Raise InputError for training settings that do nothing here, and for an e_dim that is not the grid's."""
-    fsq, training, default = settings.fsq, settings.training, TrainingSettings()
-    for name in vars(default):
-        if name not in USED and getattr(training, name) != getattr(default, name):
-            raise InputError(f"{name} is set, but the quantizer 'fsq' does not use it; leave it out.")
-    e = len(fsq.fsq_levels) * (fsq.fsq_tokens if fsq.fsq_form == "groups" else 1)
-    if training.e_dim not in (None, e):
-        raise InputError(f"e_dim is {training.e_dim}, but fsq_levels and fsq_tokens give {e} dimensions; leave it out.")
-
-
-def build_fsq(settings: QuantizerSettings, vectors: Rows, seed: int) -> FsqAutoencoder:
-    """The model before the first step; its first and last layers know the scale of `vectors` [N, D], from a sample of them."""
-    fsq, training, (N, D) = settings.fsq, settings.training, vectors.shape
-    sample = np.sort(np.random.default_rng(seed).permutation(N)[:SAMPLED_ROWS])
-    scale = float(np.sqrt(np.square(vectors[sample], dtype=np.float64).mean())) or 1.0
-    e = len(fsq.fsq_levels) * (fsq.fsq_tokens if fsq.fsq_form == "groups" else 1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        encoder = Mlp([(D, e)], training.hidden_sizes)
-        decoder = Mlp([(e, D)], training.hidden_sizes[::-1])
-        first, last = encoder.stacks[0][0], decoder.stacks[0][-1]  # type: ignore[index]
-        first.weight /= scale
-        last.weight *= scale
-    return FsqAutoencoder(encoder, decoder, fsq.fsq_levels, fsq.fsq_tokens, fsq.fsq_form, training.reconstruction)
-
-
-def learn_fsq(settings: QuantizerSettings, vectors: Rows, seed: int, folder: Path | None = None) -> Quantizer:
-    """Train on `vectors` [N, D]. folder: for checkpoints and training.json, None for neither.
-
-    Raises InputError when the loss is not finite.
-    """
-    model = build_fsq(settings, vectors, seed)
-    config = settings.recorded() | {"seed": seed, "shape": list(vectors.shape)}
-    curve = Training(model, vectors, settings.training, seed, config, folder).run(lambda: None)
-    if folder:
-        write_json(folder / "training.json", curve)
-    return model.quantizer()

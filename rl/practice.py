@@ -1,0 +1,209 @@
+"""RL from a run directory's fine-tuned model to a finished model folder: the model practises on questions of the training histories."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset as TrainingRows
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig
+
+from sidrec.baselines.item_knn import tune_item_knn
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.fingerprint import fingerprint
+from sidrec.pipeline.launch import building_together, decided_by_the_first, finished_already
+from sidrec.pipeline.screen import Screen
+from sidrec.pipeline.stage import Stage, require_finished
+from sidrec.rl.prompts import training_prompts
+from sidrec.rl.rewards import AskedReward, RewardSources, refuse_unknown_rewards, reward_functions
+from sidrec.rl.settings import UNDECISIVE, ObjectiveConfig, RlConfig, RlTrainerConfig
+from sidrec.rl.trainer import SidGRPOTrainer
+from sidrec.rl.training_arguments import grpo_arguments
+from sidrec.rl.training_metrics import draw_training
+from sidrec.sft.checkpoints import last_whole_checkpoint
+from sidrec.sft.early_stopping import early_stopping
+from sidrec.sft.estimate import ModelShape
+from sidrec.sft.export import close_folder, complete_folder
+from sidrec.sft.hub import HubRepository
+from sidrec.sft.progress import show_progress, stage_screen
+from sidrec.sft.training_arguments import with_hardware
+from sidrec.sft.unsharded import load_whole
+from sidrec.sft.validation import sample_cases
+from sidrec.tokenizer.semantic_ids import SemanticIds
+
+KNN_CASES = 2000  # valid cases on which the item-KNN of history_score is chosen
+
+
+def practise(
+    config: RlConfig,
+    objective: ObjectiveConfig,
+    training: RlTrainerConfig,
+    trainer_kind: type[SidGRPOTrainer] = SidGRPOTrainer,
+) -> None:
+    """Make the run directory's rl/, or say that it is finished; then upload it where that is asked for. Every process calls it."""
+    with stage_screen("rl") as screen:
+        refuse_contradictions(config, objective, training)
+        training = with_hardware(training)
+        arguments = grpo_arguments(training, config.run_dir / "rl" / "checkpoints")
+        again = f"accelerate launch sft/train.py --run_dir {config.run_dir}"
+        sft_folder = decided_by_the_first(lambda: require_finished(config.run_dir, "sft", again))
+        settings = fingerprint(config, objective, training, leave_out=UNDECISIVE)
+        inputs = (
+            config.run_dir / "data" / "manifest.json",
+            config.run_dir / "sid" / "codes_all.npy",
+            sft_folder / "manifest.json",
+        )
+        stage = Stage(config.run_dir, "rl", settings | {"world_size": arguments.world_size}, inputs)
+        hub = HubRepository.asked_for(training)
+        if not finished_already(stage, config.overwrite, screen):
+            start = prepare(config, objective, training, sft_folder)
+            with building_together(stage, config.overwrite) as folder:
+                screen.log_on_to(folder / "log.txt")
+                train_model(folder, start, config, objective, arguments, screen, trainer_kind)
+            close_folder(stage.folder)
+        if hub is not None:
+            hub.upload(stage.folder, screen)
+
+
+@dataclass(frozen=True)
+class PracticeStart:
+    """What RL begins with."""
+
+    sft_folder: Path
+    sids: SemanticIds
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    renderer: Renderer
+    prompts: TrainingRows
+    rewards: list[AskedReward]
+    valid_cases: EvalCases
+
+
+def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig, sft_folder: Path) -> PracticeStart:
+    """Load and make all that RL begins with. Raises InputError for what does not fit; writes nothing."""
+    dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
+    if training.num_generations > sids.n_items:
+        raise InputError(
+            f"num_generations={training.num_generations} distinct items cannot be drawn "
+            f"from a catalogue of {sids.n_items}; lower it."
+        )
+    valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
+    load_whole()
+    model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(sft_folder)
+    renderer = Renderer.load(sft_folder, sids)
+    if renderer.normaliser != "children":
+        raise InputError(
+            f"{sft_folder} was trained with normaliser={renderer.normaliser}, and RL improves the policy over existing codes; "
+            "train it with `--normaliser children`."
+        )
+    prompts = training_prompts(
+        dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
+    )
+    target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
+    rewards = rewards_of(objective, training, dataset, sids)
+    prompts = prompts.add_column("target_codes", target_codes)
+    return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases)
+
+
+def rewards_of(
+    objective: ObjectiveConfig, training: RlTrainerConfig, dataset: Dataset, sids: SemanticIds
+) -> list[AskedReward]:
+    """The configured rewards; items' vectors are the sums of their codes'. item-KNN is fitted only where `history_score` asks for it."""
+    vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
+    sources = RewardSources(
+        dataset.train_sequences,
+        vectors,
+        training.num_generations,
+        lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
+    )
+    return reward_functions(objective.rewards, sources)
+
+
+def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
+    """Raise InputError for settings of which each is possible, but not beside the others."""
+    refuse_unknown_rewards(objective.rewards)
+    if training.per_device_train_batch_size % training.num_generations:
+        raise InputError(
+            f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "
+            f"num_generations={training.num_generations}: a process holds whole groups; change one."
+        )
+    if len(training.reward_weights or objective.rewards) != len(objective.rewards):
+        raise InputError(
+            f"reward_weights has {len(training.reward_weights or [])} numbers for {len(objective.rewards)} rewards; give one each."
+        )
+    if config.open_questions != ("history_score" in objective.rewards):
+        raise InputError(
+            f"open_questions={config.open_questions} and rewards={' '.join(objective.rewards)} do not fit: history_score rewards open "
+            "questions and nothing else does; set both or neither."
+        )
+    steps_at_once = training.steps_per_generation or training.gradient_accumulation_steps
+    if objective.objective == "s_dpo" and steps_at_once != 1:
+        raise InputError("objective=s_dpo compares whole groups; set gradient_accumulation_steps to 1.")
+
+
+def train_model(
+    folder: Path,
+    start: PracticeStart,
+    config: RlConfig,
+    objective: ObjectiveConfig,
+    arguments: GRPOConfig,
+    screen: Screen,
+    trainer_kind: type[SidGRPOTrainer],
+) -> None:
+    """Train from the last whole checkpoint on, and write the best model into `folder`, the SFT model where none was better."""
+    arguments.max_completion_length = start.sids.n_levels
+    trainer = trainer_kind(
+        model=start.model,
+        reward_funcs=start.rewards,
+        args=arguments,
+        processing_class=start.tokenizer,
+        train_dataset=start.prompts,
+        eval_dataset=start.prompts.select([0]),  # asked for by Trainer, never read
+        renderer=start.renderer,
+        objective=objective,
+        reference=copy.deepcopy(start.model) if objective.needs_reference else None,
+        trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
+        valid_cases=start.valid_cases,
+        callbacks=early_stopping(config.early_stopping_patience),
+    )
+    shape = ModelShape.of(trainer.model)
+    questions = f"{len(start.prompts):,} questions, groups of {arguments.num_generations}"
+    show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {questions}, on {arguments.device.type}")
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints", arguments.world_size))
+    trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
+    finish(folder, trainer, start, screen)
+
+
+def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: Screen) -> None:
+    """Save the best of the checkpoints and the SFT model, the log and its picture, and say which it was."""
+    # by step: a resumed run measures the checkpoint that it goes on from once more
+    measured = list({row["step"]: row for row in trainer.state.log_history if "eval_recall@10" in row}.values())
+    metric = trainer.args.metric_for_best_model
+    first, best = measured[0], max(measured, key=lambda row: row[metric])
+    trainer.save_model(str(folder))
+    if not trainer.accelerator.is_main_process:
+        return
+    if best["step"] == 0:  # no checkpoint beat the model that training began with
+        for name in ("model.safetensors", "config.json"):
+            shutil.copyfile(start.sft_folder / name, folder / name)
+    draw_training(trainer.state.log_history, folder / "training.png")
+    write_json(folder / "log.json", {"kept_step": best["step"], "log": trainer.state.log_history})
+    complete_folder(folder, trainer.renderer, start.sids, measured)
+    screen.summary(
+        "rl",
+        [
+            f"valid Recall@10 {first['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "
+            f"{first['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
+            f"the model is in {folder}, what training logged in {folder / 'log.txt'} and log.json",
+        ],
+    )

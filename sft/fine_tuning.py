@@ -1,0 +1,214 @@
+"""SFT from a run directory's data and semantic IDs to a finished model folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset as TrainingRows
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.decoding.output_head import causal_model
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.renderer import RENDERER_FILE, Renderer
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.fingerprint import fingerprint
+from sidrec.pipeline.launch import building_together, finished_already
+from sidrec.pipeline.screen import Screen
+from sidrec.pipeline.stage import Stage
+from sidrec.sft.backbone import add_dropout, load_backbone
+from sidrec.sft.checkpoints import last_whole_checkpoint
+from sidrec.sft.early_stopping import early_stopping
+from sidrec.sft.embedding_init import usable_init
+from sidrec.sft.estimate import ModelShape, estimate_of
+from sidrec.sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
+from sidrec.sft.export import close_folder, complete_folder
+from sidrec.sft.hub import HubRepository
+from sidrec.sft.item_dropout import ItemDropout
+from sidrec.sft.progress import show_progress, stage_screen
+from sidrec.sft.settings import (
+    UNDECISIVE,
+    BackboneConfig,
+    SftConfig,
+    SftTrainerConfig,
+    TaskConfig,
+    WeightsConfig,
+)
+from sidrec.sft.tasks import task_rows
+from sidrec.sft.trainer import SidSFTTrainer
+from sidrec.sft.training_arguments import sft_arguments, with_hardware
+from sidrec.sft.unsharded import refuse_adapters_in_parts
+from sidrec.sft.validation import sample_cases
+from sidrec.sft.vocabulary import add_sid_tokens
+from sidrec.sft.weights import merge, with_adapters
+from sidrec.tokenizer.semantic_ids import SemanticIds
+
+
+def fine_tune(
+    config: SftConfig,
+    tasks: TaskConfig,
+    backbone: BackboneConfig,
+    weights: WeightsConfig,
+    training: SftTrainerConfig,
+) -> None:
+    """Make the run directory's sft/, or say that it is finished; then upload it where that is asked for. Every process calls it."""
+    with stage_screen("sft") as screen:
+        training = with_hardware(training)
+        arguments = sft_arguments(training, config.run_dir / "sft" / "checkpoints")
+        settings = fingerprint(config, tasks, backbone, weights, training, leave_out=UNDECISIVE)
+        inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
+        stage = Stage(config.run_dir, "sft", settings | {"world_size": arguments.world_size}, inputs)
+        hub = HubRepository.asked_for(training)
+        if not finished_already(stage, config.overwrite, screen):
+            start = prepare(config, tasks, backbone, weights, training.seed)
+            with building_together(stage, config.overwrite) as folder:
+                screen.log_on_to(folder / "log.txt")
+                train_model(folder, start, config, backbone, weights, arguments, screen)
+            close_folder(stage.folder)
+        if hub is not None:
+            hub.upload(stage.folder, screen)
+
+
+@dataclass(frozen=True)
+class TrainingStart:
+    """What training begins with."""
+
+    dataset: Dataset
+    sids: SemanticIds
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    render: ExampleRenderer
+    rows: TrainingRows
+    drop: ItemDropout
+    with_text: bool
+    valid_cases: EvalCases
+
+
+def prepare(
+    config: SftConfig, tasks: TaskConfig, backbone: BackboneConfig, weights: WeightsConfig, seed: int
+) -> TrainingStart:
+    """Load and make all that training begins with. Raises InputError for what does not fit; writes nothing."""
+    dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
+    check(dataset, sids, config, tasks)
+    refuse_adapters_in_parts(weights.train_weights)
+    valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
+    model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
+    render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
+    rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, seed)
+    model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
+    if backbone.model_name_or_path is None:
+        add_dropout(causal_model(model), backbone.dropout)
+    drop = ItemDropout(tasks.item_dropout, seed)
+    return TrainingStart(dataset, sids, model, tokenizer, render, rows, drop, tasks.with_text, valid_cases)
+
+
+def train_model(
+    folder: Path,
+    start: TrainingStart,
+    config: SftConfig,
+    backbone: BackboneConfig,
+    weights: WeightsConfig,
+    arguments: SFTConfig,
+    screen: Screen,
+) -> None:
+    """Train from the last whole checkpoint on, and write the model of the best one into `folder`."""
+    trainer = SidSFTTrainer(
+        model=start.model,
+        args=arguments,
+        processing_class=start.tokenizer,
+        train_dataset=start.rows,
+        eval_dataset=start.rows.select([0]),  # asked for by Trainer, never read
+        data_collator=ExampleCollator(start.render, start.tokenizer.pad_token_id, start.drop),
+        renderer=start.render.renderer,
+        trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
+        valid_cases=start.valid_cases,
+        callbacks=[start.drop, *early_stopping(config.early_stopping_patience)],
+    )
+    estimate = estimate_of(trainer, start.rows["length"], start.with_text)
+    screen.note(estimate.details())
+    if (warning := estimate.warning()) is not None:
+        screen.say(warning)
+    show_progress(trainer, screen, estimate.in_words())
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints", arguments.world_size))
+    trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
+
+    trainer.save_model(str(folder if weights.train_weights == "full" else folder / "adapter"))
+    if not trainer.accelerator.is_main_process:
+        return
+    if weights.train_weights != "full":
+        base, _, _ = start_model(start.dataset, start.sids, config, backbone, arguments.seed)
+        merge(base, folder / "adapter").save_pretrained(folder)
+        start.tokenizer.save_pretrained(folder)
+    finish(folder, trainer, start.sids, screen)
+
+
+def start_model(
+    dataset: Dataset, sids: SemanticIds, config: SftConfig, backbone: BackboneConfig, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
+    """The model that training begins with, SID tokens in its vocabulary: the same at every call.
+
+    A folder that SFT or RL has written goes on from where it is, if its SIDs are the run's.
+    """
+    torch.manual_seed(seed)  # rows of the control tokens are drawn
+    model, tokenizer = load_backbone(backbone, seed)
+    folder = Path(backbone.model_name_or_path or "")
+    if backbone.model_name_or_path is not None and (folder / RENDERER_FILE).exists():
+        return model, tokenizer, Renderer.load(folder, sids).vocabulary
+    embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
+    texts = dataset.items["text"].to_list()
+    return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
+
+
+def example_renderer(
+    dataset: Dataset,
+    sids: SemanticIds,
+    config: SftConfig,
+    tasks: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: SidVocabulary,
+) -> ExampleRenderer:
+    """From rows of tasks to tokens; items' texts are tokenised only when a task asks for them."""
+    openings = chat_openings(tokenizer) if config.chat_template else {}
+    renderer = Renderer.build(sids, vocabulary, config.max_items, config.normaliser, openings.get("next_item", ()))
+    texts = dataset.items["text"].to_list() if tasks.with_text else [""] * dataset.n_items
+    titles = dataset.titles if tasks.with_text else texts
+    longest = tasks.text_tokens
+    return ExampleRenderer(
+        renderer,
+        token_ids(texts, tokenizer, longest),
+        token_ids(titles, tokenizer, longest),
+        tokenizer.eos_token_id,
+        openings,
+    )
+
+
+def check(dataset: Dataset, sids: SemanticIds, config: SftConfig, tasks: TaskConfig) -> None:
+    """Raise InputError for what would fail, or mean nothing, after hours of training."""
+    if sids.n_items != dataset.n_items:
+        raise InputError(
+            f"{config.run_dir / 'sid'} has {sids.n_items} items, {config.run_dir / 'data'} has {dataset.n_items}; "
+            "run `bash run_tokenizer.sh` again."
+        )
+    if tasks.next_item_windows and tasks.window_items >= config.max_items:
+        raise InputError(
+            f"window_items={tasks.window_items} must be less than max_items={config.max_items}: a window holds an answer, too."
+        )
+
+
+def finish(folder: Path, trainer: SidSFTTrainer, sids: SemanticIds, screen: Screen) -> None:
+    """Write what makes the model folder complete, and say where it is."""
+    history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
+    complete_folder(folder, trainer.renderer, sids, history)
+    best = next(row for row in history if row["step"] == trainer.state.best_global_step)
+    screen.summary(
+        "sft",
+        [
+            f"{ModelShape.of(trainer.model).parameters / 1e6:.2f}M parameters, valid Recall@10 {best['eval_recall@10']:.4f}, NDCG@10 "
+            f"{best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
+            f"the model is in {folder}, what training logged in {folder / 'log.txt'}",
+        ],
+    )

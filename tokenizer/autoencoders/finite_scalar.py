@@ -1,0 +1,73 @@
+"""Finite scalar quantization (FSQ, arXiv 2309.15505): every latent dimension is bounded and rounded to one of a few levels.
+
+With levels (n_1, …, n_d), half_i = floor(n_i / 2) and y = bound(z), dimension i is rounded to ẑ_i = round(half_i y_i) / half_i, one of n_i
+values from -1 on; an even n_i has one more below zero than above. The code is the ẑ of all d dimensions as one number,
+
+    k = sum_i (half_i ẑ_i + half_i) prod_{j < i} n_j,      0 <= k < K = prod_i n_i,
+
+so that K is what the levels give (7 5 5 5 5: 4,375) and never a rounder number. Only the encoder before it and the decoder after it learn.
+
+A semantic ID of several tokens takes a group of d dimensions per token (`groups`), or the same d dimensions for all tokens (`residual`):
+token l rounds what the tokens before have left over, to the grid shrunk by (n_i - 1)^l. Both are codebooks whose vectors add up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidrec.tokenizer.codebooks import Codebooks
+
+
+def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
+    """Squash each dimension into the range of its levels: round(bound(z)) has exactly `levels[i]` values in dimension i.
+
+    h = (levels - 1) (1 + eps) / 2, o = .5 where levels is even else 0; bound(z) = (tanh(z + atanh(o / h)) h - o) / (levels // 2), so that
+    neighbouring values are 1 / (levels // 2) apart and lie in [-1, 1]. z: [n, e], levels: e whole numbers. Returns [n, e].
+    """
+    assert z.shape[1] == len(levels)
+    counts = torch.tensor(levels, dtype=z.dtype, device=z.device)
+    half = (counts - 1) * (1 + 1e-3) / 2
+    offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(z.dtype)
+    return (torch.tanh(z + torch.atanh(offset / half)) * half - offset) / (counts // 2)
+
+
+def nearest_point(bounded: Tensor, levels: Sequence[int]) -> Tensor:
+    """The nearest point of the grid, dimension by dimension; what lies beyond the grid goes to its edge. [n, e] to [n, e]."""
+    assert bounded.shape[1] == len(levels)
+    counts = torch.tensor(levels, device=bounded.device)
+    half = counts // 2
+    return torch.minimum(torch.maximum(torch.round(bounded * half), -half), (counts - 1) // 2) / half
+
+
+def points(levels: Sequence[int]) -> np.ndarray:
+    """Every point of the grid, float32 [K, d], in the order of their codes: the first dimension changes fastest."""
+    sizes = np.array(levels)
+    steps = np.concatenate([[1], np.cumprod(sizes)[:-1]])  # prod_{j < i} n_j
+    digits = np.arange(math.prod(levels))[:, None] // steps % sizes
+    return ((digits - sizes // 2) / (sizes // 2)).astype(np.float32)
+
+
+def codes_of(grid_points: Tensor, levels: Sequence[int]) -> Tensor:
+    """The code of each grid point [n, d], int64 [n]."""
+    counts = torch.tensor(levels, device=grid_points.device)
+    steps = torch.cat([counts.new_ones(1), counts.cumprod(0)[:-1]])
+    half = counts // 2
+    return ((torch.round(grid_points * half).long() + half) * steps).sum(1)
+
+
+def grid_codebooks(levels: Sequence[int], tokens: int, form: str) -> Codebooks:
+    """The grids of all tokens as codebooks: [K, tokens * d] each for `groups`, zero outside the token's own d; [K, d] for `residual`."""
+    grid, d = points(levels), len(levels)
+    if form == "residual":
+        shrink = 1.0 / (np.array(levels, dtype=np.float64) - 1)
+        return Codebooks([(grid * shrink**token).astype(np.float32) for token in range(tokens)])
+    assert form == "groups"
+    books = [np.zeros((len(grid), tokens * d), dtype=np.float32) for _ in range(tokens)]
+    for token, book in enumerate(books):
+        book[:, token * d : (token + 1) * d] = grid
+    return Codebooks(books)

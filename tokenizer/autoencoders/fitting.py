@@ -1,0 +1,117 @@
+"""How an autoencoder with residual codebooks is built, started and trained: the work that the trained quantizers share."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.screen import Screen
+from sidrec.tokenizer.autoencoders.autoencoder import Codebook, ResidualAutoencoder
+from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
+from sidrec.tokenizer.autoencoders.mlp import Mlp
+from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, CodebookTrainingSettings
+from sidrec.tokenizer.autoencoders.training import Training
+from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.interchange import read_codebooks
+from sidrec.tokenizer.kmeans import residual_kmeans
+from sidrec.tokenizer.quantizer import Quantizer
+
+SAMPLED_ROWS = 4096
+
+
+def fitting_scale(vectors: Rows) -> float:
+    """The power of two that brings the root mean square of the numbers in `vectors` [N, D] nearest to 1, seen in at most 4,096 rows."""
+    rows = vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
+    square = float(np.square(rows, dtype=np.float64).mean())
+    return 2.0 ** round(-0.5 * math.log2(square)) if square > 0 else 1.0
+
+
+def build(
+    settings: AutoencoderSettings,
+    vectors: Rows,
+    level_sizes: list[int],
+    seed: int,
+    *,
+    e_dim: int,
+    skip_encoder: bool = False,
+    skip_decoder: bool = False,
+    shared_codebook: bool = False,
+    scale: float = 1.0,
+) -> ResidualAutoencoder:
+    """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`.
+
+    skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D. shared_codebook: one module on all levels.
+    """
+    N, D = vectors.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip=skip_encoder)
+        decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip=skip_decoder)
+        sizes = level_sizes[:1] if shared_codebook else level_sizes
+        starts = [torch.empty(K, e_dim).uniform_(-1 / K, 1 / K) for K in sizes]
+    books: list[Codebook | EmaCodebook] = []
+    for start in starts:
+        if settings.codebook_update == "ema":
+            rows_per_step = min(settings.batch_size, N) * len(level_sizes) // len(starts)
+            books.append(EmaCodebook(start, settings.ema_decay, rows_per_step))
+        else:
+            books.append(Codebook(start))
+    by_level = books * len(level_sizes) if shared_codebook else books
+    return ResidualAutoencoder(encoder, by_level, decoder, settings, scale)
+
+
+def start_codebooks(
+    model: ResidualAutoencoder,
+    settings: CodebookTrainingSettings,
+    vectors: Rows,
+    level_sizes: list[int],
+    seed: int,
+    screen: Screen | None = None,
+) -> None:
+    """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of k-means on the latents of `vectors`.
+
+    A codebook that all levels share starts as the union of a residual k-means with K / L codes on every level, so that it has codes of
+    every scale.
+    """
+    n_books = len(model.distinct_codebooks())
+    if settings.codebook_init.endswith(".npz"):
+        width = model.quantizer().codebooks.width
+        model.start_codebooks(read_codebooks(Path(settings.codebook_init), level_sizes[:n_books], width))
+    elif settings.codebook_init == "kmeans":
+        latents = model.quantizer().latents(vectors)
+        if n_books == len(level_sizes):
+            model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings, screen).books)
+            return
+        K, L = level_sizes[0], len(level_sizes)
+        parts = [K * (level + 1) // L - K * level // L for level in range(L)]
+        books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings, screen).books
+        model.start_codebooks([np.concatenate(books)])
+
+
+def fit(
+    model: ResidualAutoencoder,
+    settings: CodebookTrainingSettings,
+    vectors: Rows,
+    level_sizes: list[int],
+    seed: int,
+    folder: Path | None,
+    screen: Screen | None,
+    identity: dict[str, Any],
+) -> Quantizer:
+    """Start the codebooks of `model`, train it on `vectors` [N, D], and return what it learnt.
+
+    folder: where checkpoints are written while it trains, and the training curve to training.json, with the `scale` of the vectors
+    whose losses it holds; None for neither. screen: where progress is shown, None for nowhere. identity: the settings that decide the
+    result, for the checkpoints. Raises InputError when the loss is not finite.
+    """
+    identity = identity | {"level_sizes": level_sizes, "seed": seed, "shape": list(vectors.shape)}
+    training = Training(model, vectors, settings, seed, identity, folder, screen)
+    curve = training.run(lambda: start_codebooks(model, settings, vectors, level_sizes, seed, screen))
+    if folder:
+        write_json(folder / "training.json", curve | {"scale": model.scale})
+    return model.quantizer()

@@ -1,0 +1,207 @@
+"""The settings of quantizers that are trained, in the groups that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.ranges import check_choice, check_least, refuse_idle
+from sidrec.tokenizer.kmeans.settings import KmeansSettings
+
+
+@dataclass
+class TrainingSettings:
+    """The training loop (sidrec.tokenizer.autoencoders.training) and the sizes of encoder and decoder."""
+
+    hidden_sizes: list[int] = field(
+        default_factory=lambda: [512, 256],
+        metadata={"help": "Hidden layers of the encoder; the decoder's are the reverse."},
+    )
+    training_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
+    batch_size: int = field(default=512, metadata={"help": "Items per step."})
+    learning_rate: float = field(
+        default=1e-3, metadata={"help": "Highest learning rate of AdamW; falls to 0 along a cosine."}
+    )
+    warmup_steps: int = field(
+        default=50, metadata={"help": "Steps in which the learning rate rises to its highest.", "rare": True}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's weight decay.", "rare": True})
+    gradient_clip: float = field(
+        default=1.0,
+        metadata={
+            "help": "Largest norm of the gradient; longer ones are shortened.",
+            "rare": True,
+        },
+    )
+    reconstruction: str = field(default="mse", metadata={"help": "Reconstruction loss: `mse` or `l1`.", "rare": True})
+    evaluate_every: int = field(
+        default=200,
+        metadata={"help": "Steps between measurements of loss, collisions and perplexity.", "rare": True},
+    )
+    keep: str = field(
+        default="best_loss",
+        metadata={
+            "help": "Which measured state makes the SIDs: `best_loss` (lowest reconstruction loss), `best_collision` or `last`.",
+            "rare": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        sizes = self.hidden_sizes
+        if not isinstance(sizes, list) or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            raise InputError(f"hidden_sizes is {sizes!r}; give a list of whole numbers of at least 1, such as 512 256.")
+        check_choice(self, "reconstruction", ("mse", "l1"))
+        check_choice(self, "keep", ("best_loss", "best_collision", "last"))
+        for name, least in (("training_steps", 1), ("batch_size", 2), ("warmup_steps", 0), ("evaluate_every", 1)):
+            check_least(self, name, least)
+        for name in ("learning_rate", "weight_decay", "gradient_clip"):
+            check_least(self, name, 0.0)
+        for name in ("learning_rate", "gradient_clip"):
+            refuse_zero(self, name)
+        if self.warmup_steps > self.training_steps:
+            raise InputError(
+                f"warmup_steps is {self.warmup_steps}, more than training_steps, {self.training_steps}; lower it."
+            )
+
+
+@dataclass
+class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
+    """Residual codebooks that are trained with an encoder and a decoder (sidrec.tokenizer.autoencoders.autoencoder).
+
+    The settings of k-means count where `codebook_init` is `kmeans`.
+    """
+
+    codebook_init: str = field(
+        default="kmeans",
+        metadata={
+            "help": "What codebooks start as: `kmeans` (residual k-means of the latents; items go to the nearest code, without prices), "
+            "`random`, or an .npz file with codebook_0, codebook_1, …"
+        },
+    )
+    quantization_weight: float = field(
+        default=1.0, metadata={"help": "Weight of codebook and commitment loss.", "rare": True}
+    )
+    commitment_weight: float = field(
+        default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
+    )
+    commitment_levels: str = field(
+        default="all",
+        metadata={
+            "help": "Levels whose commitment reaches the encoder: `all`, or `first` (as MiniOneRec trains).",
+            "rare": True,
+        },
+    )
+    reset_every: int = field(
+        default=0,
+        metadata={"help": "Every so many steps, codes in hardly any use move to residuals of the batch; 0 = never."},
+    )
+    threshold_dead_code: float = field(
+        default=0.05,
+        metadata={
+            "help": "A code is dead when it has fewer items than this share of an equal share (vector-quantize-pytorch's "
+            "threshold_ema_dead_code is a number of items instead).",
+            "rare": True,
+        },
+    )
+    sinkhorn_epsilon: float = field(
+        default=0.0,
+        metadata={
+            "help": "Balance the codes of each training batch by Sinkhorn at this temperature; 0 = off, 0.01 is usual."
+        },
+    )
+    sinkhorn_iterations: int = field(
+        default=50, metadata={"help": "Iterations of Sinkhorn per batch and level.", "rare": True}
+    )
+    rotation_trick: bool = field(
+        default=False,
+        metadata={
+            "help": "Pass gradients through the quantization by rotation (arXiv 2410.06424), not straight through.",
+            "rare": True,
+        },
+    )
+    diversity_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of a loss that rewards even use of the codes (soft assignment); 0 = off; above 0.1 hurts.",
+            "rare": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        KmeansSettings.__post_init__(self)
+        TrainingSettings.__post_init__(self)
+        if self.codebook_init not in ("kmeans", "random") and not str(self.codebook_init).endswith(".npz"):
+            raise InputError(
+                f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
+            )
+        check_choice(self, "commitment_levels", ("all", "first"))
+        for name in ("quantization_weight", "commitment_weight", "threshold_dead_code", "sinkhorn_epsilon"):
+            check_least(self, name, 0.0)
+        for name, least in (("diversity_weight", 0.0), ("reset_every", 0), ("sinkhorn_iterations", 1)):
+            check_least(self, name, least)
+        refuse_zero(self, "quantization_weight")
+        check_share(self, "threshold_dead_code")
+        refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
+        refuse_idle(self, "sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
+
+    def files(self) -> dict[str, Path]:
+        """The .npz file that codebooks start from, if it is one."""
+        return {"codebook_init": Path(self.codebook_init)} if self.codebook_init.endswith(".npz") else {}
+
+    def check_codebook_file(self, level_sizes: list[int], width: int) -> None:
+        """Raise InputError when the file that codebooks start from does not hold a codebook [K, width] a level."""
+        from sidrec.tokenizer.interchange import read_codebooks
+
+        for path in CodebookTrainingSettings.files(self).values():
+            read_codebooks(path, level_sizes, width)
+
+
+@dataclass
+class MovingAverageSettings:
+    """Codebooks that may follow moving averages (sidrec.tokenizer.autoencoders.ema_codebook)."""
+
+    codebook_update: str = field(
+        default="gradient",
+        metadata={"help": "`gradient`, or `ema`: codes follow a moving average of their items (arXiv 2107.03312)."},
+    )
+    ema_decay: float = field(
+        default=0.95, metadata={"help": "ema: share of the old average that stays at each step.", "rare": True}
+    )
+
+    def __post_init__(self) -> None:
+        check_choice(self, "codebook_update", ("gradient", "ema"))
+        check_least(self, "ema_decay", 0.0)
+        check_share(self, "ema_decay")
+        refuse_idle(self, "ema_decay", self.codebook_update == "ema", "codebook_update is `gradient`")
+
+
+@dataclass
+class AutoencoderSettings(CodebookTrainingSettings, MovingAverageSettings):
+    """Codebooks that are trained by gradient, or follow moving averages."""
+
+    def __post_init__(self) -> None:
+        CodebookTrainingSettings.__post_init__(self)
+        MovingAverageSettings.__post_init__(self)
+
+
+@dataclass
+class LatentSettings:
+    """Latent vectors of a length of their own."""
+
+    e_dim: int = field(default=32, metadata={"help": "Numbers per latent vector."})
+
+    def __post_init__(self) -> None:
+        check_least(self, "e_dim", 1)
+
+
+def refuse_zero(settings: object, name: str) -> None:
+    """Raise InputError when a field is 0."""
+    if getattr(settings, name) == 0:
+        raise InputError(f"{name} is 0, so nothing would be learnt; it must be above 0.")
+
+
+def check_share(settings: object, name: str) -> None:
+    """Raise InputError when a field is 1 or more."""
+    if getattr(settings, name) >= 1:
+        raise InputError(f"{name} is {getattr(settings, name)!r}; it must be a share below 1.")
