@@ -46,10 +46,10 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 
 def token(axes: Axes, x: float, y: float, text: str, faint: bool = False) -> None:
-    """One token, 5.6 wide, its left edge at x and its middle at y; `a_12` is written ⟨a_12⟩ in the colour of its level."""
-    colour = LEVEL_COLOURS[text[0]]
-    box(axes, x, y - 1.35, 5.6, 2.7, "#ffffff" if faint else colour, colour, 1.0)
-    write(axes, x + 2.8, y - 0.05, f"<{text}>", 7.4, colour if faint else "#ffffff", family="monospace")
+    """One token, 5.6 wide or more, its left edge at x and its middle at y; `a_12` is written ⟨a_12⟩ in the colour of its level."""
+    colour, width = LEVEL_COLOURS[text[0]], max(5.6, 1.3 * len(text))
+    box(axes, x, y - 1.35, width, 2.7, "#ffffff" if faint else colour, colour, 1.0)
+    write(axes, x + width / 2, y - 0.05, f"<{text}>", 7.4, colour if faint else "#ffffff", family="monospace")
 
 
 def sid(axes: Axes, x: float, y: float, codes: str, faint: bool = False) -> None:
@@ -71,8 +71,8 @@ def draw_tokenizer(axes: Axes, x: float) -> None:
     write(axes, x + 9.6, 51.8, "The Last Captain", 8.6, weight="bold")
     write(axes, x + 9.6, 48.6, "title, text", 8, QUIET)
     box(axes, x + 18.8, 46.3, 15.2, 7.6, "#f6f8fb", LINE)
-    write(axes, x + 26.4, 51.8, "who took it,", 8.6, weight="bold")
-    write(axes, x + 26.4, 48.6, "near which items", 8, QUIET)
+    write(axes, x + 26.4, 51.8, "its neighbours", 8.6, weight="bold")
+    write(axes, x + 26.4, 48.6, "in users' histories", 8, QUIET)
     arrow(axes, (x + 9.6, 46.1), (x + 14.5, 42.9), QUIET)
     arrow(axes, (x + 26.4, 46.1), (x + 21.5, 42.9), QUIET)
     shades = (0.75, 0.3, 0.55, 0.9, 0.2, 0.45, 0.65, 0.35, 0.8, 0.25, 0.6, 0.5)
@@ -80,11 +80,11 @@ def draw_tokenizer(axes: Axes, x: float) -> None:
         axes.add_patch(
             FancyBboxPatch((x + 9 + 1.5 * place, 40), 1.2, 2.4, boxstyle="square,pad=0", fc=INK, lw=0, alpha=shade)
         )
-    write(axes, x + 18, 37.9, "one vector an item", 8, QUIET)
+    write(axes, x + 18, 37.9, "one vector per item", 8, QUIET)
     arrow(axes, (x + 18, 36.6), (x + 18, 33.6), QUIET)
-    write(axes, x + 2.2, 31.5, "nearest of the first codebook:", 8.2, ha="left")
+    write(axes, x + 2.2, 31.5, "the nearest of the first codebook:", 8.2, ha="left")
     token(axes, x + 28.2, 31.5, "a_12")
-    write(axes, x + 2.2, 27.9, "of what is left, the second:", 8.2, ha="left")
+    write(axes, x + 2.2, 27.9, "of what is left, the nearest of the second:", 8.2, ha="left")
     token(axes, x + 28.2, 27.9, "b_20")
     write(axes, x + 18, 23.4, "similar items begin alike; no two are the same", 8.2, QUIET, style="italic")
     sid(axes, x + 2.2, 20.2, "a_12 b_20")
@@ -105,7 +105,7 @@ def draw_sft(axes: Axes, x: float, colour: str) -> None:
     write(axes, x + 18, 35.5, "language model", 10.5, weight="bold")
     write(axes, x + 18, 32.6, "SID tokens in its vocabulary", 7.8, QUIET)
     arrow(axes, (x + 18, 30.6), (x + 18, 27.6), QUIET)
-    write(axes, x + 2.2, 25.9, "learns to write the next item's", 8.6, ha="left")
+    write(axes, x + 2.2, 25.9, "learns to write the next item", 8.6, ha="left")
     sid(axes, x + 2.2, 22.7, "a_12 b_7", faint=True)
     write(axes, x + 15.6, 22.7, "The Crimson Captain", 8.2, QUIET, ha="left")
     write(axes, x + 18, 19.7, "choosing only among codes that exist", 8.2, QUIET, style="italic")
@@ -172,15 +172,15 @@ def draw() -> Figure:
     return figure
 
 
-def main() -> None:
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("stages.svg")
+def save(figure: Figure, name: str, title: str) -> None:
+    """Write a picture beside this file, or as the file that the command line names (.svg or .png)."""
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name(name)
     mpl.rcParams["svg.hashsalt"] = "sidrec"  # the same bytes each time
-    figure = draw()
     if path.suffix == ".svg":
-        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None, "Title": "The three stages of sidrec"})
+        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None, "Title": title})
     else:
         FigureCanvasAgg(figure).print_png(path)
 
 
 if __name__ == "__main__":
-    main()
+    save(draw(), "stages.svg", "The three stages of sidrec")

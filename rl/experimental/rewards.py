@@ -57,7 +57,7 @@ def novel_hit(sequences: Sequence[np.ndarray], n_items: int) -> Callable[..., li
 
 def history_score(scorer: Scorer) -> Callable[..., list[float | None]]:
     """The gain, 0 to 1, that an item would have if another model's list after the whole history were right; see
-    `sidrec.baselines.counting.gains`.
+    `sidrec.baselines.scorer.gains`.
 
     Only open questions are scored (elsewhere None): the interactions that the model was fitted on hold the answers to the others. Held to
     the SFT model by kl_weight β, the policy that this reward asks for is π ∝ π_SFT · exp(gain / β): a product of two experts.
