@@ -6,15 +6,18 @@ import json
 import resource
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from run_dirs import logged
 
 from sidrec.data.dataset import Dataset
 from sidrec.evaluation.settings import DEFAULT_MODELS
 from sidrec.pipeline.files import sha256
+from sidrec.quickstart import STAGES, read_request
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +36,7 @@ FILES = {
     ),
 }
 LEAST_SHARE_OF_ORACLE = 0.8
+MOST_LINES = 60
 MOST_CPU_SECONDS_OF_A_RERUN = 60.0  # processor time, not wall time: other work on the machine does not count
 QUICK_SECONDS = 30
 # The stored figures were made on AMD EPYC by commit 3deca94. Counting baselines must agree exactly; what is trained may differ by the
@@ -78,7 +82,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run_dir = tmp_path_factory.mktemp("quickstart") / "demo"
     done = quickstart("demo", "--run_dir", str(run_dir))
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return Run(run_dir, done.stdout)
+    return Run(run_dir, done.stdout + done.stderr)
 
 
 @pytest.mark.slow
@@ -116,9 +120,22 @@ def test_the_table_is_the_same(run: Run) -> None:
 def test_sft_begins_with_the_same_losses(run: Run, tmp_path: Path) -> None:
     for name in ("data", "embeddings", "sid"):
         shutil.copytree(run.run_dir / name, tmp_path / "demo" / name)
-    run_command("sft/train.py", "--config", "configs/sft/demo.yaml", "--run_dir", tmp_path / "demo", **FIRST_STEPS)
-    losses = logged_losses(tmp_path / "demo" / "sft")
+    words = [word for name, value in FIRST_STEPS.items() for word in (f"--{name}", str(value))]
+    command = ["sft/train.py", "--config", "configs/sft/demo.yaml", "--run_dir", str(tmp_path / "demo"), *words]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+    losses = [row["loss"] for row in logged(tmp_path / "demo" / "sft") if "loss" in row]
     assert losses == pytest.approx(STORED["sft_losses"], abs=LOSS_TOLERANCE)
+
+
+@pytest.mark.slow
+def test_it_prints_few_lines_without_noise_and_says_where_the_files_are(run: Run) -> None:
+    lines = run.printed.splitlines()
+    assert len(lines) <= MOST_LINES
+    assert not [line for line in lines if line.startswith("{") or "Warning" in line or "it/s" in line or "\r" in line]
+    for stage in ("data", "embeddings", "sid", "sft", "rl", "evaluation"):
+        assert any(str(run.run_dir / stage) in line for line in lines), stage
+        if stage != "data":
+            assert (run.run_dir / stage / "log.txt").is_file()
 
 
 @pytest.mark.slow
@@ -166,7 +183,7 @@ def test_rl_is_no_worse_than_sft_by_what_it_was_chosen_by(run: Run) -> None:
 
 @pytest.mark.slow
 def test_recommendations_are_printed_with_titles_and_semantic_ids(run: Run) -> None:
-    shown = run.printed.split("── 6  ")[1]
+    shown = run.printed.split("── 6/6 ")[1]
     titles, sids = Dataset.load(run.run_dir).titles, SemanticIds.load(run.run_dir)
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     recommended = [item for row in rows for item, title in enumerate(titles) if title in row]
@@ -184,7 +201,7 @@ def test_running_it_again_skips_every_stage_and_changes_no_byte(run: Run) -> Non
     assert done.returncode == 0, done.stderr[-3000:]
     after = sorted(path for path in run.run_dir.rglob("*") if path.is_file())
     assert {path: (sha256(path), path.stat().st_mtime_ns) for path in after} == before
-    assert done.stdout.split("── 6  ")[1] == run.printed.split("── 6  ")[1]
+    assert done.stdout.split("── 6/6 ")[1] == run.printed.split("── 6/6 ")[1]
     assert cpu_seconds < MOST_CPU_SECONDS_OF_A_RERUN
 
 
@@ -193,6 +210,8 @@ def test_running_it_again_skips_every_stage_and_changes_no_byte(run: Run) -> Non
     [
         (["ml-20m"], "unknown data set ml-20m"),
         (["demo", "--epochs", "3"], "unknown argument --epochs"),
+        (["own", "--k_usr", "3"], "the nearest one is --k_user"),
+        (["demo", "--data.learning_rate", "3"], "unknown argument --data.learning_rate"),
         (["demo", "ml-100k"], "unknown argument ml-100k"),
         (["--run_dir"], "--run_dir needs a path"),
         (["own", "--items", "catalogue.csv"], "--interactions"),
@@ -213,6 +232,28 @@ def test_wrong_arguments_end_with_code_2_and_a_sentence(tmp_path: Path, argument
     assert words in last_line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+OWN = ["own", "--interactions", "log.csv", "--items", "items.csv"]
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        (["--k_user", "2"], {"data": ["--k_user", "2"]}),
+        (["--num-train-epochs=4"], {"sft": ["--num_train_epochs", "4"], "rl": ["--num_train_epochs", "4"]}),
+        (["--sft.learning_rate", "0.001"], {"sft": ["--learning_rate", "0.001"]}),
+        (["--level_sizes", "8", "8"], {"tokenizer": ["--level_sizes", "8", "8"]}),
+        (["--quantizer", "fsq", "--fsq_tokens", "2"], {"tokenizer": ["--quantizer", "fsq", "--fsq_tokens", "2"]}),
+        (["--models", "sft"], {"evaluation": ["--models", "sft"]}),
+    ],
+)
+def test_further_flags_go_to_the_stages_that_have_them(words: list[str], flags: dict[str, list[str]]) -> None:
+    request = read_request([*OWN, *words])
+    flags = {stage: flags.get(stage, []) for stage in STAGES}
+    flags["data"] = [*OWN[1:], *flags["data"]]
+    assert request.flags == flags
+    assert read_request([*OWN, "--seed", "3"]).flags["rl"] == ["--seed", "3"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["ml-100k", "--help"]])

@@ -6,41 +6,39 @@ A flag goes to every stage that has it; `--sft.learning_rate 0.001` goes to one 
 from __future__ import annotations
 
 import difflib
-import importlib
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+from sidrec.data.settings import PrepareConfig
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.command import run_as_command
-from sidrec.pipeline.config import PACKAGED, settings_of
+from sidrec.pipeline.config import PACKAGED, peek, settings_of
 from sidrec.pipeline.errors import InputError
+from sidrec.rl import settings as rl
+from sidrec.sft import settings as sft
+from sidrec.tokenizer.config import DEFAULT_QUANTIZER, TokenizerConfig
+from sidrec.tokenizer.quantizers import QUANTIZERS
 
 
-@dataclass(frozen=True)
-class QuickStage:
-    """modules: run one after the other. settings: where the stage's configurations are named. title: what is said before it runs."""
+class QuickStage(NamedTuple):
+    """modules: run one after the other. title: what is said before they run."""
 
     modules: tuple[str, ...]
-    settings: str
     title: str
 
 
 STAGES = {
-    "data": QuickStage(("sidrec.data.prepare",), "sidrec.data.settings", "read, filter, split"),
+    "data": QuickStage(("sidrec.data.prepare",), "read, filter, split"),
     "tokenizer": QuickStage(
-        ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"),
-        "sidrec.tokenizer.settings",
-        "item vectors, then a semantic ID for every item",
+        ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "item vectors, then a semantic ID for every item"
     ),
-    "sft": QuickStage(
-        ("sidrec.sft.train",), "sidrec.sft.settings", "a language model learns to write the next item's semantic ID"
-    ),
-    "rl": QuickStage(("sidrec.rl.grpo",), "sidrec.rl.settings", "GRPO with recall rewards"),
-    "evaluation": QuickStage(
-        ("sidrec.evaluation.evaluate",), "sidrec.evaluation.settings", "Recall@K beside baselines"
-    ),
+    "sft": QuickStage(("sidrec.sft.train",), "a language model learns to write the next item's semantic ID"),
+    "rl": QuickStage(("sidrec.rl.grpo",), "GRPO with recall rewards"),
+    "evaluation": QuickStage(("sidrec.evaluation.evaluate",), "Recall@K beside baselines"),
 }
 DEFAULT_CONFIG = "default"  # of a stage that has no settings for each data set
 
@@ -83,7 +81,7 @@ def read_request(words: list[str]) -> Request:
             request.run_dir = Path(*values)
             continue
         stage, _, name = flag.rpartition(".")
-        known_flags = known_flags or {each: setting_names(each, request) for each in STAGES}
+        known_flags = known_flags or {each: setting_names(each, words, request.dataset) for each in STAGES}
         takers = [each for each, names in known_flags.items() if name in names and stage in ("", each)]
         if not takers:
             every_name = sorted(set().union(*known_flags.values()))
@@ -112,11 +110,22 @@ def groups(words: Sequence[str]) -> list[tuple[str, list[str]]]:
     return flags
 
 
-def setting_names(stage: str, request: Request) -> set[str]:
-    """The names of a stage's settings."""
-    module = importlib.import_module(STAGES[stage].settings)
-    kinds = module.configs(["--config", str(config_of(stage, request.dataset))])
-    return {setting.name for kind in kinds for setting in settings_of(kind)}
+def setting_names(stage: str, words: Sequence[str], dataset: str) -> set[str]:
+    """The names of a stage's settings; the tokenizer's are those of the quantizer that `words` or its configuration name."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "data": (PrepareConfig,),
+        "tokenizer": (TokenizerConfig,),
+        "sft": sft.CONFIGS,
+        "rl": rl.CONFIGS,
+        "evaluation": (EvaluateConfig,),
+    }
+    names = {setting.name for kind in kinds[stage] for setting in settings_of(kind)}
+    if stage == "tokenizer":
+        config = ["--config", str(config_of(stage, dataset))]
+        quantizer = peek("quantizer", [*config, *words], run_dir=Path()) or DEFAULT_QUANTIZER
+        if quantizer in QUANTIZERS:
+            names |= {setting.name for setting in settings_of(QUANTIZERS[quantizer])}
+    return names
 
 
 def config_of(stage: str, dataset: str) -> Path:
