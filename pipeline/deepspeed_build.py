@@ -65,9 +65,8 @@ def build_deepspeed(screen: Screen) -> None:
     refuse_missing_compiler()
     if not any(folder.rglob("*.so")):
         screen.say("deepspeed: compiling its communication between processes, once (a minute or two)")
-    with build_lock(folder, screen):
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.load(verbose=False)
+    with build_lock(folder, screen), contextlib.redirect_stdout(io.StringIO()):
+        builder.load(verbose=False)
 
 
 def refuse_missing_compiler() -> None:
