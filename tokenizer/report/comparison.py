@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.html import page, plot, table
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.codebooks import fitted_codebooks
-from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows
+from sidrec.tokenizer.embeddings.sources import read_source
+from sidrec.tokenizer.interchange import read_codes
 from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.report.categories import categories_of
 from sidrec.tokenizer.report.figures import measure
-from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, counts_on_log_scale
+from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, coinciding, counts_on_log_scale, legend_below
 from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 Measured = dict[str, dict[str, Any]]  # a set's name: its figures
 LINES = ("-", "--", ":", "-.")
+
+TABLE_WIDTH = 200  # where the output is no terminal: no column is cut
 
 
 @dataclass(frozen=True)
@@ -128,47 +138,63 @@ def console_table(measured: Measured) -> Table:
 def variance_plot(measured: Measured) -> Figure:
     """The rate-distortion curve: variance explained after each level, a line a set."""
     figure, axes = bare_axes(5.2, 3.6)
-    deepest = 1
-    for place, (name, figures) in enumerate(measured.items()):
-        explained = [level["variance_explained"] for level in figures["levels"] if "margin" in level]
-        deepest = max(deepest, len(explained))
-        axes.plot(range(1, len(explained) + 1), explained, marker="o", label=name, **_look(place))
+    curves = {
+        name: [level["variance_explained"] for level in figures["levels"] if "margin" in level]
+        for name, figures in measured.items()
+    }
+    deepest, labels = max(1, *map(len, curves.values())), coinciding(curves)
+    for place, (name, explained) in enumerate(curves.items()):
+        if name in labels:
+            axes.plot(range(1, len(explained) + 1), explained, marker="o", label=labels[name], **_look(place))
     axes.set_xticks(range(1, deepest + 1))
     axes.set(title="Variance explained", xlabel="codes kept")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 
 def usage_plot(sets: list[SidSet], level: int) -> Figure:
     """Items per code of one level, codes sorted by size, a line a set that has the level."""
     figure, axes = bare_axes(4.6, 3.2)
-    for place, one in enumerate(sets):
-        if level < one.raw.shape[1]:
-            counts = np.sort(np.bincount(one.raw[:, level], minlength=one.level_sizes[level]))[::-1]
-            axes.step(np.arange(1, len(counts) + 1), counts, where="mid", label=one.name, **_look(place))
-            axes.axhline(len(one.raw) / len(counts), color=GREY, linewidth=0.8, linestyle="--")
+    curves = {
+        one.name: np.sort(np.bincount(one.raw[:, level], minlength=one.level_sizes[level]))[::-1]
+        for one in sets
+        if level < one.raw.shape[1]
+    }
+    places, labels = {one.name: place for place, one in enumerate(sets)}, coinciding(curves)
+    for name, label in labels.items():
+        counts = curves[name]
+        axes.step(np.arange(1, len(counts) + 1), counts, where="mid", label=label, **_look(places[name]))
+        axes.axhline(counts.sum() / len(counts), color=GREY, linewidth=0.8, linestyle="--")
     counts_on_log_scale(axes)
     axes.set(title=f"Items per code, level {level + 1}", xlabel="codes, most used first", ylabel="items")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 
 def pareto_plot(measured: Measured) -> Figure:
     """Error against collisions: a hollow point for the codes as quantized, a full one as used, a line between."""
     figure, axes = bare_axes(5.2, 3.6)
-    for place, (name, figures) in enumerate(measured.items()):
-        shares = [figures[key]["share_of_items"] for key in ("collisions_raw", "collisions")]
-        errors = [figures["mean_squared_error_raw"], figures["mean_squared_error_unique"]]
+    points = {
+        name: [
+            [figures[key]["share_of_items"] for key in ("collisions_raw", "collisions")],
+            [figures["mean_squared_error_raw"], figures["mean_squared_error_unique"]],
+        ]
+        for name, figures in measured.items()
+    }
+    labels = coinciding(points)
+    for place, (name, (shares, errors)) in enumerate(points.items()):
+        if name not in labels:
+            continue
         colour = _look(place)["color"]
         axes.plot(shares, errors, color=colour, linewidth=1)
         axes.plot(shares[0], errors[0], "o", markerfacecolor="white", color=colour, markersize=7)
-        axes.plot(shares[1], errors[1], "o", color=colour, markersize=7, label=name)
+        axes.plot(shares[1], errors[1], "o", color=colour, markersize=7, label=labels[name])
     axes.set(title="Error against collisions", xlabel="items that share their ID", ylabel="mean squared error")
     axes.set_xlim(left=-0.01)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 
@@ -217,3 +243,66 @@ PARETO_CAPTION = (
     "uniqueness costs what the line rises."
 )
 USAGE_CAPTION = "A line near the dashed one is even use. A cliff at the right: codes that nothing uses."
+
+
+def show(measured: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Print the table, as wide as it is, and where the page is."""
+    Console(width=None if Console().is_terminal else TABLE_WIDTH).print(console_table(measured))
+    Screen("compare").say(f"Look at {folder / 'compare.html'}")
+
+
+def read_sets(paths: list[str], names: list[str], codes_per_level: int | None) -> list[SidSet]:
+    """The sets of semantic IDs, all of the same items. Raises InputError naming the one that is not."""
+    sets = [read_set(name, Path(path), codes_per_level) for name, path in zip(names, paths, strict=True)]
+    n_items = len(sets[0].codes)
+    for other, path in zip(sets, paths, strict=True):
+        if len(other.codes) != n_items:
+            raise InputError(
+                f"{path} has {len(other.codes)} items, but {paths[0]} has {n_items}; compare sets of the same items."
+            )
+    return sets
+
+
+def read_items(
+    vectors: list[str], weights: list[float], items: str | None, n_items: int
+) -> tuple[ItemVectors, list[str] | None]:
+    """The item vectors [N, D], and the items' categories where a catalogue is named."""
+    for path in vectors:
+        if not Path(path).is_file():
+            raise InputError(f"{path} does not exist; correct --vectors.")
+    rows = ItemVectors([read_source(Path(path), n_items) for path in vectors], weights)
+    return rows, read_categories(Path(items), n_items) if items else None
+
+
+def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
+    """A set of semantic IDs from a folder or a file. Raises InputError when it is neither, or does not hold such a set."""
+    if path.is_dir():
+        return SidSet.of(name, SemanticIds.read(path))
+    if not path.is_file() or path.suffix not in (".json", ".npy"):
+        raise InputError(
+            f"{path} is no folder with codes_all.npy, no .index.json and no .npy of codes; correct --sids."
+        )
+    codes, has_extra = read_codes(path)  # [N, L]
+    coded = codes[:, :-1] if has_extra else codes
+    largest = int(coded.max()) + 1
+    if codes_per_level is not None and largest > codes_per_level:
+        raise InputError(
+            f"{path} holds the code {largest - 1}, beyond the {codes_per_level} of --codes_per_level; raise it."
+        )
+    sizes = [codes_per_level or largest] * coded.shape[1]
+    return SidSet(name, codes, coded, sizes + [int(codes[:, -1].max()) + 1] * has_extra, None)
+
+
+def read_categories(path: Path, n_items: int) -> list[str]:
+    """The items' categories. Raises InputError when the file has none, or another number of items."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; correct --items.")
+    items = pl.read_parquet(path)
+    categories = categories_of(items)
+    if categories is None:
+        raise InputError(f"{path} has no column genres, category or categories with two values; leave --items out.")
+    if len(categories) != n_items:
+        raise InputError(
+            f"{path} has {len(categories)} items, but the SIDs are of {n_items}; give the same catalogue's."
+        )
+    return categories
