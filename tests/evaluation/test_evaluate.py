@@ -161,15 +161,15 @@ def test_interrupted_evaluation_gives_the_same_bytes(
 ) -> None:
     run(run_dir)
     whole = files(run_dir / "evaluation")
-    original, calls = sasrec.Training.save, []
+    original, calls = sasrec.TrainingState.save, []
 
-    def save_then_stop(training: sasrec.Training, path: Path) -> None:
+    def save_then_stop(training: sasrec.TrainingState, path: Path) -> None:
         original(training, path)
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sasrec.Training, "save", save_then_stop)
+    monkeypatch.setattr(sasrec.TrainingState, "save", save_then_stop)
     trained = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
     shutil.rmtree(run_dir / "baselines")
     with pytest.raises(KeyboardInterrupt):
