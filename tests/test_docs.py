@@ -1,8 +1,7 @@
-"""What the README, CONTRIBUTING.md and docs/ name exists: every path, every identifier, every flag, every link; and the examples run.
+"""What the README, CONTRIBUTING.md and docs/ name exists: every path, every identifier, every flag, every link; the examples run.
 
 A page may say what it likes outside of backticks. In backticks stands a path of the repository, a file that the code writes, a name
-that the code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of the few
-words of EXAMPLES.
+that the code defines, a text that the code holds (a setting's value, a column, a token), a flag, a command, or one of EXAMPLES.
 """
 
 from __future__ import annotations
@@ -290,6 +289,17 @@ def test_every_link_leads_somewhere(page: str) -> None:
         assert not place or path.exists(), f"{page}: there is no {place}"
         linked = str(path.resolve().relative_to(ROOT)) if place else page
         assert not heading or heading in anchors(linked), f"{page}: there is no heading {target}"
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_name_that_is_a_link_is_defined_there(page: str) -> None:
+    """[`Dataset.save`](../data/dataset.py) leads to the file that defines it."""
+    for name, target in re.findall(r"\[`([\w.]+)`\]\(([^)#\s]+\.py)\)", text_of(page)):
+        body = ast.parse(((ROOT / page).parent / target).resolve().read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            statement = defined_in(body).get(part)
+            assert isinstance(statement, ast.FunctionDef | ast.ClassDef), f"{page}: {target} does not define {name}"
+            body = statement.body
 
 
 def test_the_readme_leads_to_every_page_and_stays_short() -> None:
