@@ -1,4 +1,4 @@
-"""Semantic IDs for new items: `python -m sidrec.tokenizer.add_items --run_dir outputs/mine --vectors new.npy --write_file new.index.json`.
+"""Semantic IDs for new items: `sidrec add-items --run_dir outputs/mine --vectors new.npy --write_file new.index.json`.
 
 The run's own IDs stay as they are, and so do all its files. A model that was trained on them can write the new IDs: their tokens are in
 its vocabulary.

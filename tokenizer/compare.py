@@ -1,6 +1,6 @@
 """Several sets of semantic IDs of the same items, side by side.
 
-    python -m sidrec.tokenizer.compare --sids outputs/a/sid outputs/b/sid FILE.index.json --vectors FILE.npy --out compare
+    sidrec compare-sids --sids outputs/a/sid outputs/b/sid FILE.index.json --vectors FILE.npy --out compare
 
 Writes compare.json and compare.html into --out, and prints the table. Every set is measured with vectors fitted to its codes in one way,
 so that IDs of any origin can be compared; a set's own quantizer is measured beside that, where it has one for these vectors.
