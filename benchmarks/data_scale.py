@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from benchmarks.harness import PREPARE, ROOT, announce, plain_console, print_figures, python_command, stage_environment
@@ -91,9 +90,9 @@ def write_log(path: Path, rows: int, seed: int) -> None:
     """user_id, item_id (strings), timestamp (int64) of `rows` interactions in random order, with popular users and items."""
     rng = np.random.default_rng(seed)
     columns = ("writing the log", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    writer: pq.ParquetWriter | None = None
-    with Progress(*columns) as progress:
+    with tempfile.TemporaryDirectory(dir=path.parent) as pieces, Progress(*columns) as progress:
         task = progress.add_task("rows", total=rows)
+        files: list[Path] = []
         for start in range(0, rows, PIECE_ROWS):
             n = min(PIECE_ROWS, rows - start)
             users = (max(1, rows // ROWS_PER_USER) * rng.random(n) ** USER_SKEW).astype(np.int64)
@@ -101,12 +100,10 @@ def write_log(path: Path, rows: int, seed: int) -> None:
             piece = pl.DataFrame(
                 {"user_id": users, "item_id": items, "timestamp": FIRST_SECOND + rng.integers(0, SECONDS, n)}
             ).with_columns(_name("u", "user_id"), _name("i", "item_id"))
-            table = piece.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
+            files.append(Path(pieces) / f"{len(files):05d}.parquet")
+            piece.write_parquet(files[-1])
             progress.advance(task, n)
-    assert writer is not None
-    writer.close()
+        pl.scan_parquet(files, glob=False).sink_parquet(path)
 
 
 def write_catalogue(path: Path, rows: int) -> None:

@@ -162,7 +162,7 @@ def run_or_find(
     """A quantizer's row, run unless it is finished, with a line on what came out."""
     plan = PLANS[config.dataset]
     settings, sizes = read_settings(name, level_sizes)
-    made_from = settings.recorded() | {"level_sizes": sizes, "seed": seed, "plan": asdict(plan), "cases": config.cases}
+    made_from = settings.identity() | {"level_sizes": sizes, "seed": seed, "plan": asdict(plan), "cases": config.cases}
     row_name = f"{name} {'x'.join(map(str, sizes))} seed {seed}"
     row = None if config.overwrite else finished.find(row_name, made_from)
     if row is None:

@@ -17,6 +17,7 @@ import polars as pl
 from sidrec.data.metrics import CUTOFFS, ndcg_at, recall_at
 from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
 from sidrec.pipeline.files import atomic_path
+from sidrec.tokenizer.report.plots import coinciding
 
 GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble")
 OWN_PAIRS = (
@@ -301,10 +302,12 @@ def plot_recall(ranks: pl.DataFrame, path: Path) -> None:
     cutoffs = np.arange(1, CUTOFFS[-1] + 1)
     for column, (masked, title) in enumerate(TITLES.items(), start=1):
         axes = figure.add_subplot(1, 2, column)
+        curves = {}
         for model in ranks["model"].unique(maintain_order=True):
             ranks_of_model = ranks_by_repeat(ranks, model, "test", masked)
-            curve = [recall_at(ranks_of_model, int(k)).mean() for k in cutoffs]
-            axes.plot(cutoffs, curve, label=model, linestyle="-" if model in GENERATIVE else "--")
+            curves[model] = [recall_at(ranks_of_model, int(k)).mean() for k in cutoffs]
+        for model, label in coinciding(curves).items():
+            axes.plot(cutoffs, curves[model], label=label, linestyle="-" if model in GENERATIVE else "--")
         axes.set(title=f"Test, {title}", xlabel="K", ylabel="Recall@K", xlim=(1, cutoffs[-1]), ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend()

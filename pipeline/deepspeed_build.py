@@ -63,11 +63,10 @@ def build_deepspeed(screen: Screen) -> None:
     if builder is None or get_accelerator()._name != "cpu":
         return
     refuse_missing_compiler()
-    with build_lock(folder, screen):
-        if not any(folder.rglob("*.so")):
-            screen.say("deepspeed: compiling its communication between processes, once (a minute or two)")
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.load(verbose=False)
+    if not any(folder.rglob("*.so")):
+        screen.say("deepspeed: compiling its communication between processes, once (a minute or two)")
+    with build_lock(folder, screen), contextlib.redirect_stdout(io.StringIO()):
+        builder.load(verbose=False)
 
 
 def refuse_missing_compiler() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import re
 import warnings
 from collections.abc import Iterable
 
@@ -22,7 +23,16 @@ def svg(figure: Figure) -> str:
     ):
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*missing from.*font")
         no_dates = {"Date": None, "Creator": None}
-        figure.savefig(buffer, format="svg", dpi=PIXELS_PER_INCH, metadata=no_dates, transparent=True)
+        # tight: a legend or a label that is longer than the room left for it makes the drawing wider instead of being cut off
+        figure.savefig(
+            buffer,
+            format="svg",
+            dpi=PIXELS_PER_INCH,
+            metadata=no_dates,
+            transparent=True,
+            bbox_inches="tight",
+            pad_inches=0.08,
+        )
         text = buffer.getvalue()
     return text[text.index("<svg") :]
 
@@ -30,7 +40,8 @@ def svg(figure: Figure) -> str:
 def plot(figure: Figure, caption: str) -> str:
     """A plot with a sentence or two on how to read it (plain text); it scrolls sideways where the screen is too narrow for it."""
     drawing = svg(figure)
-    least = min(int(figure.get_figwidth() * 72), 640)
+    points = float(re.search(r'width="([\d.]+)pt"', drawing)[1])  # type: ignore[index]
+    least = min(int(points), 640)
     drawing = drawing.replace("<svg ", f'<svg style="min-width:{least}px" role="img" ', 1)
     return f'<figure><div class="scroll">{drawing}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
 
@@ -55,13 +66,17 @@ def page(title: str, body: str) -> str:
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #222; background: #fff; }
 body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2.6rem; }
+body { overflow-wrap: break-word; } h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2.6rem; }
 p, figcaption, dd, li { max-width: 44rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
+.numbers td, .numbers th { white-space: nowrap; } .plain td { overflow-wrap: break-word; }
 .numbers td:nth-child(n+2), .numbers th:nth-child(n+2) { text-align: right; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; border-bottom: 1px solid #bbb; } tr.first td { border-top: 1px solid #ddd; padding-top: .5rem; }
 code { font-size: .92em; } code b { color: #2a6f97; }
 .plots { display: flex; flex-wrap: wrap; gap: 0 2.2rem; align-items: flex-start; }
-figure { margin: 1.4rem 0; max-width: 100%; } figcaption { font-size: .9rem; color: #555; max-width: 36rem; }
-svg { max-width: 100%; height: auto; } .scroll { overflow-x: auto; } dt { font-weight: 600; margin-top: .6rem; } dd { margin-left: 0; }
+figure { margin: 1.4rem 0; max-width: 100%; } .plots figure { flex: 1 1 26rem; max-width: 29rem; min-width: 0; }
+figcaption { font-size: .9rem; color: #555; max-width: 36rem; }
+svg { max-width: 100%; height: auto; display: block; } .scroll { overflow-x: auto; max-width: 100%; }
+dt { font-weight: 600; margin-top: .6rem; } dd { margin-left: 0; }
+@media (max-width: 40rem) { body { margin: 1rem auto; padding: 0 .8rem; } h1 { font-size: 1.4rem; } td, th { font-size: .9rem; } }
 """

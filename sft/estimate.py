@@ -256,10 +256,10 @@ def head_bytes(tokens: int, rows: int, shape: ModelShape, levels: Sequence[Level
     model's own forward gives one row of the vocabulary's logits a row of the batch. words: also a block of answers in words.
     """
     answers, row_bytes = tokens // len(levels), 4 * shape.hidden
-    kept = answers * sum((13 + row_bytes if level.is_sparse else 17) * level.children for level in levels)
+    saved = answers * sum((13 + row_bytes if level.is_sparse else 17) * level.children for level in levels)
     at_work = answers * max(row_bytes * level.children if level.is_sparse else 8 * level.codes for level in levels)
     text = 12 * WORDS_AT_ONCE * shape.vocabulary if words else 0
-    return kept + at_work + 6 * tokens * shape.hidden + 6 * rows * shape.vocabulary + text
+    return saved + at_work + 6 * tokens * shape.hidden + 6 * rows * shape.vocabulary + text
 
 
 def measure_hardware(accelerator: Any, shape: ModelShape) -> Hardware:

@@ -32,7 +32,7 @@ class ItemDropout(TrainerCallback):
             return row
         items = np.asarray(row["items"])
         rng = np.random.default_rng([self.seed, self.epoch, zlib.crc32(items.tobytes())])
-        kept = rng.random(len(items)) >= self.share
-        if kept.sum() < FEWEST:
+        stays = rng.random(len(items)) >= self.share
+        if stays.sum() < FEWEST:
             return row
-        return {**row, "items": items[kept].tolist(), "context": int(kept[: row["context"]].sum())}
+        return {**row, "items": items[stays].tolist(), "context": int(stays[: row["context"]].sum())}

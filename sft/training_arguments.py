@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,11 +30,13 @@ SAME_FOR_ALL: dict[str, Any] = {
 def with_hardware(training: Trainer) -> Trainer:
     """`training` with what this machine decides: bfloat16 where it is left out, and the CPU where there is no GPU.
 
-    Raises InputError for a number format that the machine does not have.
+    Raises InputError for what this machine or this launch does not have.
     """
     use_cpu = training.use_cpu or not torch.cuda.is_available()
     if training.fp16 and use_cpu:
         raise InputError("fp16 needs a GPU; leave it out.")
+    if training.ddp_backend is not None and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise InputError("ddp_backend says how several processes talk, and this is one; leave it out.")
     bf16 = (has_bf16() and not training.fp16) if training.bf16 is None else training.bf16
     return replace(training, bf16=bf16, use_cpu=use_cpu)
 

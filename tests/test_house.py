@@ -20,9 +20,9 @@ MOST_LINES, MOST_FUNCTION_LINES, MOST_TOKENIZER_FILES = 600, 60, 12
 SAYS_NOTHING = {"found", "own", "kept", "taken"}
 NO_NOUN = {"utils", "util", "common", "helpers", "helper", "base", "manager", "misc"}
 ORDINARY_WORDS = {"random", "given", "product", "lora"}  # quantizers' names that mean something else in other rooms
-# modules that no installed distribution names: an optional one that may be absent, by the name that pyproject declares
 # quantizers' names that are also a setting's value in the tokenizer
 ALSO_VALUES = {("tokenizer/autoencoders/settings.py", "random")}  # codebook_init: what codebooks start as
+# modules that no installed distribution names: an optional one that may be absent, by the name that pyproject declares
 ABSENT = {"faiss": "faiss-cpu", "k_means_constrained": "k-means-constrained", "sentence_transformers": "sentence-transformers"}  # fmt: skip
 OWN_ENVIRONMENT = {"benchmarks/rectools_yardstick.py"}  # runs in another environment, as its head says
 

@@ -10,17 +10,20 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from run_dirs import ROOT, finished_sft_run, flags, make_run_dir, printed_logs, run_stage, start
+from run_dirs import ROOT, finished_sft_run, flags, logged, make_run_dir, run_stage, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
 from sidrec.decoding.recommender import Recommender
+from sidrec.pipeline.deepspeed_build import build_lock, cache_folder
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.sft.backbone import byte_tokenizer, scratch_model
@@ -28,6 +31,7 @@ from sidrec.sft.settings import BackboneConfig
 
 pytestmark = pytest.mark.slow
 
+STAGES = {train: "sft", grpo: "rl"}
 ACCELERATE = Path(sys.executable).parent / "accelerate"
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None, reason="DeepSpeed compiles its CPU communication, which needs a C++ compiler"
@@ -120,7 +124,7 @@ def config_of(launcher: str) -> list[str]:
 def launch_two(
     module: Any, run_dir: Path, launcher: str, before: str = "", exit_code: int = 0, **changed: object
 ) -> list[dict[str, float]]:
-    """Train with half the batch in each of two processes; the printed log. before: Python that each process runs first."""
+    """Train with half the batch in each of two processes; what was logged. before: Python that each process runs first."""
     script = run_dir.parent / "script.py"
     lines = [
         "import sys",
@@ -133,17 +137,17 @@ def launch_two(
     code, out, err = launch(script, config_of(launcher), flags(module, run_dir, **changed))
     assert (code != 0) == (exit_code != 0), out + err
     assert f"exitcode  : {exit_code}" in err or not exit_code, out + err
-    return printed_logs(out)
+    return logged(run_dir / STAGES[module])
 
 
 def assert_agree(one: Trainer, two: list[dict[str, float]], names: list[str], digits: int, steps: int) -> None:
-    """Printed figures have four significant digits; at most the last one's rounding may differ."""
-    logged = [row for row in one.state.log_history if names[0] in row]
-    printed = [row for row in two if names[0] in row]
-    assert len(logged) == len(printed) == steps
+    """To so many significant digits; at most the last one's rounding may differ."""
+    alone = [row for row in one.state.log_history if names[0] in row]
+    together = [row for row in two if names[0] in row]
+    assert len(alone) == len(together) == steps
     for name in names:
-        expected = [row[name] for row in logged]
-        assert [row[name] for row in printed] == pytest.approx(expected, rel=0.6 * 10 ** (1 - digits), abs=1e-9), name
+        expected = [row[name] for row in alone]
+        assert [row[name] for row in together] == pytest.approx(expected, rel=0.6 * 10 ** (1 - digits), abs=1e-9), name
 
 
 def assert_same_sft(one: Trainer, two: list[dict[str, float]]) -> None:
@@ -205,8 +209,8 @@ def test_half_batches_twice_with_activations_computed_again_are_the_same_trainin
 @pytest.mark.parametrize("launcher", WITH_WHOLE_WEIGHTS)
 def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher):
     run_dir = make_run_dir(tmp_path / "run")
-    printed = launch_two(train, run_dir, launcher, **SFT | {"per_device_train_batch_size": 4})
-    assert_same_sft(sft_alone, printed)
+    rows = launch_two(train, run_dir, launcher, **SFT | {"per_device_train_batch_size": 4})
+    assert_same_sft(sft_alone, rows)
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
 
@@ -219,7 +223,7 @@ def test_sft_by_two_hosts_is_sft_by_one_process(sft_alone, alone, tmp_path):
     hosts = [begin_launch("sft/train.py", [*common, "--machine_rank", str(rank)], arguments) for rank in range(2)]
     outputs = [host.communicate(timeout=300) for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0], outputs
-    assert_same_sft(sft_alone, printed_logs(outputs[0][0]))
+    assert_same_sft(sft_alone, logged(run_dir / "sft"))
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
 
@@ -234,12 +238,12 @@ def test_sft_with_split_weights_goes_on_after_a_kill_and_is_sft_by_one_process(
         one = run_stage(train, other, **chosen)
     run_dir, before = make_run_dir(tmp_path / "run"), FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT
     two = chosen | LITTLE_MEMORY | {"per_device_train_batch_size": 2}
-    printed = launch_two(train, run_dir, launcher, before + KILLED_AFTER_A_CHECKPOINT, exit_code=9, **two)
-    assert len([row for row in printed if "loss" in row]) == 3
+    rows = launch_two(train, run_dir, launcher, before + KILLED_AFTER_A_CHECKPOINT, exit_code=9, **two)
+    assert len([row for row in rows if "loss" in row]) == 3
     with pytest.raises(InputError, match="sft was made with world_size=2, not 1"):
         run_stage(train, run_dir, **two)
-    printed += launch_two(train, run_dir, launcher, before, **two)
-    assert_same_sft(one, printed)
+    rows = launch_two(train, run_dir, launcher, before, **two)  # the log goes on in the same file
+    assert_same_sft(one, rows)
     assert_same_model(run_dir, other, "sft", largest=1e-4)
 
 
@@ -247,10 +251,10 @@ def test_sft_with_split_weights_goes_on_after_a_kill_and_is_sft_by_one_process(
 def test_rl_by_two_processes_is_rl_by_one(rl_alone, alone, tmp_path, launcher):
     run_dir = shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("rl"))
     before = FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT if launcher in ("zero3", "fsdp2") else ""
-    printed = launch_two(grpo, run_dir, launcher, before, **RL | {"per_device_train_batch_size": 16})
+    rows = launch_two(grpo, run_dir, launcher, before, **RL | {"per_device_train_batch_size": 16})
     names = ["reward", "rewards/exact_hit/mean", "rewards/prefix_credit/mean", "grad_norm", "entropy"]
-    assert_agree(rl_alone, printed, names, digits=3, steps=4)
-    assert_agree(rl_alone, printed, ["eval_recall@10", "eval_ndcg@10"], digits=3, steps=2)
+    assert_agree(rl_alone, rows, names, digits=3, steps=4)
+    assert_agree(rl_alone, rows, ["eval_recall@10", "eval_ndcg@10"], digits=3, steps=2)
     assert_same_model(run_dir, alone, "rl", largest=1e-4)
 
 
@@ -280,9 +284,60 @@ main()
 
 def test_two_processes_that_accelerate_would_not_start_are_refused(tmp_path):
     run_dir = make_run_dir(tmp_path / "run")
-    code, out, err = launch("sft/train.py", ["--num_processes", "2"], flags(train, run_dir, **SFT))
+    code, _, err = launch("sft/train.py", ["--num_processes", "2"], flags(train, run_dir, **SFT))
     assert code != 0
     assert "error: accelerate was asked for 2 processes but started one" in err
     assert "configs/accelerate/two_processes.yaml" in err
-    assert not printed_logs(out)
     assert not (run_dir / "sft").exists()
+
+
+def test_a_second_launch_is_refused_in_every_process_and_the_first_ends_as_if_alone(sft_alone, alone, tmp_path):
+    run_dir, go_on = make_run_dir(tmp_path / "run"), tmp_path / "go_on"
+    arguments = flags(train, run_dir, **SFT | {"per_device_train_batch_size": 4})
+    script = tmp_path / "waiting.py"
+    script.write_text(
+        f"""
+import time
+from pathlib import Path
+from transformers import Trainer
+from sidrec.sft.train import main
+
+step = Trainer.training_step
+
+def step_when_told(self, *args, **kwargs):
+    while not Path({str(go_on)!r}).exists():
+        time.sleep(0.05)
+    return step(self, *args, **kwargs)
+
+Trainer.training_step = step_when_told
+main()
+""",
+        encoding="utf-8",
+    )
+    launcher = config_of("two_processes")
+    first = begin_launch(script, ["--main_process_port", free_port(), *launcher], arguments)
+    limit = time.monotonic() + 200
+    while not (run_dir / "sft" / "manifest.json").exists():
+        assert first.poll() is None, first.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    code, out, err = launch("sft/train.py", launcher, arguments)
+    go_on.touch()
+    assert code == 1, out + err
+    assert err.count("error: ") == err.count("sft is being made by process ") == 2, "each process says so: " + err
+    out, err = first.communicate(timeout=300)
+    assert first.returncode == 0, out + err
+    assert_same_sft(sft_alone, logged(run_dir / "sft"))
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
+
+
+@needs_compiler
+def test_a_lock_file_that_a_killed_compiler_left_does_not_hang_deepspeed(sft_alone, tmp_path):
+    stale = cache_folder() / "deepspeed_shm_comm" / "lock"
+    with build_lock(cache_folder(), Screen("test", quiet=True)):  # nobody compiles while it is put there
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+    run_dir = make_run_dir(tmp_path / "run")
+    rows = launch_two(train, run_dir, "zero2", **SFT | {"per_device_train_batch_size": 4})
+    assert not stale.exists()
+    assert_same_sft(sft_alone, rows)

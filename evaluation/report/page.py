@@ -314,7 +314,8 @@ RECALL_TEXT = """
 <p>How much a longer list helps: the share of cases in which the next item is among the first K. Where a curve
 is above another, that model is better with lists of this length.</p>"""
 RECALL_CAPTIONS = {
-    "masked": "Items that the user already took are left out of the lists. Solid: generative models; dashed: baselines.",
+    "masked": "Items that the user already took are left out of the lists. Solid: generative models; dashed: baselines. Curves that "
+    "coincide are one line, and the legend names them together.",
     "unmasked": "Items that the user already took may be recommended again, and take up places.",
 }
 

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from sidrec.evaluation.coverage import lorenz
-from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes
+from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, coinciding, legend_below
 
 MODEL_COLOURS = (*COLOURS, "#17a2a2", "#d4a017")
 LORENZ_POINTS = 200
@@ -29,12 +28,13 @@ def style(models: list[str], model: str, generative: list[str]) -> dict[str, Any
 
 def recall_plot(curves: dict[str, list[float]], generative: list[str], title: str, largest: float) -> Figure:
     """Recall@K over K, a line a model. largest: top of the axis, so that several plots compare."""
-    figure, axes = bare_axes(5.4, 3.4, right=1.35)
-    for model, curve in curves.items():
-        axes.plot(range(1, len(curve) + 1), curve, linewidth=1.6, **style(list(curves), model, generative))
+    figure, axes = bare_axes(4.4, 3.4)
+    for model, label in coinciding(curves).items():
+        look = style(list(curves), model, generative) | {"label": label}
+        axes.plot(range(1, len(curves[model]) + 1), curves[model], linewidth=1.6, **look)
     axes.set(title=title, xlabel="K: length of the list", ylabel="Recall@K", xlim=(1, None), ylim=(0, 1.05 * largest))
     axes.grid(alpha=0.25)
-    _legend_beside(axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -71,22 +71,18 @@ def gain_plot(slices: pl.DataFrame, kinds: dict[str, str], models: list[str], ge
         axes.set(xlabel=label, xlim=(-0.6, len(names) - 0.4))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="gain in Recall@10")
-    panels[0].legend(frameon=False, fontsize=8)
+    legend_below(figure, panels[0])
     return figure
 
 
 def lorenz_plot(counts: dict[str, np.ndarray], models: list[str], generative: list[str]) -> Figure:
     """Share of all recommendations that the rarest items have together, a line a model; the targets' own in black."""
-    figure, axes = bare_axes(6.0, 3.8, right=1.75)
-    for name, count in counts.items():
-        if not count.any():
-            continue
-        shares = lorenz(count)
+    figure, axes = bare_axes(4.4, 3.6)
+    for name, label in coinciding({name: count for name, count in counts.items() if count.any()}).items():
+        shares = lorenz(counts[name])
         at = np.unique(np.linspace(0, len(shares) - 1, LORENZ_POINTS).round().astype(np.int64))
-        look = (
-            style(models, name, generative) if name in models else {"color": "black", "linestyle": ":", "label": name}
-        )
-        axes.plot(at / (len(shares) - 1), shares[at], linewidth=1.6, **look)
+        look = style(models, name, generative) if name in models else {"color": "black", "linestyle": ":"}
+        axes.plot(at / (len(shares) - 1), shares[at], linewidth=1.6, **look | {"label": label})
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="all items equally often")
     axes.set(
         title="Who is shown how often",
@@ -97,15 +93,20 @@ def lorenz_plot(counts: dict[str, np.ndarray], models: list[str], generative: li
     )
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    _legend_beside(axes)
+    legend_below(figure, axes)
     return figure
 
 
 def calibration_plot(calibrations: dict[str, dict[str, Any]], models: list[str], title: str) -> Figure:
     """Share that happened over the predicted chance, a line a model, a point a bin with its interval. calibrations: by model."""
-    figure, axes = bare_axes(5.4, 3.6, right=1.35)
+    figure, axes = bare_axes(4.4, 3.6)
     right = top = 1e-3
-    for model, calibration in calibrations.items():
+    points = {
+        model: [[row["predicted"], row["happened"], *row["interval"]] for row in calibration["bins"]]
+        for model, calibration in calibrations.items()
+    }
+    for model, label in coinciding(points).items():
+        calibration = calibrations[model]
         predicted, happened = (
             np.array([row[name] for row in calibration["bins"]]) for name in ("predicted", "happened")
         )
@@ -113,7 +114,7 @@ def calibration_plot(calibrations: dict[str, dict[str, Any]], models: list[str],
         reach = np.stack([happened - low, high - happened]).clip(min=0)
         colour = MODEL_COLOURS[models.index(model) % len(MODEL_COLOURS)]
         axes.errorbar(
-            predicted, happened, reach, fmt="o", color=colour, label=model, capsize=2, markersize=4, elinewidth=1
+            predicted, happened, reach, fmt="o", color=colour, label=label, capsize=2, markersize=4, elinewidth=1
         )
         right, top = max(right, float(predicted.max())), max(top, float(high.max()))
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--", label="as predicted")
@@ -126,7 +127,7 @@ def calibration_plot(calibrations: dict[str, dict[str, Any]], models: list[str],
     )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(PercentFormatter(1))
-    _legend_beside(axes)
+    legend_below(figure, axes)
     return figure
 
 
@@ -134,9 +135,10 @@ def levels_plot(
     curves: dict[str, list[float]], chance: list[float] | None, models: list[str], generative: list[str], title: str
 ) -> Figure:
     """A share of cases over the number of codes that must agree, a line a model. curves: by model, [L] each; chance: [L]."""
-    figure, axes = bare_axes(5.4, 3.4, right=1.35)
-    for model, shares in curves.items():
-        look = style(models, model, generative)
+    figure, axes = bare_axes(4.4, 3.4)
+    for model, label in coinciding(curves).items():
+        look = style(models, model, generative) | {"label": label}
+        shares = curves[model]
         axes.plot(range(1, len(shares) + 1), shares, marker="o", markersize=4, linewidth=1.4, **look)
     if chance is not None:
         axes.plot(range(1, len(chance) + 1), chance, color=GREY, linestyle=":", label="by chance")
@@ -144,10 +146,5 @@ def levels_plot(
     axes.set_xticks(range(1, n_levels + 1))
     axes.set(title=title, xlabel="codes that must agree", ylabel="share of cases", ylim=(0, None))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    _legend_beside(axes)
+    legend_below(figure, axes)
     return figure
-
-
-def _legend_beside(axes: Axes) -> None:
-    """A legend in the room at the right of the axes, where it covers no line."""
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -55,7 +55,8 @@ def stage_that(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(twice_at_once, "kinds", lambda raw: {"data": kind})
 
 
-@pytest.mark.parametrize("stages", [("data", "sid"), pytest.param(("sft",), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stages", [("data", "sid"), ("sft",)], ids=["data-sid", "sft"])
 def test_it_holds_on_the_stages_themselves(stages: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
     figures = run(capfd, "--tries", "3", "--stages", *stages)
     assert figures["all_held"]

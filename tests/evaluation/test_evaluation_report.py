@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import polars as pl
 import pytest
-from html_pages import outside
+from html_pages import PHONE_WIDTH, assert_readable_on_a_phone, in_a_browser, outside
 from run_dirs import finished_sft_run, make_run_dir
 
 from sidrec.data.dataset import Dataset
@@ -18,7 +18,9 @@ from sidrec.evaluation import evaluate
 from sidrec.evaluation.report import figures as report
 from sidrec.evaluation.report.figures import describe, examples, recall_curves, rounded
 from sidrec.evaluation.report.page import render
+from sidrec.evaluation.report.plots import recall_plot
 from sidrec.pipeline import provenance as origin
+from sidrec.tokenizer.report.plots import coinciding
 
 SECTIONS = (
     "The table",
@@ -80,6 +82,17 @@ def test_the_page_has_every_section_valid_plots_and_nothing_from_elsewhere(page:
     assert outside(page) == []
     for word in ("nan", "None", "inf<"):
         assert word not in text(page)
+
+
+def test_the_page_is_readable_on_a_phone(page: str, tmp_path: Path) -> None:
+    assert_readable_on_a_phone(page, tmp_path)
+
+
+def test_what_sticks_out_or_is_cut_off_is_seen(page: str, tmp_path: Path) -> None:
+    wide = page.replace("<h2>", '<p style="width: 900px">wide</p><h2>', 1)
+    assert in_a_browser(wide, tmp_path)["scroll"] > PHONE_WIDTH
+    cut = re.sub(r'viewBox="0 0 [\d.]+ ', 'viewBox="0 0 200 ', page)
+    assert len(in_a_browser(cut, tmp_path)["cut"]) > 9
 
 
 def test_two_runs_give_the_same_bytes(run_dir: Path, tmp_path: Path) -> None:
@@ -222,6 +235,16 @@ def test_curves_by_hand_and_counts_of_the_data(run_dir: Path) -> None:
     found = describe(dataset)
     assert (found["users"], found["items"], found["valid"], found["test"]) == (60, 60, 60, 60)
     assert found["train"] == len(dataset.interactions) - 120
+
+
+def test_curves_that_coincide_are_one_line_that_names_both() -> None:
+    curves = {"sft": [0.1, 0.2], "markov": [0.1, 0.3], "rl": [0.1, 0.2], "short": [0.1]}
+    assert coinciding(curves) == {"sft": "sft = rl", "markov": "markov", "short": "short"}
+    figure = recall_plot(curves, ["sft", "rl"], "title", 1.0)
+    lines, legend = figure.axes[0].get_lines(), figure.legends[0].get_texts()
+    assert (
+        [text.get_text() for text in legend] == [line.get_label() for line in lines] == ["sft = rl", "markov", "short"]
+    )
 
 
 def test_rounding_goes_to_the_bottom_and_leaves_the_rest() -> None:

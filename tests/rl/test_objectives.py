@@ -31,9 +31,9 @@ def recommender(tiny_model):
 
 
 def gradients(model) -> dict[str, torch.Tensor]:
-    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    by_name = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    return found
+    return by_name
 
 
 @pytest.mark.parametrize("normaliser", ["children", "level", "full"])
@@ -86,8 +86,8 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
     items = torch.tensor([4, 4, 9, 11, 17, 0, 31, 22])
     prompt_ids, prompt_mask = renderer.batch([histories[i] for i in row_history])
     head = OutputHead.of(model)
-    found = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
-    log_probs, entropies = found.chosen, found.entropies
+    group = group_log_probs(model, head, prompt_ids, prompt_mask, items, renderer.vocabulary, trie)
+    log_probs, entropies = group.chosen, group.entropies
     weights = torch.randn(8, 3)
     (log_probs * weights).sum().backward()
     ours = gradients(model)
@@ -105,12 +105,12 @@ def test_packed_groups_equal_repeated_prompts_in_value_and_gradient(recommender)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-5)
     assert (entropies >= -1e-6).all()
-    for level, distribution in enumerate(found.levels):
+    for level, distribution in enumerate(group.levels):
         torch.testing.assert_close(distribution.exp().sum(1), torch.ones(8))
         assert distribution.shape == (8, renderer.vocabulary.level_sizes[level])
-    found = recommender.recommend([histories[i] for i in row_history], k=40, exclude_seen=False)
+    lists = recommender.recommend([histories[i] for i in row_history], k=40, exclude_seen=False)
     served = {
-        (row, item): lp for row in range(8) for item, lp in zip(found.items[row], found.log_probs[row], strict=True)
+        (row, item): lp for row in range(8) for item, lp in zip(lists.items[row], lists.log_probs[row], strict=True)
     }
     for row, item in enumerate(items.tolist()):  # what training sees is what serving ranks by
         assert served[row, item] == pytest.approx(log_probs[row].sum().item(), abs=1e-4)
@@ -127,9 +127,9 @@ def test_pack_groups_puts_every_row_in_its_own_slot():
 
 def test_rewards_by_hand():
     wanted = [(1, 2, 3)] * 4
-    found = [(1, 2, 3), (1, 2, 4), (1, 3, 3), (0, 2, 3)]
-    assert exact_hit(found, wanted, prompts=None) == [1.0, 0.0, 0.0, 0.0]
-    assert prefix_credit(found, wanted) == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
+    drawn = [(1, 2, 3), (1, 2, 4), (1, 3, 3), (0, 2, 3)]
+    assert exact_hit(drawn, wanted, prompts=None) == [1.0, 0.0, 0.0, 0.0]
+    assert prefix_credit(drawn, wanted) == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0])
 
 
 def test_dropout_acts_in_training_only_and_leaves_no_trace_in_the_model(tiny_model):

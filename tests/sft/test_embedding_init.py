@@ -102,9 +102,9 @@ def expected_text(old: np.ndarray, level: int) -> tuple[np.ndarray, np.ndarray]:
     means = np.full((size, WIDTH), np.nan)
     for code in range(size):
         texts = [text.split() for text, c in zip(TEXTS, CODES[:, level], strict=True) if c == code and text]
-        own = [np.mean([old[ids[word]] for word in words], axis=0) for words in texts]
-        if own:
-            means[code] = np.mean(own, axis=0)
+        item_means = [np.mean([old[ids[word]] for word in words], axis=0) for words in texts]
+        if item_means:
+            means[code] = np.mean(item_means, axis=0)
     used = ~np.isnan(means[:, 0])
     means -= means[used].mean(axis=0)
     return means / np.linalg.norm(means[used], axis=1).mean(), used
@@ -181,11 +181,11 @@ def test_the_draw_around_the_mean_has_the_old_rows_covariance() -> None:
     old = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0, 100.0])
     old[:, 1] += old[:, 2] / 20
     (rows,) = mean_rows(old, [40_000], seed=0)
-    found = np.cov((rows.double() - old.double().mean(0)).numpy().T)
+    covariance = np.cov((rows.double() - old.double().mean(0)).numpy().T)
     wanted = 1e-9 * np.cov(old.double().numpy().T, bias=True)
     lengths = np.sqrt(np.diag(wanted))
     # rounding of float32 about the mean adds to the smallest
-    np.testing.assert_allclose(found / np.outer(lengths, lengths), wanted / np.outer(lengths, lengths), atol=0.03)
+    np.testing.assert_allclose(covariance / np.outer(lengths, lengths), wanted / np.outer(lengths, lengths), atol=0.03)
 
 
 @pytest.mark.parametrize("embedding_init", INITS)

@@ -76,12 +76,12 @@ def test_states_are_the_bytes_of_real_tensors(tied):
     optimiser.step()
     tensors = list(model.parameters())
     moments = [value for entry in optimiser.state.values() for value in entry.values() if value.ndim]
-    for predicted, found in (
+    for predicted, tensors_of in (
         (weights, tensors),
         (gradients, [weight.grad for weight in tensors]),
         (optimizer, moments),
     ):
-        assert predicted == sum(tensor.numel() * tensor.element_size() for tensor in found)
+        assert predicted == sum(tensor.numel() * tensor.element_size() for tensor in tensors_of)
     assert shape.parameters == shape.trained == sum(weight.numel() for weight in tensors)
     assert shape.matrices == sum(
         m.weight.numel() for m in model.model.layers.modules() if isinstance(m, torch.nn.Linear)
@@ -123,13 +123,13 @@ def test_states_divided_among_processes():
 
 def saved_bytes(model: PreTrainedModel, rows: int, length: int, bf16: bool) -> int:
     """Bytes of all tensors that autograd keeps of a forward pass, the weights and their bfloat16 copies left out."""
-    own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    weight_storages = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     copies = {tuple(weight.shape) for weight in model.parameters()} | {tuple(w.shape[::-1]) for w in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
+    saved: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own and tuple(tensor.shape) not in copies:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
+        if tensor.untyped_storage().data_ptr() not in weight_storages and tuple(tensor.shape) not in copies:
+            saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with (
@@ -138,7 +138,7 @@ def saved_bytes(model: PreTrainedModel, rows: int, length: int, bf16: bool) -> i
     ):
         kept_alive = model(input_ids=torch.zeros(rows, length, dtype=torch.long), use_cache=False, logits_to_keep=1)
     assert kept_alive.logits.shape[:2] == (rows, 1)
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -187,22 +187,22 @@ def test_what_is_kept_for_an_answer_is_what_autograd_keeps(own_tokens):
         OutputHead(torch.randn(sum(sizes), hidden, requires_grad=True)),
         SidVocabulary(0, (0, 50), tuple(sizes)),
     )
-    states, kept = torch.randn(answers, 2, hidden, requires_grad=True), {}
+    states, saved = torch.randn(answers, 2, hidden, requires_grad=True), {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor
+        saved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         item_log_probs(states, torch.randint(0, 2000, (answers,)), head, vocabulary, trie)
     given = {tensor.untyped_storage().data_ptr() for tensor in (states, head.weight)}
-    found = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in given)
+    saved_by_autograd = sum(tensor.untyped_storage().nbytes() for at, tensor in saved.items() if at not in given)
     levels = level_widths(trie)
     assert levels == [LevelWidth(50, 50), LevelWidth(sizes[1], 40)]
     shape = replace(ModelShape.of(build("Llama")), hidden=hidden, vocabulary=0)
     at_work = answers * max(400, 40 * 4 * hidden if own_tokens else 320)
     formula = head_bytes(2 * answers, 0, shape, levels, words=False) - at_work - 6 * 2 * answers * hidden
-    assert formula == pytest.approx(found, rel=0.02)
+    assert formula == pytest.approx(saved_by_autograd, rel=0.02)
 
 
 def test_memory_is_the_sum_of_its_parts():

@@ -30,20 +30,20 @@ def in_pass(drop: ItemDropout, epoch: float) -> ItemDropout:
 def test_what_stays_is_in_its_order_and_context_stays_context(items, context, share, seed):
     row = {"task": "next_item", "items": [10 * place + item for place, item in enumerate(items)], "length": 9}
     row["context"] = min(context, len(items) - 1)
-    found = ItemDropout(share, seed)(row)
-    kept = [row["items"].index(item) for item in found["items"]]
-    assert kept == sorted(set(kept))
-    assert found["context"] == sum(place < row["context"] for place in kept)
-    assert len(kept) >= min(2, len(items))
-    assert {name: found[name] for name in ("task", "length")} == {"task": "next_item", "length": 9}
+    shortened = ItemDropout(share, seed)(row)
+    places = [row["items"].index(item) for item in shortened["items"]]
+    assert places == sorted(set(places))
+    assert shortened["context"] == sum(place < row["context"] for place in places)
+    assert len(places) >= min(2, len(items))
+    assert {name: shortened[name] for name in ("task", "length")} == {"task": "next_item", "length": 9}
 
 
 def test_a_share_of_the_items_is_left_out_others_at_every_pass():
     drop = ItemDropout(0.3, seed=1)
     passes = [set(in_pass(drop, epoch)(ROW)["items"]) for epoch in range(200)]
-    assert np.mean([len(kept) for kept in passes]) == pytest.approx(28, abs=0.6)  # 0.2 is its standard deviation
-    assert len({frozenset(kept) for kept in passes}) == 200
-    often = np.array([[item in kept for item in ROW["items"]] for kept in passes]).mean(0)
+    assert np.mean([len(places) for places in passes]) == pytest.approx(28, abs=0.6)  # 0.2 is its standard deviation
+    assert len({frozenset(places) for places in passes}) == 200
+    often = np.array([[item in places for item in ROW["items"]] for places in passes]).mean(0)
     assert np.abs(often - 0.7).max() < 0.14  # 0.03 is its standard deviation
     assert set(ItemDropout(0.3, seed=2)(ROW)["items"]) != passes[0]
 

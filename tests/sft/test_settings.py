@@ -125,6 +125,7 @@ def test_honoured_settings_reach_trl(stage: str, tmp_path: Path) -> None:
         flags = other_value(ours, field.name) | {"use_cpu": True} | ({"bf16": False} if field.name != "bf16" else {})
         if field.name in (
             "use_cpu",
+            "ddp_backend",
             "hub_token",
             "push_to_hub",
             "fp16",

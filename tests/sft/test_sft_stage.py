@@ -58,9 +58,9 @@ def losses(trainer) -> list[float]:
 
 
 def test_the_loss_goes_down(trainer):
-    found = losses(trainer)
-    assert len(found) == 12
-    assert np.mean(found[-3:]) < np.mean(found[:3]) - 0.15
+    logged_losses = losses(trainer)
+    assert len(logged_losses) == 12
+    assert np.mean(logged_losses[-3:]) < np.mean(logged_losses[:3]) - 0.15
 
 
 def test_stored_reference(tmp_path):
@@ -146,8 +146,8 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer):
     measured = json.loads((run_dir / "sft" / "valid.json").read_text())
     assert [row["step"] for row in measured] == [4, 8, 12]
     cases = Dataset.load(run_dir).cases("valid")
-    found = Recommender.load(run_dir, "sft").recommend(cases.histories, 10, exclude_seen=True).items
-    hits = found == cases.targets[:, None]
+    lists = Recommender.load(run_dir, "sft").recommend(cases.histories, 10, exclude_seen=True).items
+    hits = lists == cases.targets[:, None]
     best = max(measured, key=lambda row: row["eval_recall@10"])
     assert hits.any(1).mean() == pytest.approx(best["eval_recall@10"])
     assert (hits / np.log2(np.arange(2, 12))).sum(1).mean() == pytest.approx(best["eval_ndcg@10"])
@@ -190,8 +190,8 @@ def test_a_pretrained_untied_model(tmp_path, kind):
     tokens = AutoTokenizer.from_pretrained(run_dir / "sft")("word3 " + SemanticIds.load(run_dir).text(0))["input_ids"]
     assert tokens[0] == WORDS.index("word3")
     assert min(tokens[1:]) > len(WORDS)
-    found = Recommender.load(run_dir, "sft").recommend([np.array([3, 4])], 5, exclude_seen=True).items[0]
-    assert len(set(found) - {-1, 3, 4}) == 5
+    items = Recommender.load(run_dir, "sft").recommend([np.array([3, 4])], 5, exclude_seen=True).items[0]
+    assert len(set(items) - {-1, 3, 4}) == 5
 
 
 def mistakes(run_dir: Path) -> dict[str, tuple[dict[str, object], str]]:

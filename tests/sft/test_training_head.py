@@ -54,8 +54,8 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
     trie = SidTrie(torch.from_numpy(sids.codes), LEVELS)
     tokens = torch.from_numpy(sids.codes).long() + torch.tensor(VOCABULARY.first_tokens)
     prompt = torch.cat([torch.tensor([VOCABULARY.start_token]), tokens[[3, 11]].flatten()])[None]
-    found = beam_search(model, prompt, torch.ones_like(prompt), VOCABULARY, trie, 30)
-    searched = torch.empty(30).scatter_(0, found.items[0], found.log_probs[0])
+    beams = beam_search(model, prompt, torch.ones_like(prompt), VOCABULARY, trie, 30)
+    searched = torch.empty(30).scatter_(0, beams.items[0], beams.log_probs[0])
 
     targets = torch.arange(30)
     input_ids = torch.cat([prompt.expand(30, -1), tokens], dim=1)

@@ -47,8 +47,8 @@ def test_only_what_was_asked_for_moves_and_the_saved_model_is_the_trained_one(tm
             seen["logits"] = model(input_ids).logits
 
     trainer = run_stage(train, run_dir, at_end=look, max_steps=24, eval_steps=12, save_steps=12, **flags)
-    found = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert np.mean(found[-8:]) < np.mean(found[:8]) - 0.02, "the third pass against the first"
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.02, "the third pass against the first"
     plain = AutoModelForCausalLM.from_pretrained(run_dir / "sft")
     assert not isinstance(plain, PeftModel)
     with torch.no_grad():

@@ -47,10 +47,10 @@ def batch(seed: int = 0) -> Tensor:
 
 def gradients(loss: Tensor, model: ResidualAutoencoder) -> dict[str, Tensor]:
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
+    by_weight = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=True)
     return {
         name: torch.zeros_like(weight) if gradient is None else gradient
-        for (name, weight), gradient in zip(named.items(), found, strict=True)
+        for (name, weight), gradient in zip(named.items(), by_weight, strict=True)
     }
 
 
@@ -91,14 +91,16 @@ def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: st
         quantization_weight=1.7,
     )
     x = batch()
-    found, _ = model(x)
+    losses, _ = model(x)
     wanted = written_loss(model, x, 0.4, 1.7, reconstruction == "l1", levels == "first")
     for name, value in wanted.items():
-        assert found[name].item() == pytest.approx(value.item(), rel=1e-10), name
-        own, formula = gradients(found[name], model), gradients(value, model)
-        for weight in own:
-            torch.testing.assert_close(own[weight], formula[weight], rtol=1e-8, atol=1e-12, msg=f"{name}: {weight}")
-    assert float(gradients(found["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-10), name
+        by_model, formula = gradients(losses[name], model), gradients(value, model)
+        for weight in by_model:
+            torch.testing.assert_close(
+                by_model[weight], formula[weight], rtol=1e-8, atol=1e-12, msg=f"{name}: {weight}"
+            )
+    assert float(gradients(losses["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
 
 
 @pytest.mark.parametrize("levels", ["all", "first"])
@@ -225,14 +227,14 @@ def test_unevenness_is_the_entropy_gap_of_the_soft_usage() -> None:
 
 def test_unevenness_has_the_gradient_of_its_formula_and_scale_does_not_matter() -> None:
     rows, book = batch(8)[:, :E].clone().requires_grad_(), batch(9)[:K, :E].clone().requires_grad_()
-    own = torch.autograd.grad(unevenness(rows, book), (rows, book))
+    by_autograd = torch.autograd.grad(unevenness(rows, book), (rows, book))
     squared = (rows[:, None] - book[None]).square().sum(2)
     two = squared.detach().sort(1).values
     p = torch.softmax(-squared / (two[:, 1] - two[:, 0]).mean(), 1).mean(0)
     wanted = torch.autograd.grad(math.log(K) + (p * p.log()).sum(), (rows, book))
-    for found, formula in zip(own, wanted, strict=True):
-        torch.testing.assert_close(found, formula)
-        assert float(found.abs().max()) > 1e-4
+    for gradient, formula in zip(by_autograd, wanted, strict=True):
+        torch.testing.assert_close(gradient, formula)
+        assert float(gradient.abs().max()) > 1e-4
     assert unevenness(rows * 10, book * 10).item() == pytest.approx(unevenness(rows, book).item())
     far = torch.cat([book, book[:1] + 1e4])  # a share that underflows to 0
     assert torch.autograd.grad(unevenness(rows, far), rows)[0].isfinite().all()

@@ -58,9 +58,9 @@ def test_a_run_beside_an_index_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(folder, monkeypatch, *BOTH, "--items", "items.parquet", "--out", "out/here")
-    found = json.loads((folder / "out/here/compare.json").read_text())
-    assert (found["items"], found["order"]) == (N_ITEMS, ["run", "other"])
-    ours, other = found["sets"]["run"], found["sets"]["other"]
+    written = json.loads((folder / "out/here/compare.json").read_text())
+    assert (written["items"], written["order"]) == (N_ITEMS, ["run", "other"])
+    ours, other = written["sets"]["run"], written["sets"]["other"]
     assert ours["neighbours"]["preserved"] > other["neighbours"]["preserved"]
     assert ours["levels"][0]["variance_explained"] > other["levels"][0]["variance_explained"]
     codes = np.array(
@@ -90,11 +90,11 @@ def test_every_set_is_measured_alike(folder: Path) -> None:
     alone = measure_set(vectors, SidSet("codes", sids.codes_raw, sids.codes_raw, [8, 8], None), 0, None)
     assert ours["levels"] == alone["levels"]
     assert sids.quantizer is not None
-    own = ((vectors[:] - sids.quantizer.reconstruct(sids.codes)) ** 2).sum(1).mean()
-    assert ours["own_mean_squared_error"] == pytest.approx(own, rel=1e-4)
+    error = ((vectors[:] - sids.quantizer.reconstruct(sids.codes)) ** 2).sum(1).mean()
+    assert ours["own_mean_squared_error"] == pytest.approx(error, rel=1e-4)
     assert alone["own_mean_squared_error"] is None
     cells = {row[0]: row[1:] for row in rows({"run": ours, "codes": alone})}
-    assert cells["MSE by its own quantizer"] == (f"{own:.4f}", "–")
+    assert cells["MSE by its own quantizer"] == (f"{error:.4f}", "–")
     assert cells["perplexity"][0] == cells["perplexity"][1]
 
 

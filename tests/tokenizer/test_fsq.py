@@ -43,8 +43,8 @@ def test_a_code_is_the_papers_index(levels: list[int], seed: int) -> None:
         assert rounded.max() <= (n - 1) // 2
         wanted += (rounded + n // 2) * step
         step *= n
-    found = codes_of(nearest_point(bound(torch.from_numpy(z), levels), levels), levels)
-    np.testing.assert_array_equal(found.numpy(), wanted)
+    codes = codes_of(nearest_point(bound(torch.from_numpy(z), levels), levels), levels)
+    np.testing.assert_array_equal(codes.numpy(), wanted)
 
 
 @pytest.mark.parametrize(("levels", "size"), [([8, 6, 5], 240), ([7, 5, 5, 5, 5], 4375), ([5, 3], 15), ([2], 2)])
@@ -110,14 +110,14 @@ def test_gradients_pass_straight_through_the_rounding() -> None:
     vectors = torch.from_numpy(unit_vectors(30, 6))
     model = Fsq(fsq_levels=[5, 4], fsq_tokens=2, hidden_sizes=[8]).build(vectors.numpy(), seed=0)
     model(vectors)[0]["loss"].backward()
-    found = [parameter.grad.clone() for parameter in model.encoder.parameters()]
+    straight_through = [parameter.grad.clone() for parameter in model.encoder.parameters()]
     bounded = bound(model.encoder(vectors), [5, 4, 5, 4])
     point = nearest_point(bounded.detach(), [5, 4, 5, 4]).requires_grad_()
     ((model.decoder(point) - vectors) ** 2).mean().backward()
     wanted = torch.autograd.grad(bounded, list(model.encoder.parameters()), point.grad)
-    for own, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(own, other)
-        assert own.abs().max() > 0
+    for gradient, other in zip(straight_through, wanted, strict=True):
+        torch.testing.assert_close(gradient, other)
+        assert gradient.abs().max() > 0
 
 
 def test_unit_vectors_do_not_fall_into_one_cell() -> None:
@@ -191,15 +191,15 @@ def test_the_nearest_grid_vector_is_rounding_along_principal_directions() -> Non
     assert grid.shape == (20, 6)
     centred = residuals - residuals.mean(axis=0)
     values = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T  # along the two leading directions
-    found = ((residuals[:, None] - grid) ** 2).sum(axis=2).argmin(axis=1)
+    chosen = ((residuals[:, None] - grid) ** 2).sum(axis=2).argmin(axis=1)
     on_grid = (grid - residuals.mean(axis=0)) @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     for i, n in enumerate(levels):
-        own = np.unique(on_grid[:, i].round(4))
-        assert len(own) == n
-        np.testing.assert_allclose(own, -own[::-1], atol=1e-3)  # symmetric, and evenly spaced
-        np.testing.assert_allclose(np.diff(own), own[1] - own[0], atol=1e-3)
-        nearest = np.abs(values[:, i : i + 1] - own).min(axis=1)
-        np.testing.assert_allclose(np.abs(values[:, i] - on_grid[found, i]), nearest, atol=2e-3)
+        steps = np.unique(on_grid[:, i].round(4))
+        assert len(steps) == n
+        np.testing.assert_allclose(steps, -steps[::-1], atol=1e-3)  # symmetric, and evenly spaced
+        np.testing.assert_allclose(np.diff(steps), steps[1] - steps[0], atol=1e-3)
+        nearest = np.abs(values[:, i : i + 1] - steps).min(axis=1)
+        np.testing.assert_allclose(np.abs(values[:, i] - on_grid[chosen, i]), nearest, atol=2e-3)
     np.testing.assert_allclose(grid.mean(axis=0), residuals.mean(axis=0), atol=1e-4)
 
 

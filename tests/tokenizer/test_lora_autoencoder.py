@@ -80,8 +80,8 @@ def test_exported_codebooks_give_the_codes_of_the_model_outside_training(switche
     agreement = (codes == quantized.codes.numpy()).all(1).mean()
     assert agreement > 0.99, "but for ties of rounding"
     same = torch.from_numpy((codes == quantized.codes.numpy()).all(1))
-    found = quantizer.codebooks.reconstruct(codes)
-    torch.testing.assert_close(torch.from_numpy(found)[same], quantized.zq[same], atol=1e-4, rtol=1e-4)
+    reconstructed = quantizer.codebooks.reconstruct(codes)
+    torch.testing.assert_close(torch.from_numpy(reconstructed)[same], quantized.zq[same], atol=1e-4, rtol=1e-4)
     depths = [book.ndim for book in quantizer.codebooks.books]
     assert depths == ([2, 3, 3] if switches.get("condition_on_previous") else [2, 2, 2])
 
@@ -89,12 +89,14 @@ def test_exported_codebooks_give_the_codes_of_the_model_outside_training(switche
 def test_conditioned_codebooks_are_written_out_entry_by_entry() -> None:
     model = spread_model(settings(condition_on_previous=True))
     books = model.quantizer().codebooks.books
-    own = [book.vectors().detach().numpy() for book in model.codebooks]
+    by_level = [book.vectors().detach().numpy() for book in model.codebooks]
     for level in (1, 2):
         w = model.codebooks[level].condition.detach().numpy()
         for p in (0, 4, 9):
             for k in (0, 5):
-                np.testing.assert_allclose(books[level][p, k], own[level][k] - w @ own[level - 1][p], atol=1e-5)
+                np.testing.assert_allclose(
+                    books[level][p, k], by_level[level][k] - w @ by_level[level - 1][p], atol=1e-5
+                )
 
 
 def test_conditioned_codes_can_be_made_unique() -> None:
@@ -163,8 +165,10 @@ def test_the_loss_and_its_gradient_equal_the_written_formula(switches: dict[str,
         parameters = [model.get_parameter(name) for name in names]
         gradients.append(torch.autograd.grad(loss, parameters))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
-    for name, found, expected in zip(names, *gradients, strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+    for name, gradient, expected in zip(names, *gradients, strict=True):
+        torch.testing.assert_close(
+            gradient, expected, atol=1e-5, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
+        )
         assert float(expected.abs().max()) > 0, name
 
 
@@ -271,9 +275,11 @@ def test_the_report_equals_a_count_by_hand() -> None:
     codes = quantizer.encode(vectors)
     z = quantizer.latents(vectors)[:]
     left = z.astype(np.float64)
-    for level, found in enumerate(report["levels"]):
+    for level, of_level in enumerate(report["levels"]):
         book = quantizer.codebooks.books[level]
-        for figures, where in zip((found, *found["sources"]), (slice(0, 6), slice(0, 3), slice(3, 6)), strict=True):
+        for figures, where in zip(
+            (of_level, *of_level["sources"]), (slice(0, 6), slice(0, 3), slice(3, 6)), strict=True
+        ):
             d = np.sort(((left[:, None, where] - book[None, :, where]) ** 2).sum(-1), axis=1)
             nearest = ((left[:, None, where] - book[None, :, where]) ** 2).sum(-1).argmin(1)
             counts = np.bincount(nearest, minlength=10)
@@ -285,7 +291,7 @@ def test_the_report_equals_a_count_by_hand() -> None:
             assert figures["margin_p5"] == pytest.approx(np.quantile(d[:, 1] - d[:, 0], 0.05), rel=2e-2, abs=1e-4)
             if where != slice(0, 6):
                 assert figures["agreement"] == pytest.approx((nearest == codes[:, level]).mean(), abs=0.01)
-        assert [source["lora_share"] for source in found["sources"]] == pytest.approx(
+        assert [source["lora_share"] for source in of_level["sources"]] == pytest.approx(
             model.codebooks[level].shares().tolist()
         )
         left -= book[codes[:, level]]

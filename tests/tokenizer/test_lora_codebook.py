@@ -126,8 +126,8 @@ def test_penalties_and_their_gradients_equal_the_written_formula(
         gradients.append(torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True))
     assert values[0] == pytest.approx(values[1], rel=1e-10)
     assert values[0] > 0
-    for found, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(found, expected)
+    for gradient, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, expected)
 
 
 def test_the_relative_penalty_is_silent_below_its_limit() -> None:

@@ -18,9 +18,9 @@ def clusters(n_rows: int, n_codes: int, width: int, seed: int) -> tuple[torch.Te
     """Unit rows, every one about as near to one code as to another."""
     generator = torch.Generator().manual_seed(seed)
     codebook = torch.randn(n_codes, width, generator=generator)
-    own, other = torch.randint(0, n_codes, (2, n_rows), generator=generator)
+    near, other = torch.randint(0, n_codes, (2, n_rows), generator=generator)
     share = 1 + 0.02 * torch.randn(n_rows, 1, generator=generator)
-    rows = codebook[own] + share * codebook[other] + 0.5 * torch.randn(n_rows, width, generator=generator)
+    rows = codebook[near] + share * codebook[other] + 0.5 * torch.randn(n_rows, width, generator=generator)
     return rows / rows.norm(dim=1, keepdim=True), 0.7 * codebook / codebook.norm(dim=1, keepdim=True)
 
 
@@ -43,8 +43,8 @@ def chosen_costs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the code found through bfloat16 costs, and what the best one costs."""
     every = exact(rows, codebook, prices)
-    found = NearestThroughBf16(codebook, prices)(rows)
-    return every[torch.arange(len(rows)), found].numpy(), every.min(1).values.numpy()
+    nearest = NearestThroughBf16(codebook, prices)(rows)
+    return every[torch.arange(len(rows)), nearest].numpy(), every.min(1).values.numpy()
 
 
 @pytest.mark.parametrize(("n_codes", "width"), [(256, 64), (256, 384), (300, 128), (2, 64), (1, 64)])
@@ -102,7 +102,7 @@ def test_bf16_needs_the_instructions_and_a_clearly_faster_product(monkeypatch: p
     answers = []
     for instructions, float32 in ((True, 2.0), (True, 1.2), (False, 2.0)):
         seconds[torch.float32] = float32
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda found=instructions: found)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has_them=instructions: has_them)
         bf16_is_faster.cache_clear()
         answers.append(bf16_is_faster())
     bf16_is_faster.cache_clear()

@@ -97,21 +97,21 @@ def test_a_row_moves_only_as_far_as_it_must(case: tuple[SemanticIds, ItemVectors
     books = sids.quantizer.codebooks
     new = sids.encode(vectors)
     latents = np.asarray(sids.quantizer.latents(vectors)[:])
-    taken = {tuple(row) for row in sids.codes.tolist()}
+    occupied = {tuple(row) for row in sids.codes.tolist()}
     extra = sids.n_levels > len(books.sizes)  # a dedup token, whose codebook is of zeros, or an own token
     for row, path in enumerate(new.codes.tolist()):
-        own = new.nearest[row].tolist()
-        prefix = own if extra else own[:-1]
-        in_prefix = [(*prefix, last) for last in range(sids.level_sizes[-1]) if (*prefix, last) not in taken]
+        nearest = new.nearest[row].tolist()
+        prefix = nearest if extra else nearest[:-1]
+        in_prefix = [(*prefix, last) for last in range(sids.level_sizes[-1]) if (*prefix, last) not in occupied]
         if extra and in_prefix:
-            residual = (latents[row] - books.reconstruct(np.array([own]))[0]).astype(np.float64)
+            residual = (latents[row] - books.reconstruct(np.array([nearest]))[0]).astype(np.float64)
             away = {free: float(((residual - sids.codebooks[-1][free[-1]]) ** 2).sum()) for free in in_prefix}
             assert path[:-1] == prefix
             assert away[tuple(path)] <= min(away.values()) + 1e-5
             if not sids.codebooks[-1].any():
                 assert tuple(path) == in_prefix[0]  # the lowest free number
-        elif not extra and tuple(own) not in taken:
-            assert path == own
+        elif not extra and tuple(nearest) not in occupied:
+            assert path == nearest
         elif in_prefix:
 
             def cost(candidate: tuple[int, ...], latent: np.ndarray = latents[row]) -> float:
@@ -122,7 +122,7 @@ def test_a_row_moves_only_as_far_as_it_must(case: tuple[SemanticIds, ItemVectors
             assert cost(tuple(path)) <= min(map(cost, in_prefix)) + 1e-5
         else:
             assert path[:-1] != prefix
-        taken.add(tuple(path))
+        occupied.add(tuple(path))
 
 
 def test_a_full_prefix_reroutes_to_the_cheapest_free_path() -> None:
@@ -130,13 +130,13 @@ def test_a_full_prefix_reroutes_to_the_cheapest_free_path() -> None:
     quantizer = quantizer_of("plain", [4, 3], seed=1)
     books = quantizer.codebooks
     target = (books.books[0][2] + books.books[1][0])[None]
-    own = quantizer.encode(target)[0]
-    old = np.array([[own[0], last] for last in range(3)], dtype=np.int32)
+    nearest = quantizer.encode(target)[0]
+    old = np.array([[nearest[0], last] for last in range(3)], dtype=np.int32)
     sids = SemanticIds(old, old, books.books, quantizer)
-    found = sids.encode(target).codes[0]
-    free = [path for path in itertools.product(range(4), range(3)) if path[0] != own[0]]
+    placed = sids.encode(target).codes[0]
+    free = [path for path in itertools.product(range(4), range(3)) if path[0] != nearest[0]]
     costs = {path: float(((target[0] - books.reconstruct(np.array([path]))[0]) ** 2).sum()) for path in free}
-    assert tuple(found) == min(costs, key=lambda path: costs[path])
+    assert tuple(placed) == min(costs, key=lambda path: costs[path])
 
 
 def test_exact_duplicates_are_named() -> None:

@@ -60,8 +60,8 @@ def test_rqkmeans_plus_starts_as_rqkmeans_bit_for_bit() -> None:
     plain = QUANTIZERS["rqkmeans"]().fit(X, SIZES, 3)
     start = model.quantizer()
     assert np.array_equal(start.latents(X)[:], X)
-    for own, before in zip(start.codebooks.books, plain.codebooks.books, strict=True):
-        assert own.tobytes() == before.tobytes()
+    for book, before in zip(start.codebooks.books, plain.codebooks.books, strict=True):
+        assert book.tobytes() == before.tobytes()
     codes = plain.encode(X)
     assert np.array_equal(start.encode(X), codes)
     assert start.reconstruct(codes).tobytes() == plain.reconstruct(codes).tobytes()
@@ -93,8 +93,8 @@ def test_codebooks_start_from_a_file(tmp_path: Path) -> None:
     settings = settings_of("rqkmeans_plus", codebook_init=str(tmp_path / "books.npz"))
     model = settings.build(vectors(), SIZES, 0)
     fitting.start_codebooks(model, settings, vectors(), SIZES, 0)
-    for book, found in zip(books, model.quantizer().codebooks.books, strict=True):
-        np.testing.assert_array_equal(found, book.astype(np.float32))
+    for book, started in zip(books, model.quantizer().codebooks.books, strict=True):
+        np.testing.assert_array_equal(started, book.astype(np.float32))
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,8 @@ def test_kmeans_start_is_on_the_latents_and_their_residuals() -> None:
     fitting.start_codebooks(model, settings, vectors(), SIZES, 0)
     with torch.no_grad():
         latents = model.encoder(model.scale * torch.from_numpy(vectors())).numpy()
-    for own, wanted in zip(model.quantizer().codebooks.books, fit(latents, SIZES, 0).books, strict=True):
-        np.testing.assert_array_equal(own, wanted)
+    for book, wanted in zip(model.quantizer().codebooks.books, fit(latents, SIZES, 0).books, strict=True):
+        np.testing.assert_array_equal(book, wanted)
 
 
 def test_a_shared_codebook_is_one_and_starts_with_all_scales() -> None:
@@ -252,12 +252,12 @@ class Killed(BaseException):
 @pytest.mark.parametrize("kind", ["rqkmeans_plus", "rqvae", "ema"])
 def test_a_killed_training_ends_in_the_same_bytes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed between checkpoints, twice; what comes after the first kill starts from a checkpoint, not from k-means."""
-    own: dict[str, Any] = {
+    changed: dict[str, Any] = {
         "rqkmeans_plus": {},
         "rqvae": {"e_dim": 5, "reset_every": 4, "threshold_dead_code": 0.6},
         "ema": {"e_dim": 5, "codebook_update": "ema", "reset_every": 4, "threshold_dead_code": 0.6},
     }[kind]
-    settings = settings_of("rqkmeans_plus" if kind == "rqkmeans_plus" else "rqvae", **own)
+    settings = settings_of("rqkmeans_plus" if kind == "rqkmeans_plus" else "rqvae", **changed)
     undisturbed = settings.fit(vectors(), SIZES, 0, tmp_path / "a")
     step = Training._step
 
@@ -405,9 +405,9 @@ def test_stored_losses(kind: str) -> None:
     Codebooks start at random rows, so that k-means can change without changing these.
     """
     sizes = [8] if kind == "vq" else SIZES
-    own: dict[str, Any] = {} if kind == "rqkmeans_plus" else {"e_dim": 5}
-    own |= {"codebook_update": "ema"} if kind == "ema" else {}
-    settings = settings_of("rqvae" if kind == "ema" else kind, **own)
+    changed: dict[str, Any] = {} if kind == "rqkmeans_plus" else {"e_dim": 5}
+    changed |= {"codebook_update": "ema"} if kind == "ema" else {}
+    settings = settings_of("rqvae" if kind == "ema" else kind, **changed)
     model = settings.build(vectors(), sizes, 0)
     rng = np.random.default_rng(1)
     width = model.quantizer().codebooks.width

@@ -191,8 +191,8 @@ def test_exact_clusters_are_learnt_as_means_of_equal_sizes() -> None:
     """As many codes as rows: every cluster must be one row."""
     vectors = clustered(24)
     books = fit(vectors, [24], 0, KmeansSettings(clusters="exact"))
-    found = books.books[0][np.lexsort(books.books[0].T)]
-    np.testing.assert_allclose(found, vectors[np.lexsort(vectors.T)], atol=1e-6)
+    centroids = books.books[0][np.lexsort(books.books[0].T)]
+    np.testing.assert_allclose(centroids, vectors[np.lexsort(vectors.T)], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def test_even_use_has_no_gini_and_full_perplexity() -> None:
 
 def test_collisions_of_a_known_case() -> None:
     codes = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [1, 0], [1, 0], [1, 1], [2, 2]])
-    found = collisions(codes)
-    assert found == {
+    figures = collisions(codes)
+    assert figures == {
         "rate": 3 / 8,
         "share_of_items": 5 / 8,
         "largest_group": 3,
@@ -116,12 +116,12 @@ def test_conditional_entropy_equals_counting() -> None:
 
 @given(ROWS)
 def test_chain_rule_and_the_bound_ln_n(rows: list[tuple[int, ...]]) -> None:
-    found = entropies(np.array(rows))
-    assert sum(found["conditional"]) == pytest.approx(found["total"], abs=1e-5)
+    figures = entropies(np.array(rows))
+    assert sum(figures["conditional"]) == pytest.approx(figures["total"], abs=1e-5)
     unique = len(set(rows)) == len(rows)
-    assert found["total"] <= found["ln_items"] + 1e-6
-    assert (abs(found["total"] - math.log(len(rows))) < 2e-6) == unique
-    assert all(told >= 0 for told in found["conditional"])
+    assert figures["total"] <= figures["ln_items"] + 1e-6
+    assert (abs(figures["total"] - math.log(len(rows))) < 2e-6) == unique
+    assert all(told >= 0 for told in figures["conditional"])
 
 
 def test_entropy_is_never_minus_zero() -> None:
@@ -130,52 +130,52 @@ def test_entropy_is_never_minus_zero() -> None:
 
 @given(ROWS)
 def test_prefix_tree_equals_counting(rows: list[tuple[int, ...]]) -> None:
-    for depth, found in enumerate(prefix_tree(np.array(rows), SIZES), start=1):
+    for depth, of_depth in enumerate(prefix_tree(np.array(rows), SIZES), start=1):
         groups = Counter(row[:depth] for row in rows)
         children = Counter(prefix[:-1] for prefix in groups)
-        assert found["prefixes"] == len(groups)
-        assert found["share_of_paths"] == pytest.approx(len(groups) / math.prod(SIZES[:depth]))
-        assert found["fan_out_mean"] == pytest.approx(np.mean(list(children.values())), abs=1e-6)
-        assert found["fan_out_p95"] == pytest.approx(np.percentile(list(children.values()), 95), abs=1e-6)
-        assert found["fan_out_max"] == max(children.values())
-        assert found["single_items"] == pytest.approx(np.mean([n == 1 for n in groups.values()]), abs=1e-6)
-        assert found["largest_group"] == max(groups.values())
+        assert of_depth["prefixes"] == len(groups)
+        assert of_depth["share_of_paths"] == pytest.approx(len(groups) / math.prod(SIZES[:depth]))
+        assert of_depth["fan_out_mean"] == pytest.approx(np.mean(list(children.values())), abs=1e-6)
+        assert of_depth["fan_out_p95"] == pytest.approx(np.percentile(list(children.values()), 95), abs=1e-6)
+        assert of_depth["fan_out_max"] == max(children.values())
+        assert of_depth["single_items"] == pytest.approx(np.mean([n == 1 for n in groups.values()]), abs=1e-6)
+        assert of_depth["largest_group"] == max(groups.values())
 
 
 def test_token_costs() -> None:
-    found = token_costs(np.zeros((1024, 3), dtype=int), [256, 256, 16])
-    assert found == {"tokens_per_item": 3, "new_tokens": 528, "bits_per_item": 20.0, "bits_needed": 10.0}
+    figures = token_costs(np.zeros((1024, 3), dtype=int), [256, 256, 16])
+    assert figures == {"tokens_per_item": 3, "new_tokens": 528, "bits_per_item": 20.0, "bits_needed": 10.0}
 
 
 def test_category_agreement_equals_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     codes = rng.integers(0, 12, 400)
     kinds = np.where(rng.random(400) < 0.6, codes // 3, rng.integers(0, 4, 400))
-    found = category_agreement(codes, [f"kind {kind}" for kind in kinds], seed=0)
-    assert found is not None
+    figures = category_agreement(codes, [f"kind {kind}" for kind in kinds], seed=0)
+    assert figures is not None
     homogeneity, completeness, v_measure = homogeneity_completeness_v_measure(kinds, codes)
-    assert found["homogeneity"] == pytest.approx(homogeneity, abs=1e-6)
-    assert found["completeness"] == pytest.approx(completeness, abs=1e-6)
-    assert found["nmi"] == pytest.approx(v_measure, abs=1e-6)
-    assert found["nmi"] == pytest.approx(normalized_mutual_info_score(kinds, codes), abs=1e-6)
-    assert found["purity"] == pytest.approx(contingency_matrix(kinds, codes).max(axis=0).sum() / 400, abs=1e-6)
-    assert found["by_chance"]["purity"] < found["purity"] - 0.2
-    assert found["by_chance"]["nmi"] < 0.1 < found["nmi"]
+    assert figures["homogeneity"] == pytest.approx(homogeneity, abs=1e-6)
+    assert figures["completeness"] == pytest.approx(completeness, abs=1e-6)
+    assert figures["nmi"] == pytest.approx(v_measure, abs=1e-6)
+    assert figures["nmi"] == pytest.approx(normalized_mutual_info_score(kinds, codes), abs=1e-6)
+    assert figures["purity"] == pytest.approx(contingency_matrix(kinds, codes).max(axis=0).sum() / 400, abs=1e-6)
+    assert figures["by_chance"]["purity"] < figures["purity"] - 0.2
+    assert figures["by_chance"]["nmi"] < 0.1 < figures["nmi"]
 
 
 def test_chance_agrees_as_much_as_categories_that_mean_nothing() -> None:
     rng = np.random.default_rng(2)
-    found = category_agreement(rng.integers(0, 20, 2_000), [str(kind) for kind in rng.integers(0, 5, 2_000)], seed=0)
-    assert found is not None
-    assert found["by_chance"]["purity"] == pytest.approx(found["purity"], abs=0.02)
-    assert found["by_chance"]["purity"] > 0.2  # small groups are pure by accident
+    figures = category_agreement(rng.integers(0, 20, 2_000), [str(kind) for kind in rng.integers(0, 5, 2_000)], seed=0)
+    assert figures is not None
+    assert figures["by_chance"]["purity"] == pytest.approx(figures["purity"], abs=0.02)
+    assert figures["by_chance"]["purity"] > 0.2  # small groups are pure by accident
 
 
 def test_items_without_a_category_are_left_out() -> None:
     codes = np.array([0, 0, 1, 1, 1])
-    found = category_agreement(codes, ["a", "a", "b", "b", ""], seed=0)
-    assert found is not None
-    assert (found["items"], found["categories"], found["purity"], found["nmi"]) == (4, 2, 1.0, 1.0)
+    figures = category_agreement(codes, ["a", "a", "b", "b", ""], seed=0)
+    assert figures is not None
+    assert (figures["items"], figures["categories"], figures["purity"], figures["nmi"]) == (4, 2, 1.0, 1.0)
     assert category_agreement(codes, ["a", "a", "", "", ""], seed=0) is None
     assert category_agreement(codes, [""] * 5, seed=0) is None
 
@@ -183,14 +183,14 @@ def test_items_without_a_category_are_left_out() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from("xyz")), min_size=3, max_size=40))
 def test_agreement_lies_in_its_bounds(pairs: list[tuple[int, str]]) -> None:
-    found = category_agreement(np.array([code for code, _ in pairs]), [kind for _, kind in pairs], seed=0)
-    if found is None:
+    figures = category_agreement(np.array([code for code, _ in pairs]), [kind for _, kind in pairs], seed=0)
+    if figures is None:
         assert len({kind for _, kind in pairs}) < 2
         return
     for name in ("purity", "nmi", "homogeneity", "completeness"):
-        assert -1e-9 <= found[name] <= 1 + 1e-9
+        assert -1e-9 <= figures[name] <= 1 + 1e-9
     most = max(Counter(kind for _, kind in pairs).values()) / len(pairs)
-    assert found["purity"] >= most - 1e-6
+    assert figures["purity"] >= most - 1e-6
 
 
 @pytest.mark.parametrize(

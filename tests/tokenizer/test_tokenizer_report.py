@@ -66,20 +66,20 @@ def test_variance_is_the_sum_over_dimensions() -> None:
 def test_neighbourhoods_equal_brute_force() -> None:
     vectors, sids = quantized()
     rebuilt = sum(book[sids.codes[:, level]] for level, book in enumerate(sids.codebooks))
-    found = neighbourhoods(vectors, rebuilt, sids.codes_raw, seed=0)
-    assert found["sampled"] == 120
+    figures = neighbourhoods(vectors, rebuilt, sids.codes_raw, seed=0)
+    assert figures["sampled"] == 120
     near = [brute_nearest(vectors, item) for item in range(120)]
     overlap = [len(near[item] & brute_nearest(rebuilt, item)) / 10 for item in range(120)]
-    assert found["preserved"] == pytest.approx(np.mean(overlap), abs=2e-3)
+    assert figures["preserved"] == pytest.approx(np.mean(overlap), abs=2e-3)
     for depth in range(1, 4):
         prefixes = [tuple(row[:depth]) for row in sids.codes_raw.tolist()]
         agree = [prefixes[item] == prefixes[other] for item in range(120) for other in near[item]]
         pairs = [prefixes[a] == prefixes[b] for a in range(120) for b in range(120) if a != b]
-        assert found["prefix_agreement"][depth - 1] == pytest.approx(np.mean(agree), abs=2e-3)
-        assert found["random_pairs"][depth - 1] == pytest.approx(np.mean(pairs), abs=1e-6)
+        assert figures["prefix_agreement"][depth - 1] == pytest.approx(np.mean(agree), abs=2e-3)
+        assert figures["random_pairs"][depth - 1] == pytest.approx(np.mean(pairs), abs=1e-6)
     alike = [max(cosine(vectors[a], vectors[b]) for b in near[a]) > 0.999 for a in range(120)]
-    assert found["near_duplicates"] == pytest.approx(np.mean(alike), abs=1e-6)
-    assert found["near_duplicates"] >= 2 / 120  # items 3 and 7
+    assert figures["near_duplicates"] == pytest.approx(np.mean(alike), abs=1e-6)
+    assert figures["near_duplicates"] >= 2 / 120  # items 3 and 7
     assert neighbourhoods(vectors, vectors, sids.codes, seed=0)["preserved"] == 1.0
     assert neighbourhoods(vectors[:1], vectors[:1], sids.codes[:1], seed=0)["preserved"] == 1.0
 
@@ -116,38 +116,40 @@ def test_groups_in_one_piece_equal_brute_force() -> None:
 def check_within_prefixes() -> None:
     vectors, sids = quantized(60, (3, 5, 5))
     codes = sids.codes_raw
-    found = within_prefixes(vectors, codes)
+    figures = within_prefixes(vectors, codes)
     mean = vectors.mean(axis=0)
     for depth in range(1, 4):
         prefixes = [tuple(row[:depth]) for row in codes.tolist()]
         between, cosines = 0.0, []
         for prefix in set(prefixes):
-            own = vectors[[one == prefix for one in prefixes]]
-            between += len(own) * ((own.mean(axis=0) - mean) ** 2).sum()
-            cosines += [cosine(own[a], own[b]) for a in range(len(own)) for b in range(a)]
-        assert found["variance_between"][depth - 1] == pytest.approx(between / ((vectors - mean) ** 2).sum(), abs=1e-5)
-        assert found["cosine"][depth - 1] == pytest.approx(np.mean(cosines), abs=1e-5)
+            members = vectors[[one == prefix for one in prefixes]]
+            between += len(members) * ((members.mean(axis=0) - mean) ** 2).sum()
+            cosines += [cosine(members[a], members[b]) for a in range(len(members)) for b in range(a)]
+        assert figures["variance_between"][depth - 1] == pytest.approx(
+            between / ((vectors - mean) ** 2).sum(), abs=1e-5
+        )
+        assert figures["cosine"][depth - 1] == pytest.approx(np.mean(cosines), abs=1e-5)
     everything = [cosine(vectors[a], vectors[b]) for a in range(60) for b in range(a)]
-    assert found["cosine_of_random_pairs"] == pytest.approx(np.mean(everything), abs=1e-5)
+    assert figures["cosine_of_random_pairs"] == pytest.approx(np.mean(everything), abs=1e-5)
 
 
 def test_items_that_are_alone_explain_everything_and_have_no_pairs() -> None:
     vectors = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
     vectors[0] = 0  # a row without a direction
-    found = within_prefixes(vectors, np.arange(6)[:, None])
-    assert found["variance_between"] == [1.0]
-    assert found["cosine"] == [None]
+    figures = within_prefixes(vectors, np.arange(6)[:, None])
+    assert figures["variance_between"] == [1.0]
+    assert figures["cosine"] == [None]
 
 
 def test_margins_equal_brute_force() -> None:
     vectors, sids = quantized()
     assert sids.quantizer is not None
-    found = margins(vectors, sids.codes_raw, sids.quantizer, seed=0)
+    measured = margins(vectors, sids.codes_raw, sids.quantizer, seed=0)
     residual = vectors.copy()
     for level, book in enumerate(sids.codebooks):
         distances = np.sort(np.sqrt(((residual[:, None].astype(np.float64) - book) ** 2).sum(-1)), axis=1)
         expected = np.minimum((distances[:, 1] - distances[:, 0]) / np.maximum(distances[:, 0], 1e-12), LARGEST_MARGIN)
-        np.testing.assert_allclose(found[:, level], expected, atol=1e-3)
+        np.testing.assert_allclose(measured[:, level], expected, atol=1e-3)
         residual -= book[sids.codes_raw[:, level]]
 
 
@@ -156,8 +158,8 @@ def test_margins_where_codes_depend_on_the_code_before() -> None:
     second = np.array([[[0, 1], [0, -3]], [[0, 2], [0, 5]]], dtype=np.float32)  # [K_before, K, e]
     vectors = np.array([[0, 0.5], [10, 3]], dtype=np.float32)
     quantizer = Quantizer(Codebooks([first, second]))
-    found = margins(vectors, quantizer.encode(vectors), quantizer, seed=0)
-    np.testing.assert_allclose(found[:, 1], [(3.5 - 0.5) / 0.5, (2 - 1) / 1], atol=1e-5)
+    measured = margins(vectors, quantizer.encode(vectors), quantizer, seed=0)
+    np.testing.assert_allclose(measured[:, 1], [(3.5 - 0.5) / 0.5, (2 - 1) / 1], atol=1e-5)
 
 
 def test_an_item_on_its_code_and_equal_codes() -> None:
@@ -212,8 +214,8 @@ def test_sids_without_a_quantizer_are_measured_by_the_means_of_their_items() -> 
     residual = vectors.astype(np.float64)
     for level in range(3):
         for code in np.unique(sids.codes[:, level]):
-            own = sids.codes[:, level] == code
-            residual[own] -= residual[own].mean(axis=0)
+            members = sids.codes[:, level] == code
+            residual[members] -= residual[members].mean(axis=0)
         assert figures["levels"][level]["mean_squared_error"] == pytest.approx((residual**2).sum(1).mean(), rel=1e-4)
     assert figures["levels"][0]["variance_explained"] == pytest.approx(
         figures["within_prefixes"]["variance_between"][0], abs=1e-5

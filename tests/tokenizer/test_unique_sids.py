@@ -155,18 +155,18 @@ def test_the_added_error_is_below_that_of_taking_turns() -> None:
     vectors = (centres[rng.integers(0, 30, 600)] + 0.3 * rng.standard_normal((600, 8))).astype(np.float32)
     codebooks = fit(vectors, [16, 16, 32], seed=0)
     codes = codebooks.encode(vectors)
-    greedy, taken = codes.copy(), set()
+    greedy, used = codes.copy(), set()
     for item in range(600):
         left = vectors[item] - codebooks.reconstruct(codes[[item], :2])[0]
         for code in ((left - codebooks.books[2]) ** 2).sum(1).argsort():
-            if (*codes[item, :2], code) not in taken:
+            if (*codes[item, :2], code) not in used:
                 greedy[item, 2] = code
-                taken.add((*codes[item, :2], code))
+                used.add((*codes[item, :2], code))
                 break
     assert not is_unique(codes)
     assert is_unique(greedy)
     raw, resolved, turns = (
-        squared_error(vectors, found, codebooks) for found in (codes, make_unique(vectors, codes, codebooks), greedy)
+        squared_error(vectors, each, codebooks) for each in (codes, make_unique(vectors, codes, codebooks), greedy)
     )
     assert raw < resolved < turns
     assert resolved - raw < 0.9 * (turns - raw)
@@ -208,11 +208,11 @@ def test_overfull_prefixes_against_brute_force(conditional: bool, seed: int) -> 
     )
     for last, item in enumerate(best):
         assert tuple(unique[item].tolist()) == (1, 2, last)
-    taken = {tuple(row) for item, row in enumerate(unique.tolist()) if item in best or item >= 6}
+    used = {tuple(row) for item, row in enumerate(unique.tolist()) if item in best or item >= 6}
     for item in sorted(set(range(6)) - set(best)):
-        path = min((path for path in paths if path not in taken), key=lambda path, item=item: cost(item, path))
+        path = min((path for path in paths if path not in used), key=lambda path, item=item: cost(item, path))
         assert tuple(unique[item].tolist()) == path
-        taken.add(path)
+        used.add(path)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -229,18 +229,18 @@ def test_conditional_codebooks_fill_every_path(seed: int) -> None:
 def test_what_is_occupied_is_the_same_built_at_once_or_path_by_path(seed: int, sizes: list[int]) -> None:
     rng = np.random.default_rng(seed)
     every = np.array(list(itertools.product(*(range(size) for size in sizes))), dtype=np.int32)
-    taken = rng.permutation(every)[: rng.integers(0, len(every) + 1)]
+    occupied_paths = rng.permutation(every)[: rng.integers(0, len(every) + 1)]
     one_by_one = Occupied(sizes)
-    for path in taken.tolist():
+    for path in occupied_paths.tolist():
         one_by_one.take(tuple(path))
-    at_once = Occupied.of(taken, sizes)
+    at_once = Occupied.of(occupied_paths, sizes)
     for depth in range(len(sizes)):
         for prefix in itertools.product(*(range(size) for size in sizes[:depth])):
             full = sorted(
                 child
                 for child in range(sizes[depth])
                 if all(
-                    any((path == other).all() for other in taken)
+                    any((path == other).all() for other in occupied_paths)
                     for path in every
                     if path[: depth + 1].tolist() == [*prefix, child]
                 )

@@ -16,7 +16,7 @@ from sidrec.tokenizer.codebooks import fitted_codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.report.figures import measure
-from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, counts_on_log_scale
+from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, coinciding, counts_on_log_scale, legend_below
 from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -128,47 +128,63 @@ def console_table(measured: Measured) -> Table:
 def variance_plot(measured: Measured) -> Figure:
     """The rate-distortion curve: variance explained after each level, a line a set."""
     figure, axes = bare_axes(5.2, 3.6)
-    deepest = 1
-    for place, (name, figures) in enumerate(measured.items()):
-        explained = [level["variance_explained"] for level in figures["levels"] if "margin" in level]
-        deepest = max(deepest, len(explained))
-        axes.plot(range(1, len(explained) + 1), explained, marker="o", label=name, **_look(place))
+    curves = {
+        name: [level["variance_explained"] for level in figures["levels"] if "margin" in level]
+        for name, figures in measured.items()
+    }
+    deepest, labels = max(1, *map(len, curves.values())), coinciding(curves)
+    for place, (name, explained) in enumerate(curves.items()):
+        if name in labels:
+            axes.plot(range(1, len(explained) + 1), explained, marker="o", label=labels[name], **_look(place))
     axes.set_xticks(range(1, deepest + 1))
     axes.set(title="Variance explained", xlabel="codes kept")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 
 def usage_plot(sets: list[SidSet], level: int) -> Figure:
     """Items per code of one level, codes sorted by size, a line a set that has the level."""
     figure, axes = bare_axes(4.6, 3.2)
-    for place, one in enumerate(sets):
-        if level < one.raw.shape[1]:
-            counts = np.sort(np.bincount(one.raw[:, level], minlength=one.level_sizes[level]))[::-1]
-            axes.step(np.arange(1, len(counts) + 1), counts, where="mid", label=one.name, **_look(place))
-            axes.axhline(len(one.raw) / len(counts), color=GREY, linewidth=0.8, linestyle="--")
+    curves = {
+        one.name: np.sort(np.bincount(one.raw[:, level], minlength=one.level_sizes[level]))[::-1]
+        for one in sets
+        if level < one.raw.shape[1]
+    }
+    places, labels = {one.name: place for place, one in enumerate(sets)}, coinciding(curves)
+    for name, label in labels.items():
+        counts = curves[name]
+        axes.step(np.arange(1, len(counts) + 1), counts, where="mid", label=label, **_look(places[name]))
+        axes.axhline(counts.sum() / len(counts), color=GREY, linewidth=0.8, linestyle="--")
     counts_on_log_scale(axes)
     axes.set(title=f"Items per code, level {level + 1}", xlabel="codes, most used first", ylabel="items")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 
 def pareto_plot(measured: Measured) -> Figure:
     """Error against collisions: a hollow point for the codes as quantized, a full one as used, a line between."""
     figure, axes = bare_axes(5.2, 3.6)
-    for place, (name, figures) in enumerate(measured.items()):
-        shares = [figures[key]["share_of_items"] for key in ("collisions_raw", "collisions")]
-        errors = [figures["mean_squared_error_raw"], figures["mean_squared_error_unique"]]
+    points = {
+        name: [
+            [figures[key]["share_of_items"] for key in ("collisions_raw", "collisions")],
+            [figures["mean_squared_error_raw"], figures["mean_squared_error_unique"]],
+        ]
+        for name, figures in measured.items()
+    }
+    labels = coinciding(points)
+    for place, (name, (shares, errors)) in enumerate(points.items()):
+        if name not in labels:
+            continue
         colour = _look(place)["color"]
         axes.plot(shares, errors, color=colour, linewidth=1)
         axes.plot(shares[0], errors[0], "o", markerfacecolor="white", color=colour, markersize=7)
-        axes.plot(shares[1], errors[1], "o", color=colour, markersize=7, label=name)
+        axes.plot(shares[1], errors[1], "o", color=colour, markersize=7, label=labels[name])
     axes.set(title="Error against collisions", xlabel="items that share their ID", ylabel="mean squared error")
     axes.set_xlim(left=-0.01)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False, fontsize=8)
+    legend_below(figure, axes)
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,19 @@ MAPPED_ITEMS = 3_000
 TREE_FIRST_CODES, TREE_CHILDREN, TREE_LETTERS = 5, 4, 52
 STRIPE_PIXELS = 1_500
 LARGEST_HEAT_MAP = 512  # codes a side
+LEGEND_COLUMNS = 3
+
+
+def coinciding(curves: Mapping[str, Any]) -> dict[str, str]:
+    """The labels of the curves to draw, by name: of curves with the same values only the first is drawn, as "a = b".
+
+    curves: by name, arrays or lists of numbers, each of any length.
+    """
+    names_of: dict[str, list[str]] = {}
+    for name, curve in curves.items():
+        same = (first for first in names_of if np.array_equal(np.asarray(curves[first]), np.asarray(curve)))
+        names_of.setdefault(next(same, name), []).append(name)
+    return {first: " = ".join(names) for first, names in names_of.items()}
 
 
 def variance_plot(figures: dict[str, Any]) -> Figure:
@@ -41,9 +55,14 @@ def variance_plot(figures: dict[str, Any]) -> Figure:
 def usage_plot(sids: SemanticIds) -> Figure:
     """Items per code, codes sorted by size, one line per level, and where they would all lie if used evenly."""
     figure, axes = bare_axes(5.2, 3.2)
-    for level, size in enumerate(sids.level_sizes):
-        counts = np.sort(np.bincount(sids.codes_raw[:, level], minlength=size))[::-1]
-        axes.step(np.arange(1, size + 1), counts, where="mid", color=COLOURS[level], label=f"level {level + 1}")
+    curves = {
+        f"level {level + 1}": np.sort(np.bincount(sids.codes_raw[:, level], minlength=size))[::-1]
+        for level, size in enumerate(sids.level_sizes)
+    }
+    labels = coinciding(curves)
+    for (name, counts), colour in zip(curves.items(), COLOURS, strict=False):
+        if name in labels:
+            axes.step(np.arange(1, len(counts) + 1), counts, where="mid", color=colour, label=labels[name])
     even = sids.n_items / max(sids.level_sizes)
     axes.axhline(even, color=GREY, linewidth=1, linestyle="--", label="all codes equal")
     counts_on_log_scale(axes)
@@ -84,10 +103,8 @@ def fan_out_heat_map(sids: SemanticIds) -> Figure:
     """How many items have each pair of first and second code; rows and columns from the most to the least used."""
     ranks = [_ranks(sids.codes_raw[:, level], size) for level, size in enumerate(sids.level_sizes[:2])]
     shape = [min(size, LARGEST_HEAT_MAP) for size in sids.level_sizes[:2]]
-    is_drawn = (ranks[0] < shape[0]) & (ranks[1] < shape[1])
-    counts = np.bincount(ranks[0][is_drawn] * shape[1] + ranks[1][is_drawn], minlength=shape[0] * shape[1]).reshape(
-        shape
-    )
+    within = (ranks[0] < shape[0]) & (ranks[1] < shape[1])
+    counts = np.bincount(ranks[0][within] * shape[1] + ranks[1][within], minlength=shape[0] * shape[1]).reshape(shape)
     figure, axes = bare_axes(4.9, 3.8, right=0.9)
     shown = np.log10(np.where(counts > 0, counts, np.nan))
     image = axes.imshow(shown, aspect="auto", interpolation="none", cmap="viridis", vmin=0, rasterized=True)
@@ -126,8 +143,11 @@ def margin_plot(figures: dict[str, Any]) -> Figure:
     figure, axes = bare_axes(4.4, 3.2)
     histogram = figures["margins"]
     edges = np.array(histogram["edges"])
-    for level, shares in enumerate(histogram["shares"]):
-        axes.stairs(shares, edges, color=COLOURS[level], label=f"level {level + 1}", linewidth=1.5)
+    curves = {f"level {level}": shares for level, shares in enumerate(histogram["shares"], start=1)}
+    labels = coinciding(curves)
+    for (name, shares), colour in zip(curves.items(), COLOURS, strict=False):
+        if name in labels:
+            axes.stairs(shares, edges, color=colour, label=labels[name], linewidth=1.5)
     axes.set(
         title="Nearest against second nearest code",
         xlabel="margin (d2 - d1) / d1; the last bar holds all above",
@@ -152,17 +172,17 @@ def item_map(vectors: Rows, sids: SemanticIds, seed: int) -> Figure:
     places[:, : len(axes_of)] = rows @ axes_of.T
     first = sids.codes_raw[items, 0]
     counts = np.bincount(first, minlength=sids.level_sizes[0])
-    figure, axes = bare_axes(6.7, 4.2, left=0.35, right=2.0)
+    figure, axes = bare_axes(4.7, 4.2, left=0.35)
     top = [code for code in np.argsort(-counts, kind="stable")[: len(COLOURS)] if counts[code]]
     others = places[~np.isin(first, top)]
     axes.scatter(others[:, 0], others[:, 1], s=7, color="#cccccc", label="all others", linewidths=0, rasterized=True)
     for code, colour in zip(top, COLOURS, strict=False):
-        members, name = places[first == code], f"{sid_token(0, int(code))}: {counts[code]}"
-        axes.scatter(members[:, 0], members[:, 1], s=16, color=colour, label=name, linewidths=0, rasterized=True)
+        points, name = places[first == code], f"{sid_token(0, int(code))}: {counts[code]}"
+        axes.scatter(points[:, 0], points[:, 1], s=16, color=colour, label=name, linewidths=0, rasterized=True)
     axes.set(
         title="Items by first code", xlabel="first principal axis", ylabel="second principal axis", xticks=[], yticks=[]
     )
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="first code: items drawn")
+    legend_below(figure, axes, title="first code: items drawn")
     return figure
 
 
@@ -207,14 +227,14 @@ def tree_plot(sids: SemanticIds, titles: list[str], categories: list[str] | None
     )
     axes.axis("off")
     for place in range(len(firsts)):
-        branches_of_first = [row for row, (of, _, _) in enumerate(rows) if of == place]
-        items = np.flatnonzero(ids[:, 0] == rows[branches_of_first[0]][1])
+        branches = [row for row, (of, _, _) in enumerate(rows) if of == place]
+        items = np.flatnonzero(ids[:, 0] == rows[branches[0]][1])
         colour = COLOURS[place]
         label = f"{sid_token(0, int(codes[items[0], 0]))}: {len(items):,} items"
         if categories is not None:
             label += f"\n{_main_category(items, categories)}"
-        _block(axes, (0, branches_of_first[0], 2.2, len(branches_of_first)), label, colour, 0.35)
-        for row in branches_of_first:
+        _block(axes, (0, branches[0], 2.2, len(branches)), label, colour, 0.35)
+        for row in branches:
             branch = rows[row][2]
             text = "".join(sid_token(level, int(code)) for level, code in enumerate(codes[branch[0], :depth]))
             _block(axes, (2.25, row, 2.1, 1), f"{text[:24]}: {len(branch):,}", colour, 0.2)
@@ -282,6 +302,13 @@ def bare_axes(width: float, height: float, left: float = 0.75, right: float = 0.
     axes = figure.add_axes(box)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def legend_below(figure: Figure, axes: Axes, title: str = "") -> None:
+    """The legend of the axes below everything, where it covers no line and makes no plot too wide for a phone."""
+    handles, labels = axes.get_legend_handles_labels()
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=LEGEND_COLUMNS, title=title or None, **place)
 
 
 def _colour_bar(figure: Figure, axes: Axes, image: AxesImage, label: str) -> Colorbar:
