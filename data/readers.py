@@ -94,8 +94,8 @@ def _refuse_duplicates(path: Path, items: pl.DataFrame, unit: str) -> None:
 
 
 def _refuse_unknown_items(log_path: Path, log: pl.DataFrame, items_path: Path, items: pl.DataFrame, unit: str) -> None:
-    taken = log["item_id"].unique().cast(pl.String)
-    unknown_ids = taken.filter(~taken.is_in(items["item_id"].implode()))
+    in_log = log["item_id"].unique().cast(pl.String)
+    unknown_ids = in_log.filter(~in_log.is_in(items["item_id"].implode()))
     if unknown_ids.is_empty():
         return
     unknown = log["item_id"].cast(pl.String).is_in(unknown_ids.implode()).arg_true()

@@ -11,19 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import polars as pl
-from rich.console import Console
-
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
-from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.sources import read_source
-from sidrec.tokenizer.interchange import read_codes
-from sidrec.tokenizer.report.categories import categories_of
-from sidrec.tokenizer.report.comparison import SidSet, console_table, measure_set, render
-from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 @dataclass
@@ -90,67 +81,21 @@ def default_names(paths: list[Path]) -> list[str]:
     ]
 
 
-def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
-    """A set of semantic IDs from a folder or a file. Raises InputError when it is neither, or does not hold such a set."""
-    if path.is_dir():
-        return SidSet.of(name, SemanticIds.read(path))
-    if not path.is_file() or path.suffix not in (".json", ".npy"):
-        raise InputError(
-            f"{path} is no folder with codes_all.npy, no .index.json and no .npy of codes; correct --sids."
-        )
-    codes, has_extra = read_codes(path)  # [N, L]
-    coded = codes[:, :-1] if has_extra else codes
-    largest = int(coded.max()) + 1
-    if codes_per_level is not None and largest > codes_per_level:
-        raise InputError(
-            f"{path} holds the code {largest - 1}, beyond the {codes_per_level} of --codes_per_level; raise it."
-        )
-    sizes = [codes_per_level or largest] * coded.shape[1]
-    return SidSet(name, codes, coded, sizes + [int(codes[:, -1].max()) + 1] * has_extra, None)
-
-
-def read_categories(path: Path, n_items: int) -> list[str]:
-    """The items' categories. Raises InputError when the file has none, or another number of items."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; correct --items.")
-    items = pl.read_parquet(path)
-    categories = categories_of(items)
-    if categories is None:
-        raise InputError(f"{path} has no column genres, category or categories with two values; leave --items out.")
-    if len(categories) != n_items:
-        raise InputError(
-            f"{path} has {len(categories)} items, but the SIDs are of {n_items}; give the same catalogue's."
-        )
-    return categories
-
-
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(CompareConfig, arguments)
-    console = Console()
-    sets = [
-        read_set(name, Path(path), config.codes_per_level) for name, path in zip(config.names, config.sids, strict=True)
-    ]
-    n_items = len(sets[0].codes)
-    for other, path in zip(sets, config.sids, strict=True):
-        if len(other.codes) != n_items:
-            raise InputError(
-                f"{path} has {len(other.codes)} items, but {config.sids[0]} has {n_items}; compare sets of the same items."
-            )
-    for path in config.vectors:
-        if not Path(path).is_file():
-            raise InputError(f"{path} does not exist; correct --vectors.")
-    vectors = ItemVectors([read_source(Path(path), n_items) for path in config.vectors], config.weights)
-    categories = read_categories(Path(config.items), n_items) if config.items else None
+    from sidrec.tokenizer.report import comparison  # torch and Polars, for which --help does not wait
 
-    measured = {one.name: measure_set(vectors, one, config.seed, categories) for one in sets}
+    sets = comparison.read_sets(config.sids, config.names, config.codes_per_level)
+    vectors, categories = comparison.read_items(config.vectors, config.weights, config.items, len(sets[0].codes))
+    measured = {one.name: comparison.measure_set(vectors, one, config.seed, categories) for one in sets}
 
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "compare.json", {"items": n_items, "order": config.names, "sets": measured})
+    figures = {"items": len(sets[0].codes), "order": config.names, "sets": measured}
+    write_json(folder / "compare.json", figures)
     with atomic_path(folder / "compare.html") as temporary:
-        temporary.write_text(render(measured, sets), encoding="utf-8")
-    console.print(console_table(measured))
-    console.print(f"Look at {folder / 'compare.html'}")
+        temporary.write_text(comparison.render(measured, sets), encoding="utf-8")
+    comparison.show(measured, folder)
 
 
 if __name__ == "__main__":

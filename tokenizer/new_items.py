@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import read_manifest
 from sidrec.tokenizer.codebooks import Codebooks
-from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, chunks
+from sidrec.tokenizer.embeddings.sources import check_numbers, open_array, read_source
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.unique_sids import Occupied, cheapest_free_path, squared_distances
 
@@ -104,3 +107,35 @@ def _duplicates(vectors: Rows, N: int, catalogue: Rows | None) -> np.ndarray:
                 seen.add(key)
                 first[key] = item
     return np.array([first[key] if first[key] < N + row else -1 for row, key in enumerate(keys)], dtype=np.int64)
+
+
+def read_new(paths: list[Path]) -> list[np.ndarray]:
+    """The new items' sources, [n, D_s] each. Raises InputError when one is missing, is not of numbers, or differs in rows."""
+    sources: list[np.ndarray] = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path} does not exist; correct --vectors.")
+        rows = open_array(path)
+        n_rows = len(sources[0]) if sources else None
+        if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.size or n_rows not in (None, len(rows)):
+            as_many = "" if n_rows is None else f", {n_rows} rows as in {paths[0]}"
+            raise InputError(
+                f"{path} holds {rows.dtype} of shape {list(rows.shape)}; it must hold rows of numbers{as_many}."
+            )
+        check_numbers(path, rows, constant_columns=True)
+        sources.append(rows)
+    return sources
+
+
+def read_catalogue(run_dir: Path, files: list[str], quantizer: Quantizer, n_items: int) -> ItemVectors | None:
+    """The old items' vectors [N, D], where the files that they were made from are known and still there.
+
+    files: as named by the user, in the order of the sources; empty: the run's own embeddings.
+    """
+    made_from = read_manifest(run_dir / "sid")
+    assert made_from is not None, "the semantic IDs have been loaded"
+    sources = made_from["fingerprint"]["sources"]
+    paths = [Path(path) for path in files] or [run_dir / "embeddings" / f"{s}.npy" for s in sources]
+    if not files and not all(map(Path.is_file, paths)):
+        return None
+    return quantizer.item_vectors([read_source(path, n_items, computed=True) for path in paths])

@@ -27,7 +27,7 @@ def prepare(*arguments: str | Path) -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> list[str | Path]:
+def own_files(tmp_path: Path) -> list[str | Path]:
     """Arguments for a log of 4 users by 5 items, a rare item (x) and one that nobody took (y)."""
     rows = [f"u{u},i{i},{10 * i + u}" for u in range(4) for i in range(5)]
     (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\n" + "\n".join([*rows, "u0,x,99"]) + "\n")
@@ -42,9 +42,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def test_own_data_end_to_end(
-    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, own_files: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prepare(*own, "--k_user", "3", "--k_item", "3")
+    prepare(*own_files, "--k_user", "3", "--k_item", "3")
     dataset = Dataset.load(tmp_path / "run")
     assert dataset.items.columns == ["item_id", "item_index", "title", "text"]
     assert dataset.items["item_id"].to_list() == ["i4", "i2", "i0", "i1", "i3"]
@@ -75,25 +75,25 @@ def test_own_data_end_to_end(
 
 
 def test_a_second_run_is_skipped_and_changes_are_refused(
-    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_files: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*own, "--k_user", "3", "--k_item", "3"]
+    arguments = [*own_files, "--k_user", "3", "--k_item", "3"]
     prepare(*arguments)
     before = snapshot(tmp_path / "run" / "data")
     with monkeypatch.context() as patch:
         patch.setattr("sidrec.data.build.build", lambda *_: pytest.fail("a finished stage was made again"))
         prepare(*arguments)
     with pytest.raises(InputError, match="k_item=3, not 2"):
-        prepare(*own, "--k_user", "3", "--k_item", "2")
+        prepare(*own_files, "--k_user", "3", "--k_item", "2")
     assert snapshot(tmp_path / "run" / "data") == before
-    prepare(*own, "--k_user", "3", "--k_item", "1", "--overwrite", "true")
+    prepare(*own_files, "--k_user", "3", "--k_item", "1", "--overwrite", "true")
     assert Dataset.load(tmp_path / "run").n_items == 6
 
 
 def test_bad_input_never_costs_the_last_good_state(
-    tmp_path: Path, own: list[str | Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own_files: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*own, "--k_user", "3", "--k_item", "3"]
+    arguments = [*own_files, "--k_user", "3", "--k_item", "3"]
     good = (tmp_path / "log.csv").read_text()
     (tmp_path / "log.csv").write_text(good + "u0,i0,soon\n")
     with pytest.raises(InputError, match=r"log\.csv row 22"):
@@ -107,9 +107,9 @@ def test_bad_input_never_costs_the_last_good_state(
     assert snapshot(tmp_path / "run" / "data") == before
 
 
-def test_nothing_left_after_k_core(own: list[str | Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_left_after_k_core(own_files: list[str | Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"no interaction is left of 21.*lower --k_user or --k_item"):
-        prepare(*own)
+        prepare(*own_files)
 
 
 def test_demo_is_the_same_bytes_twice_and_has_two_protocols(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,8 +368,10 @@ def test_columns_that_the_stage_writes_are_refused(tmp_path: Path, table: str, c
         prepare("--dataset", "own", *files, "--run_dir", tmp_path / "run")
 
 
-def test_a_moved_source_is_the_same_data_set_and_the_last_settings_count(tmp_path: Path, own: list[str | Path]) -> None:
-    prepare(*own, "--k_user", "3", "--k_item", "3")
+def test_a_moved_source_is_the_same_data_set_and_the_last_settings_count(
+    tmp_path: Path, own_files: list[str | Path]
+) -> None:
+    prepare(*own_files, "--k_user", "3", "--k_item", "3")
     before = snapshot(tmp_path / "run" / "data")
     (tmp_path / "moved").mkdir()
     for name in ("log.csv", "items.csv"):

@@ -13,12 +13,12 @@ import pytest
 
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer import compare
-from sidrec.tokenizer.compare import default_names, read_set
+from sidrec.tokenizer.compare import default_names
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
 from sidrec.tokenizer.interchange import write_codes
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.quantizer import Quantizer
-from sidrec.tokenizer.report.comparison import SidSet, measure_set, rows
+from sidrec.tokenizer.report.comparison import SidSet, measure_set, read_set, rows
 from sidrec.tokenizer.semantic_ids import SemanticIds
 from sidrec.tokenizer.unique_sids import make_unique
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from matplotlib.figure import Figure
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.html import page, plot, table
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.codebooks import fitted_codebooks
-from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows
+from sidrec.tokenizer.embeddings.sources import read_source
+from sidrec.tokenizer.interchange import read_codes
 from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.report.categories import categories_of
 from sidrec.tokenizer.report.figures import measure
 from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, coinciding, counts_on_log_scale, legend_below
 from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
@@ -22,6 +30,8 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 
 Measured = dict[str, dict[str, Any]]  # a set's name: its figures
 LINES = ("-", "--", ":", "-.")
+
+TABLE_WIDTH = 200  # where the output is no terminal: no column is cut
 
 
 @dataclass(frozen=True)
@@ -233,3 +243,66 @@ PARETO_CAPTION = (
     "uniqueness costs what the line rises."
 )
 USAGE_CAPTION = "A line near the dashed one is even use. A cliff at the right: codes that nothing uses."
+
+
+def show(measured: dict[str, dict[str, Any]], folder: Path) -> None:
+    """Print the table, as wide as it is, and where the page is."""
+    Console(width=None if Console().is_terminal else TABLE_WIDTH).print(console_table(measured))
+    Screen("compare").say(f"Look at {folder / 'compare.html'}")
+
+
+def read_sets(paths: list[str], names: list[str], codes_per_level: int | None) -> list[SidSet]:
+    """The sets of semantic IDs, all of the same items. Raises InputError naming the one that is not."""
+    sets = [read_set(name, Path(path), codes_per_level) for name, path in zip(names, paths, strict=True)]
+    n_items = len(sets[0].codes)
+    for other, path in zip(sets, paths, strict=True):
+        if len(other.codes) != n_items:
+            raise InputError(
+                f"{path} has {len(other.codes)} items, but {paths[0]} has {n_items}; compare sets of the same items."
+            )
+    return sets
+
+
+def read_items(
+    vectors: list[str], weights: list[float], items: str | None, n_items: int
+) -> tuple[ItemVectors, list[str] | None]:
+    """The item vectors [N, D], and the items' categories where a catalogue is named."""
+    for path in vectors:
+        if not Path(path).is_file():
+            raise InputError(f"{path} does not exist; correct --vectors.")
+    rows = ItemVectors([read_source(Path(path), n_items) for path in vectors], weights)
+    return rows, read_categories(Path(items), n_items) if items else None
+
+
+def read_set(name: str, path: Path, codes_per_level: int | None) -> SidSet:
+    """A set of semantic IDs from a folder or a file. Raises InputError when it is neither, or does not hold such a set."""
+    if path.is_dir():
+        return SidSet.of(name, SemanticIds.read(path))
+    if not path.is_file() or path.suffix not in (".json", ".npy"):
+        raise InputError(
+            f"{path} is no folder with codes_all.npy, no .index.json and no .npy of codes; correct --sids."
+        )
+    codes, has_extra = read_codes(path)  # [N, L]
+    coded = codes[:, :-1] if has_extra else codes
+    largest = int(coded.max()) + 1
+    if codes_per_level is not None and largest > codes_per_level:
+        raise InputError(
+            f"{path} holds the code {largest - 1}, beyond the {codes_per_level} of --codes_per_level; raise it."
+        )
+    sizes = [codes_per_level or largest] * coded.shape[1]
+    return SidSet(name, codes, coded, sizes + [int(codes[:, -1].max()) + 1] * has_extra, None)
+
+
+def read_categories(path: Path, n_items: int) -> list[str]:
+    """The items' categories. Raises InputError when the file has none, or another number of items."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; correct --items.")
+    items = pl.read_parquet(path)
+    categories = categories_of(items)
+    if categories is None:
+        raise InputError(f"{path} has no column genres, category or categories with two values; leave --items out.")
+    if len(categories) != n_items:
+        raise InputError(
+            f"{path} has {len(categories)} items, but the SIDs are of {n_items}; give the same catalogue's."
+        )
+    return categories
