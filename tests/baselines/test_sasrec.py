@@ -180,7 +180,7 @@ def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, mon
     def remember(training: sasrec.TrainingState, path: Path) -> None:
         weights.append(training.model.items.weight.detach().clone())
 
-    monkeypatch.setattr(sasrec, "recall_at", recall)
+    monkeypatch.setattr(scorer_module, "recall_at", recall)
     monkeypatch.setattr(sasrec.TrainingState, "save", remember)
     scorer = train(tmp_path, replace(TINY, epochs=6, patience=3))
     assert scorer.valid_recall == [0.1, 0.5, 0.3, 0.5, 0.2]

@@ -72,15 +72,13 @@ def fake_diagnose(model: FakeRecommender, histories: list[np.ndarray], k: int, s
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    data = Stage(tmp_path, "data", {})
-    data.begin()
-    data.finish(*dataset().save(data.folder))
+    with Stage(tmp_path, "data", {}).building() as folder:
+        dataset().save(folder)
     (tmp_path / "sid").mkdir()
     np.save(tmp_path / "sid" / "codes_all.npy", np.arange(N)[:, None])
     for name in ("sft", "rl"):
-        stage = Stage(tmp_path, name, {})
-        stage.begin()
-        stage.finish()
+        with Stage(tmp_path, name, {}).building():
+            pass
     monkeypatch.setattr(models, "Recommender", FakeRecommender)
     monkeypatch.setattr(compared, "diagnose", fake_diagnose)
     # the real one may change between two runs of a test
@@ -256,9 +254,8 @@ def test_a_leak_stops_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPa
     column = small.interactions["split"].to_list()
     column[column.index("test")] = "train"
     leaky = Dataset(small.items, small.interactions.with_columns(split=pl.Series(column)), small.info)
-    stage = Stage(run_dir, "data", {})
-    stage.begin(overwrite=True)
-    stage.finish(*leaky.save(stage.folder))
+    with Stage(run_dir, "data", {}).building(overwrite=True) as folder:
+        leaky.save(folder)
     with pytest.raises(InputError, match=r"user u0, train\): a train interaction after the user's valid interaction"):
         run(run_dir, "--models", "popularity")
     assert not (run_dir / "evaluation").exists()
