@@ -69,7 +69,7 @@ class RowStartsConfig:
     work_dir: Path = field(
         default=Path("outputs/row_starts"), metadata={"help": "Where the language models and finished rows are kept."}
     )
-    row_starts: list[str] = field(
+    row_starts: list[EmbeddingInit] = field(
         default_factory=lambda: list(ROW_STARTS), metadata={"help": f"Any of {' '.join(ROW_STARTS)}."}
     )
     steps: int = field(default=300, metadata={"help": "Steps of SFT for each method."})

@@ -169,4 +169,4 @@ def parse_arguments(arguments: list[str] | None = None, *, stage: str) -> tuple[
         raise InputError(f"quantizer is {name!r}; it must be one of {', '.join(QUANTIZERS)}.")
     kind = QUANTIZERS[name]
     others = ["level_sizes", *(setting.name for setting in fields(kind))] if name != last else []
-    return parse_configs((TokenizerConfig, kind), arguments, stage=stage, forgotten=others)  # type: ignore[return-value]
+    return parse_configs((TokenizerConfig, kind), arguments, stage=stage, forgotten=others)

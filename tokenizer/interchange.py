@@ -24,7 +24,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
-from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS, sid_token
+from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS, sid_token, tokens_by_item
 
 TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
@@ -52,9 +52,7 @@ def write_codes(path: Path, codes: np.ndarray, offset: int = 0) -> None:
     assert codes.ndim == 2, f"codes must be [N, L], got {codes.shape}"
     shifted = codes.astype(np.int32) + offset
     if path.suffix == ".json":
-        write_json(
-            path, {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(shifted)}
-        )
+        write_json(path, tokens_by_item(shifted))
         return
     with atomic_path(path) as temporary, temporary.open("wb") as handle:
         np.save(handle, shifted)

@@ -32,6 +32,11 @@ def sid_token(level: int, code: int) -> str:
     return f"<{LEVEL_LETTERS[level]}_{code}>"
 
 
+def tokens_by_item(codes: np.ndarray) -> dict[str, list[str]]:
+    """{"0": ["<a_12>", "<b_7>"], …}, the layout of MiniOneRec's .index.json. codes: int [N, L]."""
+    return {str(i): [sid_token(level, int(code)) for level, code in enumerate(row)] for i, row in enumerate(codes)}
+
+
 @dataclass(frozen=True)
 class SemanticIds:
     """codes, codes_raw: int32 [N, L]; codebooks: L arrays, float32 [K_l, e], one vector a code.
@@ -119,8 +124,7 @@ class SemanticIds:
         books: dict[str, Any] = {f"codebook_{level}": book for level, book in enumerate(self.codebooks)}
         with atomic_path(paths[2]) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **books)
-        rows = {str(i): [sid_token(level, int(c)) for level, c in enumerate(row)] for i, row in enumerate(self.codes)}
-        write_json(paths[3], rows)
+        write_json(paths[3], tokens_by_item(self.codes))
         if self.quantizer is not None:
             paths.append(folder / "quantizer.safetensors")
             self.quantizer.save(paths[-1])
