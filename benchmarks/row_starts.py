@@ -129,12 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
     announce(console, "row_starts", arguments)
     config.work_dir.mkdir(parents=True, exist_ok=True)
     finished = FinishedRows(config.work_dir / "rows.json")
+    asked = [name for name in ROW_STARTS if name in config.row_starts]
     tables = {}
     for run in runs:
         folders = {"scratch": None, "pretrained": text_model(run, config)}
         table = []
         for kind, folder in folders.items():
-            rows = [run_or_find(run, kind, folder, name, config, finished, console) for name in config.row_starts]
+            rows = [run_or_find(run, kind, folder, name, config, finished, console) for name in asked]
             table += with_shares(rows, config.steps)
         tables[run.name] = [{name: value for name, value in row.items() if name != "made_from"} for row in table]
         console.print(f"\n## {run.name}: {run.dataset.n_items:,} items, {len(run.cases):,} cases\n")
