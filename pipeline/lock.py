@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from sidrec.pipeline.errors import InputError
@@ -25,8 +27,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        process = holder.read_text(encoding="utf-8").strip() if holder.exists() else ""
-        who = f"process {process}" if process else "another process"
+        who = _living_process(holder)
         raise InputError(
             f"{folder.parent / name} is being made by {who} right now; wait until it is done, or choose another --run_dir."
         ) from error
@@ -36,3 +37,17 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _living_process(holder: Path) -> str:
+    """Who holds the lock, in words. The holder writes its number a moment after it has the lock; before, one that was killed may stand
+    there."""
+    for _ in range(50):
+        try:
+            number = int(holder.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            number = 0
+        if number and psutil.pid_exists(number):
+            return f"process {number}"
+        time.sleep(0.02)
+    return "another process"

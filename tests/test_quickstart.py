@@ -165,18 +165,18 @@ def test_sft_comes_close_to_the_best_that_is_possible(run: Run) -> None:
 
 @pytest.mark.slow
 def test_rl_is_no_worse_than_sft_by_what_it_was_chosen_by(run: Run) -> None:
-    """NDCG@10 and Recall@50 on valid: of the kept step, and of the model as it is evaluated."""
+    """NDCG@10 and Recall@50 on valid: of the best step, and of the model as it is evaluated."""
     measured = {row["step"]: row for row in run.json("rl/valid.json")}
-    start, kept = measured[0], measured[run.json("rl/log.json")["kept_step"]]
+    start, best = measured[0], measured[run.json("rl/log.json")["kept_step"]]
     metrics, cases = run.json("evaluation/metrics.json"), run.json("evaluation/comparison.json")["cases"]["valid"]
     for name in ("ndcg@10", "recall@50"):
-        assert kept[f"eval_{name}"] >= start[f"eval_{name}"]
-        for model, row in (("sft", start), ("rl", kept)):
-            found = metrics[model]["valid"]["masked"][name]
-            assert found == pytest.approx(
+        assert best[f"eval_{name}"] >= start[f"eval_{name}"]
+        for model, row in (("sft", start), ("rl", best)):
+            measured_again = metrics[model]["valid"]["masked"][name]
+            assert measured_again == pytest.approx(
                 row[f"eval_{name}"], abs=2 / cases
             )  # near ties may fall otherwise in other batches
-    assert kept["eval_ndcg@10"] == max(
+    assert best["eval_ndcg@10"] == max(
         row["eval_ndcg@10"] for row in measured.values() if row["eval_recall@50"] >= start["eval_recall@50"]
     )
 

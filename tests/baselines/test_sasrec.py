@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sidrec.baselines import sasrec
+from sidrec.baselines import scorer as scorer_module
 from sidrec.baselines.sasrec import PAD, SasRec, SasRecScorer, SasRecSettings, batches, padded, train_sasrec, windows
 from sidrec.baselines.scorer import rank_cases
 from sidrec.baselines.transformer_blocks import LigrBlock
@@ -24,11 +25,11 @@ TINY = SasRecSettings(
 def walks(count: int, seed: int) -> list[np.ndarray]:
     """Walks round a ring of N - 2 items. The first item, N - 2 or N - 1, says whether in steps of 1 or of 9."""
     rng = np.random.default_rng(seed)
-    found = []
+    sequences = []
     for fast in rng.integers(0, 2, count):
         steps = (9 if fast else 1) * np.arange(rng.integers(3, 8))
-        found.append(np.concatenate([[N - 2 + fast], (rng.integers(N - 2) + steps) % (N - 2)]))
-    return found
+        sequences.append(np.concatenate([[N - 2 + fast], (rng.integers(N - 2) + steps) % (N - 2)]))
+    return sequences
 
 
 def cases(sequences: list[np.ndarray]) -> EvalCases:
@@ -53,9 +54,9 @@ def test_it_learns_what_a_first_order_chain_cannot(
     loss: str, block: str, epochs: int, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the last item alone does not say which step the walk takes: a first-order model is right half of the time
-    monkeypatch.setattr(sasrec, "recall_at", lambda ranks, k: recall_at(ranks, 1))  # Recall@10 is 1 too soon
-    own = {"loss": loss, "block": block, "negatives": 20}
-    scorer = train(tmp_path, replace(TINY, dim=32, dropout=0.0, epochs=epochs, patience=epochs, **own))
+    monkeypatch.setattr(scorer_module, "recall_at", lambda ranks, k: recall_at(ranks, 1))  # Recall@10 is 1 too soon
+    kind = {"loss": loss, "block": block, "negatives": 20}
+    scorer = train(tmp_path, replace(TINY, dim=32, dropout=0.0, epochs=epochs, patience=epochs, **kind))
     assert recall_at(rank_cases(scorer, cases(walks(200, 3)), masked=False), 1).mean() > least
 
 
@@ -154,8 +155,8 @@ def test_no_drawn_negative_is_in_its_users_window(monkeypatch: pytest.MonkeyPatc
         sasrec.batch_loss(model, rows, replace(TINY, loss="bce", max_length=8), torch.full((N,), 1 / N))
     lengths = (rows[:, 1:] != PAD).sum(dim=1)
     for targets, negatives in seen:
-        for row, own in zip(rows, negatives.split(lengths.tolist()), strict=True):
-            assert not torch.isin(own, row).any()
+        for row, drawn in zip(rows, negatives.split(lengths.tolist()), strict=True):
+            assert not torch.isin(drawn, row).any()
         assert targets.tolist() == rows[:, 1:][rows[:, 1:] != PAD].tolist()
     assert len({tuple(negatives.tolist()) for _, negatives in seen}) == 20, "drawn anew for each batch"
 
@@ -222,9 +223,9 @@ def test_every_item_but_the_first_is_a_target_once() -> None:
 
 def test_batches_hold_every_window_once_within_their_size() -> None:
     sequences = walks(100, 4)
-    found = batches(sequences, TINY, np.random.default_rng(0))
-    for batch in found:
+    epoch = batches(sequences, TINY, np.random.default_rng(0))
+    for batch in epoch:
         rows = padded(batch)
         assert rows.shape[0] * (rows.shape[1] - 1) <= TINY.batch_items
-    assert sum(len(piece) - 1 for batch in found for piece in batch) == sum(len(walk) - 1 for walk in sequences)
-    assert len(found) > 1
+    assert sum(len(piece) - 1 for batch in epoch for piece in batch) == sum(len(walk) - 1 for walk in sequences)
+    assert len(epoch) > 1
