@@ -27,6 +27,7 @@ from sidrec.baselines.scorer import valid_recall
 from sidrec.baselines.transformer_blocks import LigrBlock, SasRecBlock
 from sidrec.data.dataset import EvalCases
 from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.precision import has_bf16
 from sidrec.pipeline.screen import Screen
 
 BLOCKS = {"sasrec": SasRecBlock, "ligr": LigrBlock}
@@ -114,8 +115,7 @@ class SasRecScorer:
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the hardware multiplies in it (a fifth off an epoch's time with AVX512-BF16), else no change."""
-    has_bfloat16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bfloat16)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device.type))
 
 
 def padded(sequences: list[np.ndarray]) -> Tensor:
@@ -163,7 +163,7 @@ def learning_rate_factor(progress: float) -> float:
 
 
 @dataclass
-class Training:
+class TrainingState:
     """The state of a training run: everything that the next epoch depends on, together with the seed."""
 
     model: SasRec
@@ -212,7 +212,7 @@ class Training:
         self.seconds = state["seconds"]
 
 
-def start_training(n_items: int, settings: SasRecSettings) -> Training:
+def start_training(n_items: int, settings: SasRecSettings) -> TrainingState:
     """A new model and its optimizer, drawn from torch's current random state."""
     model = SasRec(n_items, settings).to("cuda" if torch.cuda.is_available() else "cpu")
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
@@ -221,11 +221,11 @@ def start_training(n_items: int, settings: SasRecSettings) -> Training:
     optimizer = torch.optim.AdamW(
         groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
     )
-    return Training(model, optimizer, [], {})
+    return TrainingState(model, optimizer, [], {})
 
 
 def train_epoch(
-    training: Training, sequences: list[np.ndarray], settings: SasRecSettings, seed: int
+    training: TrainingState, sequences: list[np.ndarray], settings: SasRecSettings, seed: int
 ) -> Iterator[float]:
     """One pass over the training sequences; yields the share of the epoch (0…1) that each batch is.
 

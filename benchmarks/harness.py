@@ -34,8 +34,7 @@ EVALUATE = ["-m", "sidrec", "evaluate"]
 # the two halves of `TOKENIZE`
 EMBED = ["-m", "sidrec.tokenizer.embed"]
 QUANTIZE = ["-m", "sidrec.tokenizer.quantize"]
-QUICKSTART_STAGES = ("data", "tokenizer", "sft", "rl", "evaluation", "recommend")
-QUICKSTART_LINE = re.compile(r"── (\d+)  ")  # with which run_quickstart.sh begins its Nth stage
+QUICKSTART_LINE = re.compile(r"── \d+/\d+ (\w+): ")  # with which run_quickstart.sh begins a stage, and the stage's name
 
 
 def plain_console() -> Console:

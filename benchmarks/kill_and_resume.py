@@ -20,7 +20,6 @@ from pathlib import Path
 
 from benchmarks.harness import (
     QUICKSTART_LINE,
-    QUICKSTART_STAGES,
     announce,
     plain_console,
     print_figures,
@@ -86,7 +85,7 @@ def run_for(run_dir: Path, seconds: float | None) -> str | None:
         printed = output.read()
     if code is None:
         begun = re.findall(rf"^{QUICKSTART_LINE.pattern}", printed, re.MULTILINE)
-        return QUICKSTART_STAGES[int(begun[-1]) - 1] if begun else "install"
+        return begun[-1] if begun else "install"
     if code:
         raise InputError(f"the demo failed after {time.monotonic() - start:.0f} s: {printed[-500:]}")
     return None

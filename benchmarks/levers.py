@@ -1,7 +1,7 @@
 """What each lever is worth: our model as its config says, and with one thing changed at a time.
 
 python -m benchmarks.levers --dataset ml-100k --raw_dir ml-100k --work_dir outputs/levers_ml
-python -m benchmarks.levers --dataset amazon-beauty --levers "random codes" "text alone" --seeds 0
+python -m benchmarks.levers --dataset amazon-beauty --work_dir outputs/levers_beauty --levers "random codes" "text alone" --seeds 0
 
 The data set is prepared once; every lever has its own tokenizer and SFT stages for every seed. Leave one out, whole catalogue, seen items
 masked. Levers are judged on valid, by NDCG@10 paired with the config's over the same cases, means over seeds, with Holm's correction for

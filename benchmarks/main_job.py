@@ -28,7 +28,6 @@ from rich.table import Table
 
 from benchmarks.harness import (
     QUICKSTART_LINE,
-    QUICKSTART_STAGES,
     ROOT,
     describe_machine,
     plain_console,
@@ -88,7 +87,7 @@ def run_timed(
 ) -> tuple[int, float, dict[str, float]]:
     """Run `command`, passing its output on; return its exit code, its seconds, and the seconds of each stage it began.
 
-    A stage begins with the line `── N  …` and ends where the next one begins. Should this process be interrupted, the command and
+    A stage begins with the line `── N/M name: …` and ends where the next one begins. Should this process be interrupted, the command and
     all it started are terminated.
     """
     begun: list[tuple[str, float]] = []
@@ -101,7 +100,7 @@ def run_timed(
         try:
             for line in process.stdout:
                 if begins := QUICKSTART_LINE.match(line):
-                    begun.append((QUICKSTART_STAGES[int(begins.group(1)) - 1], clock()))
+                    begun.append((begins.group(1), clock()))
                 sys.stdout.write(line)
                 sys.stdout.flush()
             code = process.wait()

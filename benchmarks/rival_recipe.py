@@ -1,6 +1,6 @@
 """RL as the nearest rival does it (MiniOneRec, arXiv 2510.24431), on this project's rollouts: a stage like rl/grpo.py, for comparison.
 
-python -m benchmarks.rival_recipe --run_dir outputs/rival --draw beams --rewards exact_hit rank_penalty --reward_weights 1 1
+python -m benchmarks.rival_recipe --run_dir rival --draw beams --inject_target false --rewards exact_hit rank_penalty --reward_weights 1 1
 
 Groups are the most probable items by beam search, taken for samples; log-probabilities are over the whole vocabulary; the divergence to
 the SFT model is estimated by k3 on the drawn codes (weight 0.001); advantages are divided by the group's standard deviation; a reward for

@@ -69,7 +69,7 @@ class RowStartsConfig:
     work_dir: Path = field(
         default=Path("outputs/row_starts"), metadata={"help": "Where the language models and finished rows are kept."}
     )
-    row_starts: list[str] = field(
+    row_starts: list[EmbeddingInit] = field(
         default_factory=lambda: list(ROW_STARTS), metadata={"help": f"Any of {' '.join(ROW_STARTS)}."}
     )
     steps: int = field(default=300, metadata={"help": "Steps of SFT for each method."})
@@ -206,7 +206,7 @@ def run_or_find(
     run: Run,
     kind: str,
     folder: Path | None,
-    row_start: str,
+    row_start: EmbeddingInit,
     config: RowStartsConfig,
     finished: FinishedRows,
     console: Console,
@@ -228,7 +228,9 @@ def run_or_find(
     return row
 
 
-def train_and_measure(run: Run, kind: str, folder: Path | None, row_start: str, config: RowStartsConfig) -> Row:
+def train_and_measure(
+    run: Run, kind: str, folder: Path | None, row_start: EmbeddingInit, config: RowStartsConfig
+) -> Row:
     """What the rows are at the start, and the valid loss by step while the whole model trains."""
     backbone = config.backbone
     backbone.model_name_or_path = None if folder is None else str(folder)

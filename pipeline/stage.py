@@ -92,21 +92,6 @@ class Stage:
                 yield from self._build_beside(identity, manifest)
             self._close(identity, hashes)
 
-    def begin(self, overwrite: bool = False) -> bool:
-        """As `building` in place, without a lock; until every room has moved there."""
-        self._refuse_if_foreign()
-        if not overwrite and self.is_finished():
-            return False
-        manifest = read_manifest(self.folder, refuse_older=not overwrite)
-        for _ in self._build_in_place(self._identity(FileHashes(self.run_dir)), manifest, overwrite):
-            pass
-        return True
-
-    def finish(self, *outputs: Path) -> None:
-        """Close what `begin` opened."""
-        hashes = FileHashes(self.run_dir)
-        self._close(self._identity(hashes), hashes)
-
     def _build_in_place(
         self, identity: dict[str, Any], manifest: dict[str, Any] | None, overwrite: bool
     ) -> Iterator[Path]:

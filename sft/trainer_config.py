@@ -7,6 +7,7 @@ from it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -199,7 +200,7 @@ class TrainerConfig:
         refuse_unsaved_measurements(self)
 
 
-def refuse_bad_numbers(config: Any, at_least: dict[str, float], above_zero: tuple[str, ...] = ()) -> None:
+def refuse_bad_numbers(config: Any, at_least: Mapping[str, float], above_zero: tuple[str, ...] = ()) -> None:
     """Raise InputError for a number of `config` that is NaN, infinite or too small. Fields that are None are left out."""
     for name in (*at_least, *above_zero):
         value = getattr(config, name)

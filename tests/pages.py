@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -25,6 +26,19 @@ def commands(page: str) -> list[str]:
     """Every command of the page's bash blocks, continued lines joined, comments and blank lines left out."""
     lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     return [line.strip() for line in lines if shlex.split(line, comments=True)]
+
+
+def commands_in_comments() -> list[tuple[str, str]]:
+    """(file, command) of every command that a packaged configuration's comments, or the head of an entry point, shows on a line."""
+    shown = []
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        shown += [(path, line.removeprefix("#")) for line in lines if line.startswith("#")]
+    for path in sorted(path for path in ROOT.glob("*/*.py") if path.parent.name != "tests"):
+        head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        shown += [(path, line) for line in head.splitlines()]
+    start = re.compile(r"(accelerate launch|python -m|sidrec [a-z-]+ --|bash run_)")
+    return [(str(path.relative_to(ROOT)), line.strip()) for path, line in shown if start.match(line.strip())]
 
 
 def prose(page: str) -> str:

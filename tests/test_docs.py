@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -246,9 +245,6 @@ def is_import(word: str) -> bool:
     return match is not None and is_dotted_name(f"{match[1]}.{match[2]}")
 
 
-WORDS = [(page, word) for page in GUIDES for word in backticks(page)]
-
-
 @pytest.mark.parametrize("page", GUIDES)
 def test_what_stands_in_backticks_exists(page: str) -> None:
     unknown = [word for word in backticks(page) if not exists(word)]
@@ -437,10 +433,3 @@ def test_the_interaction_that_the_architecture_follows_is_the_demos(tmp_path: Pa
     assert f"item {item} → codes {sids.codes[item][0]} and {sids.codes[item][1]} → `{sids.text(item)}`" in text
     assert f"`<history>` … `{sids.text(item_before)}{sids.text(item)}` …" in text
     assert f"The item *{earlier}* before it is `{sids.text(item_before)}`" in text
-
-
-def test_shell_words_of_the_pages_are_words() -> None:
-    """No backtick holds an unbalanced quote, which would hide a command from these tests."""
-    for page, word in WORDS:
-        if word.split()[0] in PROGRAMS:
-            assert shlex.split(word), page

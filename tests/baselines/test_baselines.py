@@ -43,13 +43,13 @@ def test_item_knn_against_loops(sequences: list[np.ndarray], neighbours: int, sh
             both = len(users[i] & users[j])
             if i != j and both:
                 similarity[i, j] = both / ((len(users[i]) * len(users[j])) ** 0.5 + shrink)
-        kept = sorted(range(N), key=lambda j: (-similarity[i, j], j))[:neighbours]
-        similarity[i, [j for j in range(N) if j not in kept]] = 0
+        nearest = sorted(range(N), key=lambda j: (-similarity[i, j], j))[:neighbours]
+        similarity[i, [j for j in range(N) if j not in nearest]] = 0
     history = np.array([2, 5, 7])
     expected = sum(decay ** (2 - place) * similarity[item] for place, item in enumerate(history))
-    found = fit_item_knn(sequences, N, neighbours, shrink, decay).scores([history])
-    assert found.dtype == np.float32
-    assert found[0] == pytest.approx(expected, abs=2e-6)
+    scores = fit_item_knn(sequences, N, neighbours, shrink, decay).scores([history])
+    assert scores.dtype == np.float32
+    assert scores[0] == pytest.approx(expected, abs=2e-6)
 
 
 def test_markov_against_loops_and_falls_back_on_popularity(sequences: list[np.ndarray]) -> None:
@@ -102,12 +102,12 @@ def test_tuning_finds_the_best_of_the_whole_grid() -> None:
 
 def test_recent_popularity_against_a_loop() -> None:
     items, times = np.array([0, 0, 0, 1, 2, 2]), np.array([0, 1, 2, 10, 9, 7])
-    found = fit_recent_popularity(items, times, 4, half_life=2.0).popularity
+    popularity = fit_recent_popularity(items, times, 4, half_life=2.0).popularity
     weights = np.zeros(4)
     for item, time in zip(items, times, strict=True):
         weights[item] += 2.0 ** (-(10 - time) / 2.0)
-    assert found == pytest.approx(weights / weights.sum(), abs=2e-6)
-    assert np.argsort(-found).tolist() == [2, 1, 0, 3]  # item 0 is the most popular of all times
+    assert popularity == pytest.approx(weights / weights.sum(), abs=2e-6)
+    assert np.argsort(-popularity).tolist() == [2, 1, 0, 3]  # item 0 is the most popular of all times
     tiny = fit_recent_popularity(items, times, 4, half_life=1e-3).popularity
     assert np.argsort(-tiny).tolist() == [1, 0, 2, 3], "what no longer counts is ordered by its number of interactions"
 
@@ -115,9 +115,9 @@ def test_recent_popularity_against_a_loop() -> None:
 def test_recent_popularity_is_tuned_on_valid_and_reads_train_alone() -> None:
     # users of time t take item t // 100, so the newest items are those taken next
     times = np.arange(4000)
-    taken = np.stack([times // 100, (times * 7) % 40])
+    next_items = np.stack([times // 100, (times * 7) % 40])
     log = pl.DataFrame(
-        {"user_id": (times % 500).astype(str), "item_index": taken[times % 2, times], "timestamp": times}
+        {"user_id": (times % 500).astype(str), "item_index": next_items[times % 2, times], "timestamp": times}
     )
     late = log["timestamp"] >= 3900
     log = log.with_columns(split=pl.Series(np.where(late, "test", "train"))).sort("user_id", maintain_order=True)

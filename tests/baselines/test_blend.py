@@ -60,12 +60,12 @@ def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
         def scores(self, histories: list[np.ndarray]) -> np.ndarray:
             return scores
 
-    found = gains(Fixed(), histories)
-    assert found.dtype == np.float32
+    gain = gains(Fixed(), histories)
+    assert gain.dtype == np.float32
     for row, history in enumerate(histories):
         unseen = sorted(set(range(9)) - set(history.tolist()), key=lambda item: (-scores[row, item], item))
         wanted = [1 / math.log2(1 + unseen.index(item) + 1) if item in unseen else 0 for item in range(9)]
-        assert found[row].tolist() == pytest.approx(wanted)
+        assert gain[row].tolist() == pytest.approx(wanted)
 
 
 def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
@@ -99,10 +99,10 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
     blends, tuning = tune_blend("sft_blend", [sft, sft], [knn], valid, N_ITEMS, seed=0)
     each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
-    wanted = [float(ndcg_at(rank_cases(own, valid, masked=True), 10).mean()) for own in each]
+    wanted = [float(ndcg_at(rank_cases(one, valid, masked=True), 10).mean()) for one in each]
     assert tuning.values == pytest.approx(wanted)
     assert len(set(wanted)) > 2
-    assert [own.weight for own in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
+    assert [one.weight for one in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
     assert (tuning.grid[0], tuning.metric) == ({"with": "item_knn", "weight": 0.0}, "ndcg@10")
     few = valid.first_of_shuffle(9, seed=3)
     assert len(few) == 9
@@ -110,7 +110,7 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     assert valid.first_of_shuffle(9, seed=4).user_ids != few.user_ids
     monkeypatch.setattr(blend, "VALID_CASES", 9)
     _, tuning = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=3)
-    wanted = [float(ndcg_at(rank_cases(own, few, masked=True), 10).mean()) for own in each]
+    wanted = [float(ndcg_at(rank_cases(one, few, masked=True), 10).mean()) for one in each]
     assert tuning.values == pytest.approx(wanted)
 
 
@@ -120,10 +120,10 @@ def test_the_baseline_of_a_blend_is_the_better_one_on_valid(sft: Recommender, da
     linear = fit_slit(dataset.train_sequences, N_ITEMS, past=0.7, future=0.5, ridge=10.0, decay=0.8)
     each = [tune_blend("sft_blend", [sft], [scorer], valid, N_ITEMS, seed=0)[1].values for scorer in (knn, linear)]
     for scorers, wanted in (([knn, linear], each[0] + each[1]), ([linear, knn], each[1] + each[0])):
-        (found,), tuning = tune_blend("sft_blend", [sft], scorers, valid, N_ITEMS, seed=0)
+        (best,), tuning = tune_blend("sft_blend", [sft], scorers, valid, N_ITEMS, seed=0)
         assert tuning.values == wanted
-        assert found.scorer is scorers[int(np.argmax(wanted)) // len(WEIGHTS)]
-        assert tuning.grid[tuning.chosen] == {"with": found.scorer.name, "weight": found.weight}
+        assert best.scorer is scorers[int(np.argmax(wanted)) // len(WEIGHTS)]
+        assert tuning.grid[tuning.chosen] == {"with": best.scorer.name, "weight": best.weight}
 
 
 def test_a_catalogue_too_large_to_score_whole_is_refused(
@@ -160,15 +160,15 @@ def test_the_blend_is_a_row_of_the_evaluation(run_dir: Path, monkeypatch: pytest
     assert metrics["sft_blend"]["valid"]["masked"]["ndcg@10"] == pytest.approx(max(tuned["valid_ndcg@10"]))
     pairs = {(row["model"], row["against"]) for row in comparison["paired_tests"]}
     assert pairs == {
-        (own, other) for own in ("sft", "sft_blend") for other in ("popularity", "item_knn")
+        (ours, other) for ours in ("sft", "sft_blend") for other in ("popularity", "item_knn")
     } | {("sft_blend", "sft")}  # fmt: skip
     assert list(comparison["list_checks"]) == ["sft"]
     lists = pl.read_parquet(folder / "lists.parquet").filter(pl.col("model") == "sft_blend")
     ranks = pl.read_parquet(folder / "ranks.parquet").filter(
         (pl.col("model") == "sft_blend") & (pl.col("split") == "test") & pl.col("masked")
     )
-    for own, target, rank in zip(lists["items"].to_list(), ranks["target"], ranks["rank"], strict=True):
-        assert (own.index(target) if target in own else 10) == min(rank, 10)
+    for items, target, rank in zip(lists["items"].to_list(), ranks["target"], ranks["rank"], strict=True):
+        assert (items.index(target) if target in items else 10) == min(rank, 10)
     written = (folder / "table.md").read_text()
     assert "sft_blend: best of 7 settings by valid NDCG@10, seen items masked" in written
     assert "sft_blend − sft, test recall@10" in written
@@ -185,10 +185,10 @@ def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, mo
     def tried(comparison: dict) -> list[str]:
         return list(dict.fromkeys(setting["with"] for setting in comparison["tuning"]["sft_blend"]["grid"]))
 
-    found = run("--blend_with", "slit", "item_knn")
-    assert tried(found) == ["item_knn", "slit"]
-    assert found["best_baseline"] == "slit"
-    assert len(found["tuning"]["slit"]["grid"]) == 32
+    both = run("--blend_with", "slit", "item_knn")
+    assert tried(both) == ["item_knn", "slit"]
+    assert both["best_baseline"] == "slit"
+    assert len(both["tuning"]["slit"]["grid"]) == 32
     assert re.search(
         r"sft_blend: best of 14 settings .*: with (item_knn|slit), weight \d",
         (run_dir / "evaluation" / "table.md").read_text(),
@@ -220,22 +220,22 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
     knn, valid = tune_item_knn(dataset, dataset.cases("valid"))[0], dataset.cases("valid")
     blends, tuning = tune_blend("sft_ensemble", [sft, other], [knn], valid, N_ITEMS, seed=0)
     (ensemble,) = blends
-    own, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
-    assert np.abs(own - others).max() > 0.1
-    wanted = (own + others) / 2 + ensemble.weight * gains(knn, valid.histories)
+    log_pi, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
+    assert np.abs(log_pi - others).max() > 0.1
+    wanted = (log_pi + others) / 2 + ensemble.weight * gains(knn, valid.histories)
     assert ensemble.scores(valid.histories) == pytest.approx(wanted, abs=1e-5)
     assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
 
 
 def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path) -> None:
-    own, other = tmp_path / "run", tmp_path / "other"
-    for copied in (own, other):
+    run, other = tmp_path / "run", tmp_path / "other"
+    for copied in (run, other):
         shutil.copytree(run_dir, copied, ignore=shutil.ignore_patterns("evaluation"))
-    command = ["--run_dir", str(own), "--models", "sft_blend", "sft_ensemble"]
+    command = ["--run_dir", str(run), "--models", "sft_blend", "sft_ensemble"]
     with pytest.raises(InputError, match="--other_runs names no run to put together"):
         evaluate.main(command)
     evaluate.main([*command, "--other_runs", str(other), "--valid_cases", "7"])
-    ranks = pl.read_parquet(own / "evaluation" / "ranks.parquet")
+    ranks = pl.read_parquet(run / "evaluation" / "ranks.parquet")
     repeats = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
     assert dict(repeats) == {"sft_blend": 2, "sft_ensemble": 1}
     assert ranks.filter(pl.col("split") == "valid")["user_id"].n_unique() == 7
@@ -260,7 +260,7 @@ def test_blends_that_are_measured_together_score_a_case_once(
     blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
     together = rank_each([ScoreRanker(one) for one in blends], cases, "both", Screen("test", quiet=True))
     assert sum(asked) == len(cases)
-    for own, found in zip(blends, together, strict=True):
-        alone = replace(own, latest=LatestLogProbs())
-        assert found.ranks[True].tolist() == rank_cases(alone, cases, masked=True).tolist()
+    for blended, ranked in zip(blends, together, strict=True):
+        alone = replace(blended, latest=LatestLogProbs())
+        assert ranked.ranks[True].tolist() == rank_cases(alone, cases, masked=True).tolist()
     assert together[0].ranks[True].tolist() != together[1].ranks[True].tolist()

@@ -56,8 +56,8 @@ def test_sampled_softmax_against_the_formula(case: tuple[Tensor, Tensor, Tensor]
         drawn = sum(math.exp(score(case, p, j) - math.log(M * q[j])) for j in negatives if j != target)
         positive = score(case, p, target)
         expected.append(math.log(math.exp(positive) + drawn) - positive)
-    found = sampled_softmax_loss(*case, torch.tensor(negatives), proposal)
-    assert float(found) == pytest.approx(sum(expected) / POSITIONS, rel=1e-5)
+    loss = sampled_softmax_loss(*case, torch.tensor(negatives), proposal)
+    assert float(loss) == pytest.approx(sum(expected) / POSITIONS, rel=1e-5)
 
 
 def test_sampled_softmax_tends_to_the_full_one_with_its_gradient(case: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -93,9 +93,9 @@ def test_the_estimate_is_unbiased_with_few_negatives(case: tuple[Tensor, Tensor,
 
 
 def test_the_proposal_is_half_popularity_half_uniform() -> None:
-    found = popularity_proposal(torch.tensor([0, 3, 1]))
-    assert found.tolist() == pytest.approx([1 / 6, 3 / 8 + 1 / 6, 1 / 8 + 1 / 6])
-    assert float(found.sum()) == pytest.approx(1.0)
+    shares = popularity_proposal(torch.tensor([0, 3, 1]))
+    assert shares.tolist() == pytest.approx([1 / 6, 3 / 8 + 1 / 6, 1 / 8 + 1 / 6])
+    assert float(shares.sum()) == pytest.approx(1.0)
 
 
 def test_drawn_items_are_uniform_over_those_outside_the_row() -> None:
@@ -113,5 +113,5 @@ def test_a_row_with_the_whole_catalogue_gets_any_other_item() -> None:
     torch.manual_seed(3)
     rows = torch.tensor([[2, 0, 1, 1]]).repeat(300, 1)
     drawn = draw_outside(rows, 3)
-    for column, own in enumerate([2, 0, 1, 1]):
-        assert set(drawn[:, column].tolist()) == {0, 1, 2} - {own}
+    for column, item in enumerate([2, 0, 1, 1]):
+        assert set(drawn[:, column].tolist()) == {0, 1, 2} - {item}

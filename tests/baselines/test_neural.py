@@ -31,9 +31,8 @@ def prepared(run_dir: Path, step: int = 1) -> Dataset:
     log = leave_one_out(pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp"], orient="row"))
     items = pl.DataFrame({"item_id": [str(i) for i in range(30)], "item_index": range(30), "title": "t", "text": "t"})
     dataset = Dataset(items, log, {"name": "small", "protocol": "leave_one_out"})
-    stage = Stage(run_dir, "data", {})
-    stage.begin(overwrite=True)
-    stage.finish(*dataset.save(stage.folder))
+    with Stage(run_dir, "data", {}).building(overwrite=True) as folder:
+        dataset.save(folder)
     return dataset
 
 

@@ -127,10 +127,10 @@ def test_training_is_fitted_on_the_given_sequences_alone(
     """Valid decides which epoch is kept and nothing else: with other valid cases every epoch's weights are the same."""
     weights: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
 
-    def remember(training: sasrec.Training, path: Path) -> None:
+    def remember(training: sasrec.TrainingState, path: Path) -> None:
         weights[path.parent.name].append(training.model.items.weight.detach().clone())
 
-    monkeypatch.setattr(sasrec.Training, "save", remember)
+    monkeypatch.setattr(sasrec.TrainingState, "save", remember)
     for name, seed in (("a", 2), ("b", 3)):
         settings = replace(TINY, loss=loss, epochs=2)
         train_sasrec(walks(100, 1), cases(walks(60, seed)), N, settings, 0, 5.0, tmp_path / name / "x.pt")
@@ -177,11 +177,11 @@ def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, mon
     def recall(ranks: np.ndarray, k: int) -> np.ndarray:
         return np.array([next(recalls)])
 
-    def remember(training: sasrec.Training, path: Path) -> None:
+    def remember(training: sasrec.TrainingState, path: Path) -> None:
         weights.append(training.model.items.weight.detach().clone())
 
-    monkeypatch.setattr(sasrec, "recall_at", recall)
-    monkeypatch.setattr(sasrec.Training, "save", remember)
+    monkeypatch.setattr(scorer_module, "recall_at", recall)
+    monkeypatch.setattr(sasrec.TrainingState, "save", remember)
     scorer = train(tmp_path, replace(TINY, epochs=6, patience=3))
     assert scorer.valid_recall == [0.1, 0.5, 0.3, 0.5, 0.2]
     assert torch.equal(scorer.model.items.weight, weights[1])

@@ -49,8 +49,8 @@ def test_blocks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     sequences = [rng.integers(0, N, rng.integers(1, 12)) for _ in range(20)]
     whole = moments(sequences, N, 0.7, 0.5)
     monkeypatch.setattr(slit, "ROWS_TOGETHER", 8)
-    for found, expected in zip(moments(sequences, N, 0.7, 0.5), whole, strict=True):
-        assert found == pytest.approx(expected, rel=1e-5)
+    for moment, expected in zip(moments(sequences, N, 0.7, 0.5), whole, strict=True):
+        assert moment == pytest.approx(expected, rel=1e-5)
 
 
 def test_no_item_beyond_the_reach_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +77,12 @@ def test_the_weights_are_the_minimum_of_the_objective() -> None:
 def test_a_history_is_scored_by_its_items_the_newest_most() -> None:
     sequences = [np.array([0, 1, 2]), np.array([3, 1, 4]), np.array([5, 6])]
     model = fit_slit(sequences, N, 0.7, 0.5, ridge=0.1, decay=0.5)
-    found = model.scores([np.array([5, 0, 3]), np.array([1])])
+    scores = model.scores([np.array([5, 0, 3]), np.array([1])])
     expected = 0.25 * model.weights[5] + 0.5 * model.weights[0] + model.weights[3]
-    assert found.dtype == np.float32
-    assert found[0] == pytest.approx(expected, abs=1e-5)
-    assert found[1] == pytest.approx(model.weights[1], abs=1e-5)
-    assert found[0].argmax() == 1
+    assert scores.dtype == np.float32
+    assert scores[0] == pytest.approx(expected, abs=1e-5)
+    assert scores[1] == pytest.approx(model.weights[1], abs=1e-5)
+    assert scores[0].argmax() == 1
 
 
 def test_tuning_finds_the_best_of_the_whole_grid(monkeypatch: pytest.MonkeyPatch) -> None:

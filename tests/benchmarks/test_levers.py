@@ -70,8 +70,9 @@ class Stages:
         self.calls.append((run_dir.name, name_of(command)))
         if name_of(command) == "prepare":
             stage = Stage(run_dir, "data", {})
-            if stage.begin():
-                stage.finish(*small_dataset().save(stage.folder))
+            if not stage.is_finished():
+                with stage.building() as folder:
+                    small_dataset().save(folder)
         return 1.0
 
 

@@ -13,25 +13,27 @@ from pathlib import Path
 import pytest
 
 from benchmarks import harness, main_job
-from benchmarks.harness import QUICKSTART_LINE, QUICKSTART_STAGES, describe_machine, quickstart_command
+from benchmarks.harness import QUICKSTART_LINE, describe_machine, quickstart_command
 from benchmarks.main_job import MainJobConfig, key_figures, run_timed
+from sidrec import quickstart
 from sidrec.pipeline.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_stage_names_are_those_of_the_quickstart() -> None:
-    text = (ROOT / "run_quickstart.sh").read_text(encoding="utf-8")
-    titles = [line.removeprefix('run "').split('"')[0] for line in text.splitlines() if line.startswith('run "')]
-    assert [int(title.split()[0]) for title in titles] == list(range(1, len(QUICKSTART_STAGES) + 1))
-    assert [title.split()[1].rstrip(":") for title in titles[:-1]] == list(QUICKSTART_STAGES[:-1])
-    assert "sidrec.serving.recommend" in text.split(titles[-1])[1]
-    assert all(QUICKSTART_LINE.match(f"── {title}\n") for title in titles)
+def test_the_quickstart_begins_each_stage_with_such_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(quickstart, "run", lambda *command: None)
+    monkeypatch.setattr(quickstart, "first_user", lambda run_dir: "u1")
+    quickstart.main(["demo", "--run_dir", str(tmp_path)])
+    lines = [QUICKSTART_LINE.match(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line and line.group(1) for line in lines] == [*quickstart.STAGES, "recommend"]
 
 
 def test_a_stage_lasts_until_the_next_begins(capfd: pytest.CaptureFixture[str]) -> None:
     ticks = iter([0.0, 1.0, 3.5, 10.0])
-    script = "echo hello; echo '── 1  data: read'; echo '1  not a stage'; echo '── 2  tokenizer: vectors'; exit 7"
+    script = "echo hello; echo '── 1/6 data: read'; echo '1/6 not: a stage'; echo '── 2/6 tokenizer: vectors'; exit 7"
     code, seconds, stages = run_timed(["bash", "-c", script], clock=lambda: next(ticks))
     assert (code, seconds, stages) == (7, 10.0, {"data": 2.5, "tokenizer": 6.5})
     assert capfd.readouterr().out.splitlines()[0] == "hello"
@@ -116,7 +118,7 @@ def test_the_last_line_is_one_json_object(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_evaluation(tmp_path / "evaluation", 0.5)
-    run_main(monkeypatch, 'echo "── 1  data: x"; mkdir -p "$3"; cp -r evaluation "$3"\n')  # $2 $3: --run_dir DIR
+    run_main(monkeypatch, 'echo "── 1/6 data: x"; mkdir -p "$3"; cp -r evaluation "$3"\n')  # $2 $3: --run_dir DIR
     lines = capfd.readouterr().out.splitlines()
     figures = json.loads(lines[-1])
     assert set(figures) == {

@@ -70,8 +70,9 @@ class Stages:
             raise KeyboardInterrupt
         if name_of(command) == "prepare":
             stage = Stage(run_dir, "data", {})
-            stage.begin()
-            stage.finish(*small_dataset().save(stage.folder))
+            if not stage.is_finished():
+                with stage.building() as folder:
+                    small_dataset().save(folder)
         elif name_of(command) == "evaluate":
             assert (run_dir / "data" / "interactions.parquet").exists()
             asked = parse_config(EvaluateConfig, [*command[3:], "--run_dir", str(run_dir)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -19,6 +19,8 @@ from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import ndcg_at, ranks_in_lists
 from sidrec.decoding.recommender import Recommender
 from sidrec.rl import grpo
+from sidrec.rl.practice import practise
+from sidrec.rl.trainer import SidGRPOTrainer
 
 SHORT = {"max_steps": 2, "eval_steps": 1, "save_steps": 1}
 
@@ -45,9 +47,9 @@ def test_the_rivals_loss_and_gradient_are_its_formula(run_dir, monkeypatch):
         "objective": "grpo",
         "rewards": ["exact_hit", "rank_penalty"],
     }
-    monkeypatch.setattr(sys, "argv", ["rival", *map(str, flags(grpo, run_dir, **SHORT, **options))])
-    rival_recipe.main()
-    assert grpo.SidGRPOTrainer is not Watched, "the stage itself is as it was"
+    rival_recipe.main(flags(grpo, run_dir, **SHORT, **options))
+    default = inspect.signature(practise).parameters["trainer_kind"].default
+    assert default is SidGRPOTrainer, "the stage itself is as it was"
     trainer, inputs = seen[0]
     Accelerator(cpu=True)
     model, old = trainer.model.eval(), trainer.sft_model

@@ -81,11 +81,10 @@ def test_save_and_load(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="run `sidrec prepare"):
         Dataset.load(tmp_path)
     data = dataset([("a", 0, 0), ("a", 1, 1), ("a", 2, 2)], "leave_one_out")
-    stage = Stage(tmp_path, "data", {})
-    stage.begin()
-    with pytest.raises(InputError, match="not finished"):
-        Dataset.load(tmp_path)
-    stage.finish(*data.save(stage.folder))
+    with Stage(tmp_path, "data", {}).building(resumable=True) as folder:
+        with pytest.raises(InputError, match="not finished"):
+            Dataset.load(tmp_path)
+        data.save(folder)
     loaded = Dataset.load(tmp_path)
     assert loaded.items.equals(data.items)
     assert loaded.interactions.equals(data.interactions)

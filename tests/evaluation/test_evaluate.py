@@ -72,15 +72,13 @@ def fake_diagnose(model: FakeRecommender, histories: list[np.ndarray], k: int, s
 
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    data = Stage(tmp_path, "data", {})
-    data.begin()
-    data.finish(*dataset().save(data.folder))
+    with Stage(tmp_path, "data", {}).building() as folder:
+        dataset().save(folder)
     (tmp_path / "sid").mkdir()
     np.save(tmp_path / "sid" / "codes_all.npy", np.arange(N)[:, None])
     for name in ("sft", "rl"):
-        stage = Stage(tmp_path, name, {})
-        stage.begin()
-        stage.finish()
+        with Stage(tmp_path, name, {}).building():
+            pass
     monkeypatch.setattr(models, "Recommender", FakeRecommender)
     monkeypatch.setattr(compared, "diagnose", fake_diagnose)
     # the real one may change between two runs of a test
@@ -111,9 +109,9 @@ def test_the_whole_stage(run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert ranks["repeat"].unique().to_list() == [0]
     # the next item is always the last one plus 1: the fake is perfect, and its RL form has it at once too
     assert metrics["sft"]["test"]["masked"]["recall@1"] == 1.0
-    own = ranks.filter((pl.col("model") == "popularity") & (pl.col("split") == "test") & pl.col("masked"))
-    assert metrics["popularity"]["test"]["masked"]["recall@20"] == pytest.approx((own["rank"] < 20).mean())
-    assert own["target"].to_list() == dataset().cases("test").targets.tolist()
+    rows = ranks.filter((pl.col("model") == "popularity") & (pl.col("split") == "test") & pl.col("masked"))
+    assert metrics["popularity"]["test"]["masked"]["recall@20"] == pytest.approx((rows["rank"] < 20).mean())
+    assert rows["target"].to_list() == dataset().cases("test").targets.tolist()
     checks = comparison["list_checks"]
     assert checks["sft"] == {"lists": 4 * USERS, "invalid": 0, "repeats": 0, "short": 0, "seen": 0}
     assert checks["rl"]["repeats"] == 4 * USERS
@@ -161,15 +159,15 @@ def test_interrupted_evaluation_gives_the_same_bytes(
 ) -> None:
     run(run_dir)
     whole = files(run_dir / "evaluation")
-    original, calls = sasrec.Training.save, []
+    original, calls = sasrec.TrainingState.save, []
 
-    def save_then_stop(training: sasrec.Training, path: Path) -> None:
+    def save_then_stop(training: sasrec.TrainingState, path: Path) -> None:
         original(training, path)
         calls.append(1)
         if len(calls) == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(sasrec.Training, "save", save_then_stop)
+    monkeypatch.setattr(sasrec.TrainingState, "save", save_then_stop)
     trained = {path: path.read_bytes() for path in (run_dir / "baselines").rglob("*") if path.is_file()}
     shutil.rmtree(run_dir / "baselines")
     with pytest.raises(KeyboardInterrupt):
@@ -233,11 +231,11 @@ def test_several_seeds_are_averaged(
     ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
     counts = ranks.group_by("model").agg(pl.col("repeat").n_unique()).rows()
     assert dict(counts) == {"sft": 2, "sasrec": 3, "popularity": 1}
-    own = ranks.filter((pl.col("model") == "sasrec") & (pl.col("split") == "test") & pl.col("masked"))
-    assert metrics["sasrec"]["test"]["masked"]["recall@10"] == pytest.approx((own["rank"] < 10).mean())
-    by_repeat = own.group_by("repeat").agg(recall=(pl.col("rank") < 10).mean()).sort("repeat")["recall"].to_list()
+    rows = ranks.filter((pl.col("model") == "sasrec") & (pl.col("split") == "test") & pl.col("masked"))
+    assert metrics["sasrec"]["test"]["masked"]["recall@10"] == pytest.approx((rows["rank"] < 10).mean())
+    by_repeat = rows.group_by("repeat").agg(recall=(pl.col("rank") < 10).mean()).sort("repeat")["recall"].to_list()
     assert comparison["repeats"]["sasrec"] == pytest.approx(by_repeat)
-    assert own.filter(pl.col("repeat") == 0)["rank"].to_list() != own.filter(pl.col("repeat") == 1)["rank"].to_list()
+    assert rows.filter(pl.col("repeat") == 0)["rank"].to_list() != rows.filter(pl.col("repeat") == 1)["rank"].to_list()
     assert "sasrec: mean of 3 trainings with different seeds" in (run_dir / "evaluation" / "table.md").read_text()
     assert len(list((run_dir / "baselines").iterdir())) == 3
 
@@ -256,9 +254,8 @@ def test_a_leak_stops_the_evaluation(run_dir: Path, monkeypatch: pytest.MonkeyPa
     column = small.interactions["split"].to_list()
     column[column.index("test")] = "train"
     leaky = Dataset(small.items, small.interactions.with_columns(split=pl.Series(column)), small.info)
-    stage = Stage(run_dir, "data", {})
-    stage.begin(overwrite=True)
-    stage.finish(*leaky.save(stage.folder))
+    with Stage(run_dir, "data", {}).building(overwrite=True) as folder:
+        leaky.save(folder)
     with pytest.raises(InputError, match=r"user u0, train\): a train interaction after the user's valid interaction"):
         run(run_dir, "--models", "popularity")
     assert not (run_dir / "evaluation").exists()
@@ -328,8 +325,8 @@ def test_demo_reports_the_share_of_the_best_possible(monkeypatch: pytest.MonkeyP
     known = {kind: dict.fromkeys(compared.CUTOFFS, 0.5) for kind in ("expected", "realised")}
     monkeypatch.setattr(compared, "oracle_for", lambda dataset, split, ks: known)
     entry = {"masked": {f"recall@{k}": 0.4 for k in compared.CUTOFFS}}
-    found = compared.oracle({"sft": {"valid": entry, "test": entry}}, dataset("demo"))
-    assert found["test"]["share_of_expected"]["sft"]["10"] == pytest.approx(0.8)
+    best = compared.oracle({"sft": {"valid": entry, "test": entry}}, dataset("demo"))
+    assert best["test"]["share_of_expected"]["sft"]["10"] == pytest.approx(0.8)
 
 
 def test_a_missing_model_is_named_with_what_to_do(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

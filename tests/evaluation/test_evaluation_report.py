@@ -129,16 +129,16 @@ def test_figures_agree_with_the_table(run_dir: Path) -> None:
     figures, metrics, slices = (json.loads((folder / f"{n}.json").read_text()) for n in ("report", "metrics", "slices"))
     for model in ("sft", "popularity", "item_knn", "markov"):
         for seen in ("masked", "unmasked"):
-            own = metrics[model]["test"][seen]
+            measured = metrics[model]["test"][seen]
             curve = figures["recall_curves"][seen][model]
             assert len(curve) == 50
             assert [curve[k - 1] for k in (1, 10, 50)] == pytest.approx(
-                [own[f"recall@{k}"] for k in (1, 10, 50)], abs=1e-6
+                [measured[f"recall@{k}"] for k in (1, 10, 50)], abs=1e-6
             )
         recall = metrics[model]["test"]["masked"]["recall@10"]
-        found = figures["levels"]["models"][model]
-        assert found["recall@10"][-1] == pytest.approx(recall, abs=1e-6)
-        assert found["top1"][-1] == pytest.approx(metrics[model]["test"]["masked"]["recall@1"], abs=1e-6)
+        levels = figures["levels"]["models"][model]
+        assert levels["recall@10"][-1] == pytest.approx(recall, abs=1e-6)
+        assert levels["top1"][-1] == pytest.approx(metrics[model]["test"]["masked"]["recall@1"], abs=1e-6)
         for kind in ("history length", "item popularity", "cold items", "long tail"):
             rows = [row for row in slices if row["kind"] == kind and row["model"] == model and row["cases"]]
             assert sum(row["cases"] for row in rows) == figures["data"]["test"] == 60
@@ -156,10 +156,10 @@ def test_probabilities_of_the_lists_are_the_recommenders_own(run_dir: Path) -> N
 
     lists = pl.read_parquet(run_dir / "evaluation" / "lists.parquet")
     histories = Dataset.load(run_dir).cases("test").histories[:3]
-    found = Recommender.load(run_dir, "sft").recommend(histories, 10, exclude_seen=True)
+    recommended = Recommender.load(run_dir, "sft").recommend(histories, 10, exclude_seen=True)
     rows = lists.filter(pl.col("model") == "sft").head(3)
-    assert rows["items"].to_numpy().tolist() == found.items.tolist()
-    np.testing.assert_allclose(rows["log_probs"].to_numpy(), found.log_probs, rtol=1e-4)
+    assert rows["items"].to_numpy().tolist() == recommended.items.tolist()
+    np.testing.assert_allclose(rows["log_probs"].to_numpy(), recommended.log_probs, rtol=1e-4)
 
 
 def test_the_page_says_where_its_figures_come_from(run_dir: Path, page: str) -> None:
@@ -232,9 +232,9 @@ def test_curves_by_hand_and_counts_of_the_data(run_dir: Path) -> None:
     assert curves["masked"]["a"] == pytest.approx([1 / 3] * 4 + [2 / 3] * 46)
     assert curves["unmasked"]["a"] == [0.0] * 50
     dataset = Dataset.load(run_dir)
-    found = describe(dataset)
-    assert (found["users"], found["items"], found["valid"], found["test"]) == (60, 60, 60, 60)
-    assert found["train"] == len(dataset.interactions) - 120
+    described = describe(dataset)
+    assert (described["users"], described["items"], described["valid"], described["test"]) == (60, 60, 60, 60)
+    assert described["train"] == len(dataset.interactions) - 120
 
 
 def test_curves_that_coincide_are_one_line_that_names_both() -> None:

@@ -68,9 +68,9 @@ def test_a_wrongly_split_row_is_named(protocol: str, split: str, leaked: str) ->
     data = dataset(protocol)
     row = data.interactions["split"].to_list().index(split)
     user = data.interactions["user_id"][row]
-    found = message(with_split(data, row, leaked))
-    assert f"(user {user}, " in found
-    assert "a valid interaction after" in found or "a train interaction after" in found or "a second" in found
+    told = message(with_split(data, row, leaked))
+    assert f"(user {user}, " in told
+    assert "a valid interaction after" in told or "a train interaction after" in told or "a second" in told
 
 
 def test_a_train_row_later_than_the_border_is_named() -> None:

@@ -30,10 +30,10 @@ def test_first_items_are_a_sort_with_the_target_last_among_equals(
     order = sorted(range(len(row)), key=lambda i: (-row[i], i == target, i))
     expected = [i for i in order if row[i] > -np.inf][:k]
     scores = np.array([row], dtype=np.float32)
-    found = first_items(scores, np.array([target]), k)
-    assert found.tolist() == [expected + [-1] * (k - len(expected))]
+    items = first_items(scores, np.array([target]), k)
+    assert items.tolist() == [expected + [-1] * (k - len(expected))]
     rank = rank_of_target(scores, np.array([target]))
-    assert (ranks_in_lists(found, np.array([target])) == np.where(rank < k, rank, k)).all()
+    assert (ranks_in_lists(items, np.array([target])) == np.where(rank < k, rank, k)).all()
 
 
 class Scores:
@@ -55,14 +55,14 @@ def test_lists_of_many_cases_hold_no_seen_item_and_agree_with_the_ranks() -> Non
     cases = EvalCases([str(i) for i in range(600)], histories, rng.integers(0, 40, 600))
     scorers = [Scores(0), Scores(1)]
     results = rank_each([ScoreRanker(scorer) for scorer in scorers], cases, "scores", Screen("test", quiet=True))
-    for scorer, found in zip(scorers, results, strict=True):
+    for scorer, ranked in zip(scorers, results, strict=True):
         assert not any(
-            np.isin(own[own >= 0], history).any() for own, history in zip(found.items, histories, strict=True)
+            np.isin(items[items >= 0], history).any() for items, history in zip(ranked.items, histories, strict=True)
         )
         ranks = rank_of_target(mask_seen(scorer.scores(histories), histories), cases.targets)
-        assert (ranks_in_lists(found.items, cases.targets) == np.minimum(ranks, LIST_LENGTH)).all()
-        assert (found.ranks[True] == ranks).all()
-        assert (found.ranks[False] == rank_of_target(scorer.scores(histories), cases.targets)).all()
+        assert (ranks_in_lists(ranked.items, cases.targets) == np.minimum(ranks, LIST_LENGTH)).all()
+        assert (ranked.ranks[True] == ranks).all()
+        assert (ranked.ranks[False] == rank_of_target(scorer.scores(histories), cases.targets)).all()
 
 
 def test_lists_come_back_as_they_were_saved(tmp_path) -> None:
@@ -82,19 +82,21 @@ def test_lists_come_back_as_they_were_saved(tmp_path) -> None:
 
 @given(COUNTS)
 def test_spread_against_its_definitions(counts: list[int]) -> None:
-    found = spread(np.array(counts))
+    spreads = spread(np.array(counts))
     total, n = sum(counts), len(counts)
-    assert found["coverage"] == pytest.approx(sum(count > 0 for count in counts) / n)
+    assert spreads["coverage"] == pytest.approx(sum(count > 0 for count in counts) / n)
     differences = sum(abs(a - b) for a in counts for b in counts)
-    assert found["gini"] == pytest.approx(differences / (2 * n * total), abs=1e-12)  # half the relative mean difference
+    assert spreads["gini"] == pytest.approx(
+        differences / (2 * n * total), abs=1e-12
+    )  # half the relative mean difference
     nats = -sum(count / total * math.log(count / total) for count in counts if count)
-    assert found["entropy"] == pytest.approx(nats, abs=1e-12)
-    assert found["effective_items"] == pytest.approx(math.exp(nats))
+    assert spreads["entropy"] == pytest.approx(nats, abs=1e-12)
+    assert spreads["effective_items"] == pytest.approx(math.exp(nats))
     curve = lorenz(np.array(counts))
     assert curve[0] == 0
     assert curve[-1] == pytest.approx(1)
     area = ((curve[1:] + curve[:-1]) / 2).mean()
-    assert 1 - 2 * area == pytest.approx(found["gini"], abs=1e-12)
+    assert 1 - 2 * area == pytest.approx(spreads["gini"], abs=1e-12)
 
 
 def test_lists_of_one_item_and_lists_of_all() -> None:
@@ -112,7 +114,7 @@ def test_prefix_hits_against_brute_force(n_levels: int) -> None:
     rng = np.random.default_rng(1)
     codes = rng.permutation(4**3)[:30][:, None] // 4 ** np.arange(3) % 4 if n_levels == 3 else np.arange(30)[:, None]
     items, targets = rng.integers(-1, 30, (50, 10)), rng.integers(0, 30, 50)
-    found = prefix_hits(items, targets, codes)
+    hits_of_level = prefix_hits(items, targets, codes)
     counts = rng.integers(0, 5, 30)
     chances = by_chance(targets, codes, counts)
     for d in range(1, n_levels + 1):
@@ -121,10 +123,10 @@ def test_prefix_hits_against_brute_force(n_levels: int) -> None:
             [item >= 0 and prefix[item] == prefix[target] for item in row]
             for row, target in zip(items, targets, strict=True)
         ]
-        assert found["top1"][d - 1] == pytest.approx(np.mean([row[0] for row in hits]))
-        assert found["recall@10"][d - 1] == pytest.approx(np.mean([any(row) for row in hits]))
+        assert hits_of_level["top1"][d - 1] == pytest.approx(np.mean([row[0] for row in hits]))
+        assert hits_of_level["recall@10"][d - 1] == pytest.approx(np.mean([any(row) for row in hits]))
         drawn = Counter(dict.fromkeys(prefix, 0))
         for item, count in enumerate(counts.tolist()):
             drawn[prefix[item]] += count
         assert chances[d - 1] == pytest.approx(np.mean([drawn[prefix[t]] / counts.sum() for t in targets]))
-    assert found["recall@10"][-1] == pytest.approx((items == targets[:, None]).any(axis=1).mean())
+    assert hits_of_level["recall@10"][-1] == pytest.approx((items == targets[:, None]).any(axis=1).mean())

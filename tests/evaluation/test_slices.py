@@ -39,9 +39,9 @@ def ranks(**by_model: list[int]) -> pl.DataFrame:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.integers(1, 6))
 def test_groups_are_of_equal_size_but_that_equal_values_stay_together(values: list[int], groups: int) -> None:
-    found = quantile_groups(np.array(values), groups)
-    assert ((found >= 0) & (found < groups)).all()
-    for value, group in zip(values, found, strict=True):
+    group_of_value = quantile_groups(np.array(values), groups)
+    assert ((group_of_value >= 0) & (group_of_value < groups)).all()
+    for value, group in zip(values, group_of_value, strict=True):
         # value is in group g when exactly g of the borders, the ceil(n·i/groups)-th smallest values, are below it
         ordered = sorted(values)
         borders = [ordered[-(-len(values) * i // groups) - 1] for i in range(1, groups)]
@@ -84,8 +84,8 @@ def test_slices_are_named_and_partition_the_cases() -> None:
 
 
 def test_figures_of_every_slice_by_hand() -> None:
-    found = slice_table(ranks(sft=[0, 20, 9, 1], popularity=[0, 3, 10, 70]), dataset(), "popularity", seed=0)
-    rows = {(row["kind"], row["slice"], row["model"]): row for row in found.iter_rows(named=True)}
+    table = slice_table(ranks(sft=[0, 20, 9, 1], popularity=[0, 3, 10, 70]), dataset(), "popularity", seed=0)
+    rows = {(row["kind"], row["slice"], row["model"]): row for row in table.iter_rows(named=True)}
     assert {key[1]: row["cases"] for key, row in rows.items() if key[0] == "history length" and key[2] == "sft"} == {
         "1": 2,
         "3": 1,
@@ -109,11 +109,11 @@ def test_figures_of_every_slice_by_hand() -> None:
 def test_without_a_baseline_there_are_no_gains_and_without_cases_no_figures() -> None:
     small = dataset()
     common = small.interactions.with_columns(item_index=pl.lit(0))
-    found = slice_table(ranks(sft=[0, 0, 0, 0]), Dataset(small.items, common, small.info), None, seed=0)
-    assert found["gain"].null_count() == len(found)
-    cold = found.row(by_predicate=(pl.col("kind") == "cold items") & (pl.col("slice") == "≤ 5"), named=True)
+    table = slice_table(ranks(sft=[0, 0, 0, 0]), Dataset(small.items, common, small.info), None, seed=0)
+    assert table["gain"].null_count() == len(table)
+    cold = table.row(by_predicate=(pl.col("kind") == "cold items") & (pl.col("slice") == "≤ 5"), named=True)
     assert (cold["cases"], cold["recall@10"]) == (0, None)
-    tail = found.filter(pl.col("kind") == "long tail")["cases"].to_list()
+    tail = table.filter(pl.col("kind") == "long tail")["cases"].to_list()
     assert tail == [0, 4], "only items never taken are in the tail, and none of them is a target"
 
 
@@ -129,11 +129,11 @@ def test_several_trainings_are_a_mean_and_users_are_drawn_with_all_their_cases()
     }
     rows = [
         {"model": model, "repeat": repeat, "split": "test", "masked": True, "user_id": user, "rank": rank}
-        for (model, repeat), own in ranks.items()
-        for user, rank in zip(users, own, strict=True)
+        for (model, repeat), values in ranks.items()
+        for user, rank in zip(users, values, strict=True)
     ]
-    found = slice_table(pl.DataFrame(rows), Dataset(small.items, log, small.info), "markov", seed=0)
-    cold = found.row(
+    table = slice_table(pl.DataFrame(rows), Dataset(small.items, log, small.info), "markov", seed=0)
+    cold = table.row(
         by_predicate=(pl.col("kind") == "cold items") & (pl.col("slice") == "≤ 5") & (pl.col("model") == "sft"),
         named=True,
     )

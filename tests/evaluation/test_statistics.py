@@ -61,9 +61,9 @@ def test_p_value_is_uniform_without_a_difference() -> None:
 def test_a_clear_difference_is_found_and_none_is_not() -> None:
     hits = np.repeat([1.0, 0.0], [100, 900])
     better = np.repeat([1.0, 0.0], [160, 840])
-    found = paired_test(better, hits, seed=0)
-    assert found.p < 0.001
-    assert 0.04 < found.low < found.difference < found.high < 0.08
+    test = paired_test(better, hits, seed=0)
+    assert test.p < 0.001
+    assert 0.04 < test.low < test.difference < test.high < 0.08
     assert paired_test(hits, hits, seed=0).p == 1.0
 
 
@@ -77,10 +77,10 @@ def test_interval_draws_whole_users() -> None:
     for _ in range(4000):
         drawn = np.concatenate([rows[names[i]] for i in rng.integers(0, 40, 40)])
         means.append(values[drawn].mean())
-    found = bootstrap_interval(values, seed=0, resamples=20_000, users=users)
-    assert found == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
+    interval = bootstrap_interval(values, seed=0, resamples=20_000, users=users)
+    assert interval == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
     alone = bootstrap_interval(values, seed=0, resamples=20_000)
-    assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])
+    assert interval[1] - interval[0] > 1.2 * (alone[1] - alone[0])
 
 
 def test_a_user_with_one_case_each_changes_nothing() -> None:
@@ -95,9 +95,9 @@ def test_a_user_with_one_case_each_changes_nothing() -> None:
 def test_signs_are_flipped_by_user() -> None:
     # two users, many cases: only four flips exist, so no difference between them can be called real
     users = np.repeat(["a", "b"], 50)
-    found = paired_test(np.ones(100), np.zeros(100), seed=0, users=users)
-    assert found.p == pytest.approx(0.5, abs=0.02)
-    assert found.difference == 1.0
+    test = paired_test(np.ones(100), np.zeros(100), seed=0, users=users)
+    assert test.p == pytest.approx(0.5, abs=0.02)
+    assert test.difference == 1.0
     assert paired_test(np.ones(100), np.zeros(100), seed=0).p < 0.001
 
 

@@ -24,8 +24,8 @@ def ranks() -> pl.DataFrame:
     frames = []
     for (model, split), values in RANKS.items():
         for masked in (True, False):
-            own = np.array(values) + (0 if masked else 1)
-            frame = pl.DataFrame({"user_id": list("abcd"), "target": [4, 3, 2, 1], "rank": own})
+            shifted = np.array(values) + (0 if masked else 1)
+            frame = pl.DataFrame({"user_id": list("abcd"), "target": [4, 3, 2, 1], "rank": shifted})
             labels = {"model": pl.lit(model), "split": pl.lit(split), "masked": pl.lit(masked)}
             frames.append(frame.select("user_id", "target", "rank", repeat=0, **labels))
     return pl.concat(frames)
@@ -78,8 +78,8 @@ def test_comparison_is_on_test_against_every_baseline(ranks: pl.DataFrame) -> No
 
 def with_repeat(ranks: pl.DataFrame, model: str, added: int) -> pl.DataFrame:
     """The same with a second training of `model`, all of whose ranks are `added` larger."""
-    own = ranks.filter(pl.col("model") == model)
-    return pl.concat([ranks, own.with_columns(pl.col("rank") + added, pl.col("repeat") + 1)])
+    rows = ranks.filter(pl.col("model") == model)
+    return pl.concat([ranks, rows.with_columns(pl.col("rank") + added, pl.col("repeat") + 1)])
 
 
 def test_a_model_with_several_seeds_is_its_mean_over_them(ranks: pl.DataFrame) -> None:

@@ -38,25 +38,25 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_lists_are_those_that_were_measured(run_dir: Path, name: str) -> None:
     loaded, cases = load_blend(run_dir, name), Dataset.load(run_dir).cases("test")
     assert len(loaded.recommenders) == (2 if name == "sft_ensemble" else 1)
-    found = loaded.recommend(cases.histories, 10, exclude_seen=True)
+    recommended = loaded.recommend(cases.histories, 10, exclude_seen=True)
     lists = pl.read_parquet(run_dir / "evaluation" / "lists.parquet").filter(pl.col("model") == name)
-    assert found.items.tolist() == lists["items"].to_list()
+    assert recommended.items.tolist() == lists["items"].to_list()
 
 
 @pytest.mark.parametrize("expert", ["item_knn", "slit"])
 def test_a_baseline_fitted_anew_is_the_one_that_was_chosen(run_dir: Path, tmp_path: Path, expert: str) -> None:
-    dataset, own = Dataset.load(run_dir), tmp_path / "run"
-    shutil.copytree(run_dir, own)
+    dataset, copied = Dataset.load(run_dir), tmp_path / "run"
+    shutil.copytree(run_dir, copied)
     models = ["--models", "sft_blend", "--blend_with", expert, "--overwrite", "true"]
-    assert exit_code(EVALUATE, "--run_dir", own, *models) == 0
-    config = EvaluateConfig(own, models=["sft_blend"], blend_with=[expert])
+    assert exit_code(EVALUATE, "--run_dir", copied, *models) == 0
+    config = EvaluateConfig(copied, models=["sft_blend"], blend_with=[expert])
     (ranker,) = load_models(dataset, config, Screen("test", quiet=True)).rankers["sft_blend"]
     tuned = ranker.scorer
     assert isinstance(tuned, Blend)
-    found = load_blend(own, "sft_blend")
+    loaded = load_blend(copied, "sft_blend")
     histories = dataset.cases("valid").histories
-    assert (found.scorer.name, found.weight) == (expert, tuned.weight)
-    assert np.array_equal(found.scorer.scores(histories), tuned.scorer.scores(histories))
+    assert (loaded.scorer.name, loaded.weight) == (expert, tuned.weight)
+    assert np.array_equal(loaded.scorer.scores(histories), tuned.scorer.scores(histories))
 
 
 def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Path) -> None:
@@ -64,16 +64,16 @@ def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Pat
     loaded = replace(loaded, weight=3.0)
     scores = loaded.scores(histories).astype(np.float64)
     for exclude_seen in (True, False):
-        found = loaded.recommend(histories, N_ITEMS, exclude_seen)
+        recommended = loaded.recommend(histories, N_ITEMS, exclude_seen)
         for row, history in enumerate(histories):
             seen = set(history.tolist()) if exclude_seen else set()
             allowed = [item for item in range(N_ITEMS) if item not in seen]
             weights = {item: np.exp(scores[row, item]) for item in allowed}
             wanted = sorted(allowed, key=lambda item: (-scores[row, item], item))
-            assert found.reachable[row] == len(allowed)
-            assert found.items[row].tolist() == wanted + [-1] * len(seen)
+            assert recommended.reachable[row] == len(allowed)
+            assert recommended.items[row].tolist() == wanted + [-1] * len(seen)
             shares = [weights[item] / sum(weights.values()) for item in wanted]
-            assert np.exp(found.log_probs[row]) == pytest.approx(shares + [0] * len(seen), abs=1e-5)
+            assert np.exp(recommended.log_probs[row]) == pytest.approx(shares + [0] * len(seen), abs=1e-5)
 
 
 def test_a_user_is_shown_the_blends_list(
@@ -99,23 +99,23 @@ def test_what_was_not_measured_cannot_be_asked(
     assert "has no rl_blend, only sft_blend, sft_ensemble, popularity; run `sidrec evaluate" in error
     blend = ("--model", "sft_blend")
     assert exit_code(RECOMMEND, "--run_dir", run_dir, "--user", "u7", "--k", "0", *blend) == 2
-    own = tmp_path / "run"
-    shutil.copytree(run_dir, own)
-    comparison = own / "evaluation" / "comparison.json"
-    found = json.loads(comparison.read_text())
-    del found["tuning"]["item_knn"], found["tuning"]["slit"]
-    comparison.write_text(json.dumps(found))
+    copied = tmp_path / "run"
+    shutil.copytree(run_dir, copied)
+    comparison = copied / "evaluation" / "comparison.json"
+    content = json.loads(comparison.read_text())
+    del content["tuning"]["item_knn"], content["tuning"]["slit"]
+    comparison.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"comparison.json is not the file that .* lists: it was changed"):
-        load_blend(own, "sft_blend")
-    shutil.rmtree(own / "evaluation")
+        load_blend(copied, "sft_blend")
+    shutil.rmtree(copied / "evaluation")
     with pytest.raises(InputError, match=r"holds no finished 'evaluation' stage; run `sidrec evaluate"):
-        load_blend(own, "sft_blend")
+        load_blend(copied, "sft_blend")
 
 
 def test_a_model_trained_since_the_evaluation_is_refused(run_dir: Path, tmp_path: Path) -> None:
-    own = tmp_path / "run"
-    shutil.copytree(run_dir, own)
-    manifest = own / "sft" / "manifest.json"
+    copied = tmp_path / "run"
+    shutil.copytree(run_dir, copied)
+    manifest = copied / "sft" / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(InputError, match=r"was made from another .*sft/manifest.json than the one there now"):
-        load_blend(own, "sft_blend")
+        load_blend(copied, "sft_blend")

@@ -76,9 +76,9 @@ def test_codes_that_cannot_be_are_refused(codes: list, message: str | None) -> N
 def test_a_run_whose_items_share_a_semantic_id_is_refused(tmp_path: Path) -> None:
     """`--unique none` makes SIDs to look at; they can be read from their folder, but no later stage takes them."""
     stage = Stage(tmp_path, "sid", {"unique": "none"})
-    stage.begin()
     sids = make()
-    stage.finish(*SemanticIds(sids.codes_raw, sids.codes_raw, sids.codebooks).save(stage.folder))
+    with stage.building() as folder:
+        SemanticIds(sids.codes_raw, sids.codes_raw, sids.codebooks).save(folder)
     assert SemanticIds.read(stage.folder).n_distinct == 2
     with pytest.raises(InputError, match=r"sid holds 3 items but 2 different semantic IDs; .*--unique assign"):
         SemanticIds.load(tmp_path)

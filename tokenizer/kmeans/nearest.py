@@ -12,6 +12,8 @@ from collections.abc import Callable
 
 import torch
 
+from sidrec.pipeline.precision import has_bf16
+
 BLOCK = 2048  # rows scored at once: their scores stay in the cache; a power of two
 FEWEST_PRODUCTS = 2**27  # multiplications in a block; bfloat16 gains nothing on fewer
 LEAST_WIDTH = 64  # dimensions; the roundings of fewer do not average out
@@ -59,7 +61,7 @@ def bf16_is_faster() -> bool:
     On a processor with the instructions the best of several timings is far from the limit, so a busy machine does not change the
     answer; should it do so, the codes are the same up to ties within the error of float32.
     """
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if not has_bf16("cpu"):
         return False
     return _seconds_of_product(torch.bfloat16) * CLEARLY_FASTER < _seconds_of_product(torch.float32)
 
