@@ -227,14 +227,14 @@ def tree_plot(sids: SemanticIds, titles: list[str], categories: list[str] | None
     )
     axes.axis("off")
     for place in range(len(firsts)):
-        branches = [row for row, (of, _, _) in enumerate(rows) if of == place]
-        items = np.flatnonzero(ids[:, 0] == rows[branches[0]][1])
+        rows_of_first = [row for row, (of, _, _) in enumerate(rows) if of == place]
+        items = np.flatnonzero(ids[:, 0] == rows[rows_of_first[0]][1])
         colour = COLOURS[place]
         label = f"{sid_token(0, int(codes[items[0], 0]))}: {len(items):,} items"
         if categories is not None:
             label += f"\n{_main_category(items, categories)}"
-        _block(axes, (0, branches[0], 2.2, len(branches)), label, colour, 0.35)
-        for row in branches:
+        _block(axes, (0, rows_of_first[0], 2.2, len(rows_of_first)), label, colour, 0.35)
+        for row in rows_of_first:
             branch = rows[row][2]
             text = "".join(sid_token(level, int(code)) for level, code in enumerate(codes[branch[0], :depth]))
             _block(axes, (2.25, row, 2.1, 1), f"{text[:24]}: {len(branch):,}", colour, 0.2)
@@ -307,8 +307,16 @@ def bare_axes(width: float, height: float, left: float = 0.75, right: float = 0.
 def legend_below(figure: Figure, axes: Axes, title: str = "") -> None:
     """The legend of the axes below everything, where it covers no line and makes no plot too wide for a phone."""
     handles, labels = axes.get_legend_handles_labels()
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=LEGEND_COLUMNS, title=title or None, **place)
+    figure.legend(
+        handles,
+        labels,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        ncols=LEGEND_COLUMNS,
+        title=title or None,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _colour_bar(figure: Figure, axes: Axes, image: AxesImage, label: str) -> Colorbar:
