@@ -69,7 +69,8 @@ body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 body { overflow-wrap: break-word; } h1 { font-size: 1.7rem; margin-bottom: .3rem; } h2 { font-size: 1.2rem; margin-top: 2.6rem; }
 p, figcaption, dd, li { max-width: 44rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; }
-.numbers td, .numbers th { white-space: nowrap; } .plain td { overflow-wrap: break-word; }
+.numbers { font-size: .9rem; } .numbers td { white-space: nowrap; } .numbers th { vertical-align: bottom; }
+.plain td { overflow-wrap: break-word; }
 .numbers td:nth-child(n+2), .numbers th:nth-child(n+2) { text-align: right; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; border-bottom: 1px solid #bbb; } tr.first td { border-top: 1px solid #ddd; padding-top: .5rem; }
 code { font-size: .92em; } code b { color: #2a6f97; }

@@ -99,7 +99,7 @@ def _paired(comparison: dict[str, Any], model: str | None, seen: str) -> dict[st
 def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
     against = comparison["best_baseline"] or "the best baseline"
     recalls = [f"Recall@{k}" for k in CUTOFFS]
-    head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", f"− {against}, Recall@10", "p")
+    head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", f"−\u00a0{against}, Recall@10", "p")
     parts = []
     for masked, seen in MASK_NAMES.items():
         rows = []
