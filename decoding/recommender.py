@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from sidrec.decoding.beam_search import Beams, beam_search
 from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
@@ -27,6 +29,18 @@ SCORES_PER_BATCH = 1 << 26  # of exhaustive scoring: 256 MB
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
 SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # in a model's folder
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
+
+
+@contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar of the weights, which are loaded in no time."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,8 @@ class Recommender:
         sids = SemanticIds.read(folder / SIDS_FOLDER)
         renderer = Renderer.load(folder, sids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
+        with no_progress_bar():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().to(device)
         check_decoder(model, renderer.vocabulary)
         return cls(model, renderer, LiveCatalogue(open_trie(folder / SIDS_FOLDER / TRIE_FILE).to(model.device)))
 

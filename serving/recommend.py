@@ -51,8 +51,6 @@ class RecommendConfig:
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(RecommendConfig, arguments)
     # torch and polars come with these, and --help does not wait for them
-    from transformers.utils import logging
-
     from sidrec.baselines.blend import BLENDS, load_blend
     from sidrec.data.dataset import Dataset
     from sidrec.decoding.recommender import Recommender
@@ -60,7 +58,6 @@ def main(arguments: list[str] | None = None) -> None:
     from sidrec.serving.table import show
     from sidrec.tokenizer.semantic_ids import SemanticIds
 
-    logging.disable_progress_bar()  # of the weights, which are loaded in no time
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     if config.history is not None:
         history = history_of_titles(dataset, config.history)

@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from rich.console import Console
 from run_dirs import assert_one_sentence, exit_code, finished_sft_run, write_sid_stage
+from transformers.utils import logging
 
 from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
@@ -187,3 +188,11 @@ def test_the_whole_title_wins_over_titles_that_contain_it():
         find_title(titles, "fargo")
     with pytest.raises(InputError, match=r"'alein' is in no title; perhaps you mean: Alien \(1979\)"):
         find_title(titles, "alein")
+
+
+def test_loading_a_model_prints_nothing_and_leaves_the_bars_of_others(run_dir, capfd):
+    before = logging.is_progress_bar_enabled()
+    capfd.readouterr()
+    Recommender.load(run_dir, "sft")
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled() == before
