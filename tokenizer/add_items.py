@@ -19,7 +19,7 @@ MOST_NAMED = 10  # duplicates in the summary
 
 @dataclass
 class AddItemsConfig:
-    """Free semantic IDs for items that came after the run's own were made."""
+    """Give items that came after the run's semantic IDs were made free ones of their own, and write them to a file."""
 
     vectors: list[str] = field(
         metadata={
@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
     new = sids.encode(vectors, read_catalogue(config.run_dir, config.catalogue, sids.quantizer, sids.n_items))
     write_codes(Path(config.write_file), new.codes)
     screen.say(
-        f"{config.write_file}: {len(new.codes):,} new items, {new.moved.sum():,} beside their nearest codes, which other items have"
+        f"{config.write_file}: semantic IDs of {len(new.codes):,} new items; {new.moved.sum():,} did not get their nearest codes, which "
+        "other items have"
     )
     equal = [row for row, item in enumerate(new.duplicate_of) if item >= 0]
     if equal:

@@ -19,7 +19,7 @@ from sidrec.pipeline.files import atomic_path, write_json
 
 @dataclass
 class CompareConfig:
-    """Settings of the comparison."""
+    """Put several sets of semantic IDs of the same items side by side."""
 
     sids: list[str] = field(
         metadata={

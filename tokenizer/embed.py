@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     inputs = tuple(config.run_dir / "data" / name for name in files)
     stage = Stage(config.run_dir, "embeddings", config.fingerprint_of_vectors(), inputs)
     if not config.overwrite and stage.is_finished():
-        screen.say(f"{stage.folder}: finished before; nothing to do.")
+        screen.say(f"embeddings: finished already, nothing to do ({stage.folder})")
         return
 
     screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")

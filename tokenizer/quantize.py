@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     inputs += tuple(kind.files().values())
     stage = Stage(config.run_dir, "sid", config.fingerprint_of_codes(kind), inputs)
     if not config.overwrite and stage.is_finished():
-        screen.say(f"{stage.folder}: finished before; nothing to do.")
+        screen.say(f"sid: finished already, nothing to do ({stage.folder})")
         return
 
     sizes = " x ".join(f"{size:,}" for size in level_sizes)

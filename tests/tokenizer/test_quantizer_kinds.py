@@ -221,7 +221,7 @@ def test_files_and_runs_may_move(run_dir: Path, capsys: pytest.CaptureFixture[st
         (run_dir.parent / old).rename(run_dir.parent / new)
     capsys.readouterr()
     quantize.main(flags("moved", "x.npy", "y.npz"))
-    assert "finished before; nothing to do." in capsys.readouterr().out
+    assert "sid: finished already, nothing to do (" in capsys.readouterr().out
     np.savez(run_dir.parent / "y.npz", **{key: book + 1 for key, book in books.items()})
     with pytest.raises(InputError, match=r"made from another .*books.npz than y.npz now"):
         quantize.main(flags("moved", "x.npy", "y.npz"))
