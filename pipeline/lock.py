@@ -8,9 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-from filelock import FileLock, Timeout
-
 from sidrec.pipeline.errors import InputError
 
 
@@ -21,6 +18,8 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
     The operating system lets go of it when the process ends, by `kill -9` too. Raises InputError, naming the process at work, when
     another one holds it.
     """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / f"{name}.pid"
     lock = FileLock(folder / f"{name}.lock")
@@ -42,6 +41,8 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
 def _living_process(holder: Path) -> str:
     """Who holds the lock, in words. The holder writes its number a moment after it has the lock; before, one that was killed may stand
     there."""
+    import psutil
+
     for _ in range(50):
         try:
             number = int(holder.read_text(encoding="utf-8"))
