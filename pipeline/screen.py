@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 SECONDS_BETWEEN_LINES = 60.0  # of a bar where output goes to a file
-FIRST_LINE_SECONDS = 10.0  # after which a bar that is not on a terminal says so for the first time
+FIRST_LINE_SECONDS = 30.0  # after which a bar that is not on a terminal says so for the first time
 SECONDS_BETWEEN_DRAWINGS = 0.2
 BAR_WIDTH = 24
 LIBRARIES_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}

@@ -206,4 +206,4 @@ def test_the_real_ml_100k() -> None:
     assert raw.interactions["user_id"].n_unique() == 943
     assert len(raw.items) == raw.interactions["item_id"].n_unique() == 1682
     assert raw.items.row(0, named=True)["genres"] == "Animation, Children's, Comedy"
-    assert raw.interactions.row(0) == ("196", "242", 881250949)
+    assert raw.interactions.row(0) == ("196", "242", 881250949, 3.0)

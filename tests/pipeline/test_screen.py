@@ -38,8 +38,8 @@ def test_a_redirected_bar_says_a_line_a_minute_and_is_never_silent(
             clock[0] += 1.0
             bar.advance(1, f"loss {600 - step}")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11  # after 10, 70, 130, … 550 seconds, and at the end
-    assert lines[0] == "training 2% 10/600 steps, 1.0 steps/s, 10 min left, loss 590"
+    assert len(lines) == 11  # after 30, 90, 150, … 570 seconds, and at the end
+    assert lines[0] == "training 5% 30/600 steps, 1.0 steps/s, 10 min left, loss 570"
     assert lines[-1] == "training: 600 steps in 10 min"
 
 
