@@ -265,9 +265,17 @@ def _scalar_converted(kind: Any, value: Any) -> Any:
             return kind(value)  # YAML 1.1 reads 1e-3 as text
         except (ValueError, OverflowError):
             return NOTHING
-    if kind in (str, Path):
-        return kind(str(value))
-    return NOTHING
+    if kind is str:
+        return str(value)
+    return Path(str(value)) if kind is Path and _names_a_path(str(value)) else NOTHING
+
+
+def _names_a_path(text: str) -> bool:
+    """Whether `text` can be a path: an empty one would mean the working directory, as when a shell's variable is unset."""
+    try:
+        return bool(text.encode("utf-8")) and "\0" not in text
+    except UnicodeEncodeError:  # a name in bytes that are no UTF-8
+        return False
 
 
 def _is_list(kind: Any) -> bool:
