@@ -26,6 +26,7 @@ Config = TypeVar("Config")
 PACKAGED = Path(__file__).resolve().parent.parent / "configs"
 HELP_FLAGS, HELP_ALL = ("-h", "--help"), "--help-all"
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+GREATEST_SEED = 2**32 - 1  # of NumPy's old generator, which libraries seed
 NOTHING = object()  # where neither a file nor a flag names a setting
 
 
@@ -206,6 +207,8 @@ def checked(setting: Setting, value: Any) -> Any:
     if converted is NOTHING or (setting.choices and converted is not None and converted not in setting.choices):
         wanted = " or ".join(map(str, setting.choices)) if setting.choices else describe(setting.kind)
         raise InputError(f"{setting.name} is {_shown(value)}; it must be {wanted}.")
+    if setting.name == "seed" and isinstance(converted, int) and converted > GREATEST_SEED:
+        raise InputError(f"seed is {converted}; it must be at most {GREATEST_SEED}.")
     return converted
 
 

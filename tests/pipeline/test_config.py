@@ -174,6 +174,17 @@ def test_what_cannot_be_a_path_is_refused(tmp_path: Path, path: str) -> None:
         parse_config(Some, ["--config", str(tmp_path / "some.yaml")])
 
 
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    @dataclass
+    class Some:
+        run_dir: Path = Path("outputs/demo")
+        seed: int = 0
+
+    assert parse_config(Some, ["--seed", "4294967295"]).seed == 2**32 - 1
+    with pytest.raises(InputError, match="seed is 4294967296; it must be at most 4294967295"):
+        parse_config(Some, ["--seed", "4294967296"])
+
+
 def test_help_shows_the_usual_settings_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
     for flag in ("--help", "-h", "--help-all"):
