@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sidrec.pipeline.errors import InputError
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
@@ -62,6 +60,8 @@ def read_json(path: Path) -> Any:
 
 def sweep_temporaries(folder: Path) -> None:
     """Delete the temporary files that processes which are no longer there have left in `folder`, at any depth."""
+    import psutil
+
     for path in folder.rglob(".*.tmp"):
         match = TEMPORARY.fullmatch(path.name)
         if match and not psutil.pid_exists(int(match["process"])):

@@ -51,7 +51,9 @@ class Bar:
             f"{'━' * round(BAR_WIDTH * min(share, 1.0)):<{BAR_WIDTH}}" if self.screen.is_terminal else f"{share:.0%}"
         )
         left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 and share < 1 else ""
-        pace = f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s a {self.unit.rstrip('s')}"
+        pace = (
+            f"{rate:,.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:,.1f} s per {self.unit.rstrip('s')}"
+        )
         note = f", {self.note}" if self.note else ""
         return f"{self.label} {drawn} {self.done:,.0f}/{self.total:,.0f} {self.unit}, {pace}{left}{note}"
 
