@@ -276,7 +276,7 @@ def _is_manifest(content: Any) -> bool:
     shape = {"fingerprint": dict, "inputs": dict, "outputs": dict, "outside_inputs": list, "finished": bool}
     return (
         all(isinstance(content.get(name), kind) for name, kind in shape.items())
-        and all(isinstance(made, dict) and {"sha256", "bytes"} <= made.keys() for made in outputs.values())
+        and all(isinstance(made, dict) and {"sha256", "bytes"} <= made.keys() for made in content["outputs"].values())
         and all(isinstance(made, dict) and {"sha256", "name"} <= made.keys() for made in content["outside_inputs"])
         and isinstance(content.get("not_ours", []), list)
     )
