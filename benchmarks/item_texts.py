@@ -81,7 +81,7 @@ def read_texts(path: Path, columns: list[str]) -> list[str]:
             items = json.loads(path.read_text(encoding="utf-8"))
             rows = [{name: str(value) for name, value in items[str(number)].items()} for number in range(len(items))]
         elif path.suffix in (".csv", ".parquet"):
-            rows = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(path).rows(named=True)
+            rows = (pl.read_csv if path.suffix == ".csv" else pl.read_parquet)(path, glob=False).rows(named=True)
         else:
             raise InputError(f"{path} is neither .csv, .parquet nor .json; convert it to one of them.")
     except (OSError, ValueError, KeyError, AttributeError, pl.exceptions.PolarsError) as error:

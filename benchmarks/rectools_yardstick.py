@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         import rectools  # noqa: F401
     except ImportError:
         fail("RecTools is not in this environment; the head of this file says how to make one that has it.")
-    interactions = pl.read_parquet(log)
+    interactions = pl.read_parquet(log, glob=False)
     figures: dict[str, Any] = {}
     if (options.run_dir / "evaluation" / "lists.parquet").exists():
         figures |= our_figures(options.run_dir / "evaluation")
@@ -60,7 +60,7 @@ def our_figures(evaluation: Path) -> dict[str, dict[str, float]]:
     """By model, RecTools' metrics of our saved lists."""
     import pandas
 
-    lists, ranks = (pl.read_parquet(evaluation / f"{name}.parquet") for name in ("lists", "ranks"))
+    lists, ranks = (pl.read_parquet(evaluation / f"{name}.parquet", glob=False) for name in ("lists", "ranks"))
     figures = {}
     for model in lists["model"].unique(maintain_order=True):
         rows = lists.filter(pl.col("model") == model)["items"].to_list()

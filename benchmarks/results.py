@@ -242,7 +242,7 @@ def joined(work_dir: Path, rows: dict[str, Row]) -> pl.DataFrame:
     """The ranks of all pieces, under the names of the table's rows."""
     frames = []
     for piece, row in rows.items():
-        frame = pl.read_parquet(work_dir / row["ranks"])
+        frame = pl.read_parquet(work_dir / row["ranks"], glob=False)
         if piece in OURS:
             frame = frame.with_columns(pl.col("model").replace_strict(OURS[piece].models))
         frames.append(frame)

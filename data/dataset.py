@@ -108,7 +108,7 @@ class Dataset:
         """Read a finished `data` stage. Raises InputError when there is none."""
         folder = require_finished(run_dir, "data", f"sidrec prepare --run_dir {run_dir}")
         return cls(
-            pl.read_parquet(folder / "items.parquet"),
-            pl.read_parquet(folder / "interactions.parquet"),
+            pl.read_parquet(folder / "items.parquet", glob=False),
+            pl.read_parquet(folder / "interactions.parquet", glob=False),
             json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
         )

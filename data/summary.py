@@ -59,7 +59,11 @@ def summary(folder: Path) -> list[str]:
 
 def _histories(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Of every user, the number of interactions, and whether the last two have one timestamp (False for a single one)."""
-    log = pl.scan_parquet(path).select(pl.col("user_id").cast(pl.Categorical), "timestamp").collect(engine="streaming")
+    log = (
+        pl.scan_parquet(path, glob=False)
+        .select(pl.col("user_id").cast(pl.Categorical), "timestamp")
+        .collect(engine="streaming")
+    )
     last = run_ends(codes(log["user_id"]))
     lengths = np.diff(last, prepend=-1)
     times = log["timestamp"].to_numpy()

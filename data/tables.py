@@ -26,9 +26,9 @@ def read_table(path: Path, required: list[str]) -> pl.LazyFrame:
     try:
         if is_csv:
             as_text = dict.fromkeys(required, pl.String)
-            table = pl.read_csv(path, schema_overrides=as_text, infer_schema_length=None).lazy()
+            table = pl.read_csv(path, glob=False, schema_overrides=as_text, infer_schema_length=None).lazy()
         else:
-            table = pl.scan_parquet(path)
+            table = pl.scan_parquet(path, glob=False)
         names = table.collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error

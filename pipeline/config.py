@@ -26,6 +26,7 @@ Config = TypeVar("Config")
 PACKAGED = Path(__file__).resolve().parent.parent / "configs"
 HELP_FLAGS, HELP_ALL = ("-h", "--help"), "--help-all"
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+GREATEST_SEED = 2**32 - 1  # of NumPy's old generator, which libraries seed
 NOTHING = object()  # where neither a file nor a flag names a setting
 
 
@@ -206,6 +207,8 @@ def checked(setting: Setting, value: Any) -> Any:
     if converted is NOTHING or (setting.choices and converted is not None and converted not in setting.choices):
         wanted = " or ".join(map(str, setting.choices)) if setting.choices else describe(setting.kind)
         raise InputError(f"{setting.name} is {_shown(value)}; it must be {wanted}.")
+    if setting.name == "seed" and isinstance(converted, int) and converted > GREATEST_SEED:
+        raise InputError(f"seed is {converted}; it must be at most {GREATEST_SEED}.")
     return converted
 
 
@@ -265,9 +268,17 @@ def _scalar_converted(kind: Any, value: Any) -> Any:
             return kind(value)  # YAML 1.1 reads 1e-3 as text
         except (ValueError, OverflowError):
             return NOTHING
-    if kind in (str, Path):
-        return kind(str(value))
-    return NOTHING
+    if kind is str:
+        return str(value)
+    return Path(str(value)) if kind is Path and _names_a_path(str(value)) else NOTHING
+
+
+def _names_a_path(text: str) -> bool:
+    """Whether `text` can be a path: an empty one would mean the working directory, as when a shell's variable is unset."""
+    try:
+        return bool(text.encode("utf-8")) and "\0" not in text
+    except UnicodeEncodeError:  # a name in bytes that are no UTF-8
+        return False
 
 
 def _is_list(kind: Any) -> bool:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sidrec.pipeline.errors import InputError
@@ -49,10 +49,15 @@ class Stage:
         return self.folder / MANIFEST
 
     def is_finished(self) -> bool:
-        """Whether the folder is finished, with this fingerprint, these inputs and whole outputs; changes nothing.
+        """Whether the folder is finished, with this fingerprint, these inputs and whole outputs.
+
+        Changes nothing, but for the name of a folder that a kill has left under another one.
 
         Raises InputError when it was made from other settings or inputs, by another version, or by something else.
         """
+        if self._before.exists() and not self.folder.exists():
+            with self._lock():
+                self._end_exchange()
         manifest = read_manifest(self.folder)
         if manifest is None:
             return False
@@ -77,10 +82,10 @@ class Stage:
             yield self.folder if resumable else self._beside
             return
         self._refuse_if_foreign()
-        with only_one(self.run_dir / ".locks", self.name.replace("/", "-")):
+        with self._lock():
             hashes = FileHashes(self.run_dir)
             identity = self._identity(hashes)
-            self._restore_if_parted()
+            self._end_exchange()
             manifest = read_manifest(self.folder, refuse_older=not overwrite)
             if manifest is not None and not overwrite:
                 self._refuse_if_different(manifest, identity)
@@ -111,7 +116,7 @@ class Stage:
         try:
             yield beside
             write_json(beside / MANIFEST, identity | {"finished": False, "outputs": {}})
-            self._exchange(manifest)
+            self._exchange()
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -123,25 +128,34 @@ class Stage:
     def _before(self) -> Path:
         return self.folder.with_name(f".{self.folder.name}.before")
 
-    def _exchange(self, manifest: dict[str, Any] | None) -> None:
+    def _lock(self) -> AbstractContextManager[None]:
+        return only_one(self.run_dir / ".locks", self.name.replace("/", "-"))
+
+    def _exchange(self) -> None:
         """Put the new folder in the old one's place; files that no stage made go with the place."""
         if self.folder.exists():
             self.folder.rename(self._before)
         self._beside.rename(self.folder)
-        if self._before.exists():
-            delete_listed(self._before, manifest or {"outputs": {}})
-            strangers = _files(self._before)
-            for name in strangers:
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (self._before / name).replace(self.folder / name)
-            shutil.rmtree(self._before)
-            if strangers:
-                write_json(self.manifest_path, read_json(self.manifest_path) | {"not_ours": strangers})
+        self._end_exchange()
 
-    def _restore_if_parted(self) -> None:
-        """A kill between the two renames of `_exchange` leaves the old folder under another name."""
-        if self._before.exists() and not self.folder.exists():
+    def _end_exchange(self) -> None:
+        """Clear away the old folder, or put it back where the new one did not come; after a kill, whatever of this was left to do."""
+        if not self._before.exists():
+            return
+        if not self.folder.exists():
             self._before.rename(self.folder)
+            return
+        manifest = read_manifest(self._before, refuse_older=False)
+        if manifest is not None:
+            delete_listed(self._before, manifest)
+        strangers = _files(self._before)
+        if strangers:
+            noted = read_json(self.manifest_path)
+            write_json(self.manifest_path, noted | {"not_ours": sorted({*noted.get("not_ours", []), *strangers})})
+        for name in strangers:
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self._before / name).replace(self.folder / name)
+        shutil.rmtree(self._before)
 
     def _close(self, identity: dict[str, Any], hashes: FileHashes) -> None:
         strangers = read_json(self.manifest_path).get("not_ours", [])
@@ -238,7 +252,7 @@ def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) ->
     if not path.exists():
         return None
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"stage", "inputs", "outputs", "finished", "packages"} <= manifest.keys():
+    if not _is_manifest(manifest):
         raise InputError(f"{path} is no manifest of this project; choose another --run_dir.")
     if manifest.get("format") != FORMAT and refuse_older:
         again = f"run `{command} --overwrite true`" if command else "pass --overwrite true"
@@ -246,6 +260,31 @@ def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) ->
             f"{folder} is of format {manifest.get('format', 0)}, and this version reads format {FORMAT}; {again} to make it again."
         )
     return manifest
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether JSON has a manifest's shape, and lists no file outside the manifest's folder."""
+    if not isinstance(content, dict) or not {"stage", "inputs", "outputs", "finished", "packages"} <= content.keys():
+        return False
+    outputs = content["outputs"]
+    if not isinstance(outputs, dict | list) or not all(
+        isinstance(name, str) and _lies_inside(name) for name in outputs
+    ):
+        return False
+    if content.get("format") != FORMAT:
+        return True
+    shape = {"fingerprint": dict, "inputs": dict, "outputs": dict, "outside_inputs": list, "finished": bool}
+    return (
+        all(isinstance(content.get(name), kind) for name, kind in shape.items())
+        and all(isinstance(made, dict) and {"sha256", "bytes"} <= made.keys() for made in content["outputs"].values())
+        and all(isinstance(made, dict) and {"sha256", "name"} <= made.keys() for made in content["outside_inputs"])
+        and isinstance(content.get("not_ours", []), list)
+    )
+
+
+def _lies_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def changed_output(folder: Path, manifest: dict[str, Any], hashes: FileHashes) -> str | None:
@@ -264,9 +303,8 @@ def changed_output(folder: Path, manifest: dict[str, Any], hashes: FileHashes) -
 def content_hash(path: Path, hashes: FileHashes) -> str:
     """sha256 of what a file or a folder holds; of a stage's folder, of the outputs that its manifest lists."""
     if path.is_dir() and (path / MANIFEST).exists():
-        return hashes.of_lines(
-            f"{name} {made['sha256']}" for name, made in read_json(path / MANIFEST)["outputs"].items()
-        )
+        outputs = (read_manifest(path) or {"outputs": {}})["outputs"]
+        return hashes.of_lines(f"{name} {made['sha256']}" for name, made in outputs.items())
     if path.is_dir():
         return hashes.of_lines(f"{name} {hashes.sha256(path / name)}" for name in _files(path))
     return hashes.sha256(path)

@@ -84,7 +84,10 @@ class TrainerConfig:
     ] = field(default="cosine", metadata={"help": "Learning-rate schedule.", "rare": True})
     lr_scheduler_kwargs: dict[str, Any] | None = field(
         default=None,
-        metadata={"help": 'Further arguments of the schedule, as JSON: {"min_lr": 1e-5}.', "rare": True},
+        metadata={
+            "help": 'Further arguments of the schedule, as JSON: {"min_lr": 1e-5} of cosine_with_min_lr.',
+            "rare": True,
+        },
     )
     warmup_steps: float = field(
         default=0.0, metadata={"help": "Warm-up: steps, or a share of all steps when below 1.", "rare": True}
@@ -141,7 +144,9 @@ class TrainerConfig:
         default=True, metadata={"help": "Leave NaN and infinite losses out of the logged mean.", "rare": True}
     )
     disable_tqdm: bool | None = field(default=None, metadata={"help": "true: no live bar.", "rare": True})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, trackio or wandb.", "rare": True})
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = field(
+        default="none", metadata={"help": "Where measurements are shown as well.", "rare": True}
+    )
     run_name: str | None = field(default=None, metadata={"help": "The run's name for report_to.", "rare": True})
     project: str = field(default="huggingface", metadata={"help": "trackio: the project's name.", "rare": True})
     trackio_space_id: str | None = field(

@@ -131,6 +131,23 @@ def test_a_local_name_says_what_it_holds() -> None:
     assert not faults, listed(sorted(set(faults)))
 
 
+def test_a_path_is_never_read_as_a_pattern() -> None:
+    """Polars reads `run[1]/log.csv` as a pattern, and then another file than the one that was named and hashed."""
+    readers = {"read_parquet", "scan_parquet", "read_csv", "scan_csv", "scan_ndjson"}
+    patterns = []
+    for path in files(*ROOMS, "benchmarks"):
+        calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+        literal = {id(call) for call in calls for keyword in call.keywords if keyword.arg == "glob"}
+        patterns += [
+            f"{name_of(path)}:{call.lineno}"
+            for call in calls
+            if any(isinstance(node, ast.Attribute) and node.attr in readers for node in ast.walk(call.func))
+            and not any(isinstance(node, ast.Call) for node in ast.walk(call.func))
+            and id(call) not in literal
+        ]
+    assert not patterns, listed(patterns)
+
+
 def test_a_module_has_a_noun() -> None:
     modules = [path for path in files(*ROOMS, "benchmarks", "tests") if NO_NOUN & {path.stem, path.parent.name}]
     assert not modules, listed(map(name_of, modules))

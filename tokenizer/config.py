@@ -165,7 +165,7 @@ def parse_arguments(arguments: list[str] | None = None, *, stage: str) -> tuple[
     run_dir = Path(peek("run_dir", arguments, run_dir=DEFAULT_RUN) or DEFAULT_RUN)
     last = peek("quantizer", [], stage="sid", run_dir=run_dir) or DEFAULT_QUANTIZER
     name = peek("quantizer", arguments, stage="sid", run_dir=run_dir) or DEFAULT_QUANTIZER
-    if name not in QUANTIZERS:
+    if not isinstance(name, str) or name not in QUANTIZERS:
         raise InputError(f"quantizer is {name!r}; it must be one of {', '.join(QUANTIZERS)}.")
     kind = QUANTIZERS[name]
     others = ["level_sizes", *(setting.name for setting in fields(kind))] if name != last else []

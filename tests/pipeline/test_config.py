@@ -159,6 +159,32 @@ def test_without_a_config_and_a_run_the_packaged_settings_of_the_data_set_count(
     assert (config.run_dir, config.max_items, config.num_train_epochs) == (tmp_path, 50, 6)
 
 
+@pytest.mark.parametrize("path", ["", "a\0b", "a\udcff"])
+def test_what_cannot_be_a_path_is_refused(tmp_path: Path, path: str) -> None:
+    """An empty one above all, as of a shell's unset variable: it would mean the working directory."""
+
+    @dataclass
+    class Some:
+        run_dir: Path = Path("outputs/demo")
+
+    with pytest.raises(InputError, match=r"run_dir is .*; it must be a path"):
+        parse_config(Some, [f"--run_dir={path}"])
+    (tmp_path / "some.yaml").write_text(f"run_dir: {json.dumps(path)}\n")
+    with pytest.raises(InputError, match=r"run_dir is .*; it must be a path"):
+        parse_config(Some, ["--config", str(tmp_path / "some.yaml")])
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    @dataclass
+    class Some:
+        run_dir: Path = Path("outputs/demo")
+        seed: int = 0
+
+    assert parse_config(Some, ["--seed", "4294967295"]).seed == 2**32 - 1
+    with pytest.raises(InputError, match="seed is 4294967296; it must be at most 4294967295"):
+        parse_config(Some, ["--seed", "4294967296"])
+
+
 def test_help_shows_the_usual_settings_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
     shown = []
     for flag in ("--help", "-h", "--help-all"):

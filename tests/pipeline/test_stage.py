@@ -232,6 +232,64 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path, source: Pa
     assert files(stage.folder) == {"codes.npy": "new"}
 
 
+def test_a_kill_between_the_two_renames_is_settled_before_anything_is_made_again(tmp_path: Path, source: Path) -> None:
+    stage = finished(tmp_path / "run", source)
+    stage.folder.rename(stage.run_dir / ".sid.before")
+    assert stage.is_finished()
+    assert files(stage.folder) == {"codes.npy": "codes"}
+
+
+def test_a_kill_after_the_two_renames_loses_nothing_and_blocks_nothing(
+    tmp_path: Path, source: Path, monkeypatch
+) -> None:
+    stage = finished(tmp_path / "run", source)
+    (stage.folder / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "_end_exchange", lambda self: None)
+        patch.setattr(Stage, "_close", lambda self, identity, hashes: None)
+        build(stage, "new", overwrite=True)
+    assert (stage.run_dir / ".sid.before" / "notes.txt").exists()
+    build(stage, "newer")
+    assert files(stage.folder) == {"codes.npy": "newer", "notes.txt": "mine"}
+    build(stage, "newest", overwrite=True)
+    assert files(stage.folder) == {"codes.npy": "newest", "notes.txt": "mine"}
+    assert not (stage.run_dir / ".sid.before").exists()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"outputs": []},
+        {"outputs": None},
+        {"outputs": {"codes.npy": 1}},
+        {"outputs": {"codes.npy": {}}},
+        {"fingerprint": []},
+        {"fingerprint": None},
+        {"inputs": []},
+        {"outside_inputs": None},
+        {"outside_inputs": [3]},
+        {"finished": "perhaps"},
+        {"not_ours": 3},
+        {"outputs": {"../../user/log.csv": {"sha256": "0", "bytes": 3}}},
+        {"format": 0, "outputs": {"/etc/x": "0"}},
+    ],
+)
+def test_other_json_is_no_manifest_and_deletes_nothing(tmp_path: Path, source: Path, other: dict[str, object]) -> None:
+    stage = finished(tmp_path / "run", source)
+    write_json(stage.manifest_path, json.loads(stage.manifest_path.read_text()) | other)
+    uses = (
+        stage.is_finished,
+        lambda: require_finished(stage.run_dir, "sid", "x"),
+        lambda: build(stage, overwrite=True),
+        lambda: build(Stage(stage.run_dir, "sft", {}, (stage.folder,))),
+    )
+    for use in uses:
+        with pytest.raises(InputError, match=r"sid/manifest\.json is no manifest of this project"):
+            use()
+    assert source.read_text() == "one"
+    assert (stage.folder / "codes.npy").read_text() == "codes"
+
+
 def test_hashes_are_computed_once_and_again_when_a_file_changes(tmp_path: Path, source: Path, monkeypatch) -> None:
     stage = finished(tmp_path / "run", source)
     hashed: list[str] = []

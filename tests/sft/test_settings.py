@@ -78,7 +78,7 @@ def different(kind: Any, default: Any) -> Any:
     if get_origin(kind) is list:
         return [*default, default[0]]
     if get_origin(kind) is dict:
-        return {"min_lr": 1e-5}
+        return {"num_cycles": 1.5}
     return kind("something/else")
 
 
@@ -245,3 +245,31 @@ def test_the_stage_says_what_is_missing_where_there_is_nothing(tmp_path, capsys)
     run_dir = make_run_dir(tmp_path / "run")
     assert exit_code("rl/grpo.py", "--run_dir", run_dir) == 2
     assert "holds no finished 'sft' stage; run `accelerate launch sft/train.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"lr_scheduler_kwargs": {"a": 1}},
+            r"lr_scheduler_kwargs=\{'a': 1\} cannot be used by lr_scheduler_type=cosine",
+        ),
+        ({"lr_scheduler_kwargs": {"num_cycles": "x"}}, "cannot be used by lr_scheduler_type=cosine"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_kwargs=None cannot be used by lr_scheduler_type=cosine_with",
+        ),
+        ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"min_lr": 1e-5}}, "lr_scheduler_type=constant"),
+    ],
+)
+def test_arguments_that_a_schedule_does_not_take_are_refused(
+    settings: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        sft_arguments(with_hardware(SftTrainerConfig(use_cpu=True, bf16=False, **settings)), tmp_path)
+
+
+def test_a_tracker_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidrec.sft.training_arguments.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="report_to=wandb needs the package wandb, which is not installed"):
+        with_hardware(SftTrainerConfig(report_to="wandb"))

@@ -297,7 +297,7 @@ def read_categories(path: Path, n_items: int) -> list[str]:
     """The items' categories. Raises InputError when the file has none, or another number of items."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; correct --items.")
-    items = pl.read_parquet(path)
+    items = pl.read_parquet(path, glob=False)
     categories = categories_of(items)
     if categories is None:
         raise InputError(f"{path} has no column genres, category or categories with two values; leave --items out.")
