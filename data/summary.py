@@ -47,12 +47,18 @@ def summary(folder: Path) -> list[str]:
     title = " ".join(part for part in (info["name"], info.get("category")) if part)
     density = counts["interactions"] / counts["users"] / counts["items"]
     splits = f"{counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test interactions"
+    nothing_to_measure = [
+        f"Warning: no interaction is {name}, so no model can be trained and measured on these data; give longer histories."
+        for name in ("valid", "test")
+        if not counts[name]
+    ]
     return [
         f"{title}: {counts['users']:,} users, {counts['items']:,} items, {counts['interactions']:,} interactions "
         f"({counts['removed_interactions']:,} removed by k-core), density {density:.3%}",
         f"{info['protocol']}: {splits}; median history {np.median(lengths):g}; {tied.mean():.1%} of users have their last two "
         "at one time (then input order decides)",
         *info.get("notes", []),
+        *nothing_to_measure,
         f"files: {folder}",
     ]
 

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             assert len(rows) == dataset.n_items
             with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
                 np.save(handle, rows)
-            lines.append(f"{config.path_of(source)}: {rows.shape[0]:,} items, {rows.shape[1]} numbers each")
+            lines.append(f"{config.path_of(source)}: {rows.shape[0]:,} items, vectors of length {rows.shape[1]}")
     screen.summary("embeddings", lines)
 
 

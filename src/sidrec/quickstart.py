@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     user = first_user(Path(run_dir))
     say(f"── {len(STAGES) + 1}/{len(STAGES) + 1} recommend: what would user {user} take next?")
     run("sidrec.serving.recommend", "--run_dir", run_dir, "--user", user)
+    say(
+        f"── done: the table, slices and examples, to open in a browser: {Path(run_dir) / 'evaluation' / 'report.html'}"
+    )
 
 
 def read_request(words: list[str]) -> Request:

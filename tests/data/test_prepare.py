@@ -380,3 +380,14 @@ def test_a_moved_source_is_the_same_data_set_and_the_last_settings_count(
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     prepare(*files, "--run_dir", tmp_path / "elsewhere")
     assert snapshot(tmp_path / "elsewhere" / "data") == before
+
+
+def test_data_that_cannot_be_measured_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user needs three interactions for one of them to be valid and one test."""
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\na,x,1\na,y,2\nb,x,1\nb,y,2\n")
+    (tmp_path / "items.csv").write_text("item_id,title\nx,X\ny,Y\n")
+    files = ["--interactions", tmp_path / "log.csv", "--items", tmp_path / "items.csv"]
+    prepare("--dataset", "own", *files, "--run_dir", tmp_path / "run", "--k_user", "1", "--k_item", "1")
+    printed = capsys.readouterr().out
+    assert "Warning: no interaction is valid" in printed
+    assert "Warning: no interaction is test" in printed
