@@ -10,4 +10,4 @@ source ./install.sh
 .venv/bin/ruff format --check --quiet . || { echo "error: run '.venv/bin/ruff format .' first." >&2; exit 1; }
 .venv/bin/mypy
 export OMP_NUM_THREADS=1  # a test process has one core
-exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder "$@"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -16,6 +17,12 @@ import torch
 from sidrec.sft.backbone import load_backbone
 from sidrec.sft.settings import BackboneConfig
 from sidrec.tokenizer.semantic_ids import SemanticIds
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the most slow tests begin first, so that no process waits for them at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
