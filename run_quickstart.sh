@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From raw data to a trained generative recommender, its Recall@K beside baselines, and recommendations on the screen.
 #
-#   bash run_quickstart.sh                                   the built-in demo data, offline, two minutes on 2 cores
+#   bash run_quickstart.sh                                   the built-in demo data, offline, three minutes on 2 cores
 #   bash run_quickstart.sh ml-100k                           MovieLens-100K, downloaded; ten minutes on 2 cores
 #   bash run_quickstart.sh ml-100k --raw_dir DIR             the same from files you have
 #   bash run_quickstart.sh ml-1m [--raw_dir DIR]             MovieLens-1M; hours on 2 cores
