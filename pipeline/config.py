@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import functools
 import json
 import os
 import sys
@@ -346,16 +345,10 @@ def _settings_of_run(run_dir: Path, stage: str, settings: Mapping[str, Setting])
         return {}
     source, content = base
     values = {name: value for name, value in content.items() if name in settings and name != "run_dir"}
-    _say_once(f"settings: {source}, where no flag says otherwise\n")
-    return {name: checked(settings[name], value) for name, value in values.items()}
-
-
-@functools.cache
-def _say_once(line: str) -> None:
-    """Two stages of one command may read the same settings; of several processes, the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(line)
+        sys.stdout.write(f"settings: {source}, where no flag says otherwise\n")
         sys.stdout.flush()
+    return {name: checked(settings[name], value) for name, value in values.items()}
 
 
 def _settings_file(run_dir: Path, stage: str) -> tuple[str, dict[str, Any]] | None:

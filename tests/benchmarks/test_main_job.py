@@ -27,8 +27,9 @@ def test_the_quickstart_begins_each_stage_with_such_a_line(
     monkeypatch.setattr(quickstart, "run", lambda *command: None)
     monkeypatch.setattr(quickstart, "first_user", lambda run_dir: "u1")
     quickstart.main(["demo", "--run_dir", str(tmp_path)])
-    lines = [QUICKSTART_LINE.match(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line and line.group(1) for line in lines] == [*quickstart.STAGES, "recommend"]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [QUICKSTART_LINE.match(line)[1] for line in lines] == [*quickstart.STAGES, "recommend"]
+    assert last.endswith(str(tmp_path / "evaluation" / "report.html")) and not QUICKSTART_LINE.match(last)
 
 
 def test_a_stage_lasts_until_the_next_begins(capfd: pytest.CaptureFixture[str]) -> None:
