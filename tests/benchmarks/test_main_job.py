@@ -29,7 +29,8 @@ def test_the_quickstart_begins_each_stage_with_such_a_line(
     quickstart.main(["demo", "--run_dir", str(tmp_path)])
     *lines, last = capsys.readouterr().out.splitlines()
     assert [QUICKSTART_LINE.match(line)[1] for line in lines] == [*quickstart.STAGES, "recommend"]
-    assert last.endswith(str(tmp_path / "evaluation" / "report.html")) and not QUICKSTART_LINE.match(last)
+    assert last.endswith(str(tmp_path / "evaluation" / "report.html"))
+    assert not QUICKSTART_LINE.match(last)
 
 
 def test_a_stage_lasts_until_the_next_begins(capfd: pytest.CaptureFixture[str]) -> None:
