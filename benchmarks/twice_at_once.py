@@ -239,7 +239,7 @@ class Trial:
                 running.wait()
                 return
             running.wait()
-            shutil.rmtree(run_dir / self.stage)
+            shutil.rmtree(run_dir / self.stage, ignore_errors=True)  # killed early, it has made none
         raise InputError(f"the stage {self.stage!r} could not be killed at its work: it ended sooner, eight times.")
 
     def difference(self, run_dir: Path) -> str | None:

@@ -248,7 +248,7 @@ def test_training_says_it_in_one_line(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3, "a line with the estimate, and two of the summary"
     assert re.fullmatch(
-        r"sft: 0\.01M parameters on cpu in float32, about \d+ MB of [\d.]+ GB memory; 8 steps, about \d+ s to go",
+        r"sft: 0\.01M parameters on cpu in float32, about [\d.]+ [MG]B of [\d.]+ GB memory; 8 steps, about \d+ s to go",
         lines[0],
     )
     assert str(run_dir / "sft") in lines[2]
