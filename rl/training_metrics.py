@@ -58,8 +58,8 @@ def draw_training(log: list[dict[str, Any]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3), squeeze=False)
     for axis, (title, names) in zip(axes[0], panels.items(), strict=True):
         for name in names:
-            rows = [(row["step"], row[name]) for row in log if name in row]
-            axis.plot(*zip(*rows, strict=True), label=name.removeprefix("eval_"), marker=".")
+            by_step = {row["step"]: row[name] for row in log if name in row}  # a resumed run measures a step once more
+            axis.plot(list(by_step), list(by_step.values()), label=name.removeprefix("eval_"), marker=".")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step")
         if len(names) > 1:

@@ -223,3 +223,11 @@ def test_a_model_that_is_ranked_by_another_softmax_is_refused(tmp_path_factory, 
 def test_a_picture_of_a_log_without_validation(tmp_path):
     draw_training([{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.7}], tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 1000
+
+
+def test_a_resumed_runs_picture_is_that_of_a_run_at_one_go(tmp_path):
+    """A resumed run measures the checkpoint that it goes on from once more."""
+    log = [{"step": 0, "eval_recall@10": 0.1}, {"step": 1, "eval_recall@10": 0.3}, {"step": 2, "eval_recall@10": 0.2}]
+    draw_training(log, tmp_path / "once.png")
+    draw_training([*log[:2], log[1], log[2]], tmp_path / "resumed.png")
+    assert (tmp_path / "once.png").read_bytes() == (tmp_path / "resumed.png").read_bytes()
