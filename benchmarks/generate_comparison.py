@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from benchmarks.harness import timed
 from benchmarks.random_catalogues import skewed_codes, small_qwen3
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.trie import SidTrie

@@ -28,7 +28,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.harness import RL, announce, cpu_seconds, plain_console, print_figures, run_stage
 from benchmarks.random_catalogues import skewed_codes, small_qwen3
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import SidVocabulary

@@ -46,7 +46,7 @@ from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.backbone import add_dropout, load_backbone, scratch_model
+from sidrec.sft.backbone import add_dropout, load_backbone, scratch_qwen3
 from sidrec.sft.examples import NO_LABEL, ExampleCollator, ExampleRenderer
 from sidrec.sft.settings import BackboneConfig, EmbeddingInit
 from sidrec.sft.tasks import next_item_rows, rows_of
@@ -171,7 +171,7 @@ def text_model(run: Run, config: RowStartsConfig) -> Path:
 def learn_texts(run: Run, config: RowStartsConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """A model of the same size as the one from scratch, that writes the items' texts."""
     tokenizer = text_tokenizer(run.texts, config.words)
-    model = scratch_model(config.backbone, config.seed)
+    model = scratch_qwen3(config.backbone, config.seed)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
         model.get_input_embeddings().weight.normal_(0, model.config.initializer_range)

@@ -5,6 +5,8 @@ are forced is not run again.
 Deterministic: the `beams` items of largest π that beam search finds. Stochastic: Gumbel top-k (arXiv 1903.06059), `beams` distinct
 items drawn from π without replacement, with what importance weights need.
 
+An RQ-Transformer scores every item from one state, so nothing is searched: the best leaves, or the largest Gumbel keys, are taken.
+
 Why min(beams, eligible items) items come back, always. Call a node live when an eligible item is below it.
   1. Every node that the search keeps is live, so it has a live child.
   2. Where all live nodes of a level are kept, all live nodes of the next one are candidates.
@@ -19,46 +21,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from sidrec.decoding.beams import Beams, best_first, draws_of, refuse_nan
 from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.leaf_search import leaf_search
 from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.policy import SidVocabulary, code_log_probs
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
-from sidrec.pipeline.errors import InputError
-
-LARGEST_NODE = 0x7FFFFFFF
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How the items of a stochastic search were drawn (arXiv 1903.06059, section 4.2).
-
-    keys: float32 [B, W], the Gumbel keys by which the items were drawn, largest first. log_probs: float32 [B, W], log φ, the
-    probabilities drawn by: π, renormalised at every prefix where codes without an eligible item are left out. threshold: float32 [B], κ,
-    the largest key that was not drawn, -inf when all were. log_inclusion: float32 [B, W], log q = log(1 - exp(-exp(log φ - κ))), the
-    probability that an item's key is above κ.
-    """
-
-    keys: Tensor
-    log_probs: Tensor
-    threshold: Tensor
-    log_inclusion: Tensor
-
-    @property
-    def weights(self) -> Tensor:
-        """float32 [B, W]: φ / q. Σ weights · f(item) is an unbiased estimate of Σ φ · f over all items; 0 where no item is."""
-        return (self.log_probs - self.log_inclusion).exp()
-
-
-@dataclass(frozen=True)
-class Beams:
-    """items: int64 [B, W], best first (in sampling order when stochastic), -1 where there are fewer; log_probs: float32 [B, W], -inf
-    there. reachable: int64 [B], how many items could have come back: the eligible ones. draws: only when stochastic."""
-
-    items: Tensor
-    log_probs: Tensor
-    reachable: Tensor
-    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +93,13 @@ def beam_search(
     Raises InputError when the model's scores are not numbers.
     """
     assert beams > 0, f"{beams} beams"
-    prefix = SharedPrefix(model, input_ids, attention_mask)
-    n_requests, device = len(input_ids), input_ids.device
     if isinstance(eligible, Tensor):
         eligible = Eligibility.of_mask(trie, eligible)
     assert eligible is None or eligible.trie is trie, "eligibility by another trie"
+    if (scorer := rq_transformer_of(model)) is not None:
+        return leaf_search(scorer.leaf_log_probs(input_ids, attention_mask, trie), trie, beams, eligible, generators)
+    prefix = SharedPrefix(model, input_ids, attention_mask)
+    n_requests, device = len(input_ids), input_ids.device
     is_static = device.type != "cpu" if static_shapes is None else static_shapes
     search = _Search(
         prefix, vocabulary, trie, beams + (generators is not None), eligible, generators, normaliser, is_static
@@ -140,13 +112,12 @@ def beam_search(
             frontier, hidden = search.decode_one_token(frontier, level)
         frontier = search.expand(frontier, hidden, level)
 
-    if bool(frontier.log_prob.isnan().any()):
-        raise InputError("the model's scores are not numbers (NaN); its weights, or its precision, are broken.")
+    refuse_nan(frontier.log_prob)
     items = trie.item_of_leaf[frontier.node].masked_fill(frontier.log_prob == -torch.inf, -1)
     reachable = torch.full((n_requests,), trie.n_items, device=device) if eligible is None else eligible.n_eligible
     if generators is None:
         return Beams(items, frontier.log_prob, reachable)
-    draws = _draws(frontier.log_draw[:, :beams], frontier.key, beams)
+    draws = draws_of(frontier.log_draw[:, :beams], frontier.key, beams)
     return Beams(items[:, :beams], frontier.log_prob[:, :beams], reachable, draws)
 
 
@@ -240,17 +211,6 @@ class _Search:
         return -torch.stack(draws).clamp_(min=1e-30).log()
 
 
-def best_first(keys: Tensor, nodes: Tensor, n: int) -> Tensor:
-    """int64 [B, n]: columns of the n largest keys, best first; of equal keys the lower node is first, on every device.
-
-    keys: float32 [B, C]. nodes: int64 [B, C], below 2^31. NaN counts as the largest, so that it is not lost.
-    """
-    assert keys.shape == nodes.shape
-    bits = (keys.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf) + 0.0).view(torch.int32)  # + 0.0: no -0
-    rising = bits ^ ((bits >> 31) & LARGEST_NODE)  # as integers, in the order of the floats
-    return ((rising.long() << 32) | (LARGEST_NODE - nodes)).topk(n, dim=1).indices
-
-
 def _rows(values: Tensor, order: Tensor) -> Tensor:
     """[B, W', M]: the rows of `values` [B, W, M] at `order`, int64 [B, W']."""
     return values.gather(1, order[..., None].expand(-1, -1, values.shape[2]))
@@ -267,19 +227,3 @@ def _conditioned_keys(parent_keys: Tensor, perturbed: Tensor) -> Tensor:
     v = parent - perturbed + torch.log1p(-torch.exp(perturbed - largest))
     keys = parent - v.clamp(min=0) - torch.log1p(torch.exp(-v.abs()))
     return keys.masked_fill((perturbed == -torch.inf) | (largest == -torch.inf), -torch.inf)
-
-
-def _draws(log_probs: Tensor, keys: Tensor, beams: int) -> Draws:
-    """log_probs: [B, W ≤ beams]. keys: [B, W'], one more than `beams` where as many exist, best first."""
-    nothing_left = torch.full_like(keys[:, 0], -torch.inf)
-    threshold = keys[:, beams] if keys.shape[1] > beams else nothing_left
-    log_inclusion = log_inclusion_probability(log_probs, threshold).masked_fill(log_probs == -torch.inf, 0.0)
-    return Draws(keys[:, :beams], log_probs, threshold, log_inclusion)
-
-
-def log_inclusion_probability(log_probs: Tensor, threshold: Tensor) -> Tensor:
-    """float32 [B, W]: log q = log(1 - exp(-exp(log φ - κ))), the probability that an item's Gumbel key is above κ (arXiv 1903.06059).
-
-    log_probs: [B, W], log φ. threshold: [B], κ.
-    """
-    return torch.log(-torch.expm1(-torch.exp(log_probs - threshold[:, None])))

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sidrec.decoding.beam_search import best_first
+from sidrec.decoding.leaf_search import exact_top
 from sidrec.decoding.normaliser import Normaliser
 from sidrec.decoding.policy import SidVocabulary, code_log_probs
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
 
@@ -36,6 +37,8 @@ def leaf_log_probs(
 
     input_ids, attention_mask: int64 [B, T], left-padded. Memory: B · N floats, and L chunks of keys and values.
     """
+    if (scorer := rq_transformer_of(model)) is not None:
+        return scorer.leaf_log_probs(input_ids, attention_mask, trie)
     n_requests = len(input_ids)
     prefix = SharedPrefix(model, input_ids, attention_mask)
     scores = torch.full((n_requests, trie.n_items), -torch.inf, device=input_ids.device)
@@ -44,13 +47,6 @@ def leaf_log_probs(
     root = torch.zeros(1, dtype=torch.long, device=input_ids.device)
     walk.score_children(0, root, scores.new_zeros(n_requests, 1), prefix.hidden, root.new_zeros(1, 0, dtype=torch.bool))
     return scores
-
-
-def exact_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best leaves of each request, int64 [B, k'], and their scores; of equal ones the lower leaf first. scores: [B, N]."""
-    leaves = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-    best = best_first(scores, leaves, min(k, scores.shape[1]))
-    return best, scores.gather(1, best)
 
 
 @dataclass(frozen=True)

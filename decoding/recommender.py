@@ -12,11 +12,14 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
 from sidrec.decoding.eligibility import Eligibility
-from sidrec.decoding.exhaustive import exact_top, leaf_log_probs
+from sidrec.decoding.exhaustive import leaf_log_probs
+from sidrec.decoding.leaf_search import leaf_search
 from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import check_decoder
 from sidrec.decoding.trie import SidTrie
 from sidrec.decoding.trie_file import open_trie
@@ -126,6 +129,7 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
         reachable = np.zeros(len(histories), dtype=np.int64)
+        exact = exact or rq_transformer_of(self.model) is not None
         longest = max(1, SCORES_PER_BATCH // snapshot.trie.n_items) if exact else len(histories)
         batches = self._batches(histories, longest)
         for rows in batches:
@@ -154,12 +158,7 @@ class Recommender:
 
     def _score(self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, k: int) -> Beams:
         """The exact first k, by scoring every item."""
-        scores = self.leaf_log_probs(histories, snapshot)
-        if eligible is not None:
-            scores = scores.masked_fill(~eligible.leaves(), -torch.inf)
-        leaves, log_probs = exact_top(scores, k)
-        items = snapshot.trie.item_of_leaf[leaves].masked_fill(log_probs == -torch.inf, -1)
-        return Beams(items, log_probs, (scores > -torch.inf).sum(1))
+        return leaf_search(self.leaf_log_probs(histories, snapshot), snapshot.trie, k, eligible)
 
     def leaf_log_probs(self, histories: list[np.ndarray], snapshot: Snapshot | None = None) -> torch.Tensor:
         """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch.

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from sidrec.decoding.output_head import OutputHead, causal_model
 from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.pipeline.errors import InputError
 
 LAYER_KINDS = {"full_attention", "sliding_attention"}
@@ -104,7 +105,12 @@ class SharedPrefix:
 
 @torch.inference_mode()
 def check_decoder(model: nn.Module, vocabulary: SidVocabulary) -> None:
-    """Raise InputError where prompts cannot be continued as `SharedPrefix` does, or the model's plain logits come out different."""
+    """Raise InputError where prompts cannot be continued as `SharedPrefix` does, or the model's plain logits come out different.
+
+    An RQ-Transformer is not continued at all.
+    """
+    if rq_transformer_of(model) is not None:
+        return
     causal = causal_model(model)
     name = type(causal).__name__
     kinds = set(getattr(causal.config.get_text_config(), "layer_types", None) or ()) - LAYER_KINDS

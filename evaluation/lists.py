@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from sidrec.data.metrics import NO_ITEM
-from sidrec.decoding.beam_search import best_first
+from sidrec.decoding.beams import best_first
 
 LIST_LENGTH = 10
 

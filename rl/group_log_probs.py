@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sidrec.decoding.output_head import OutputHead, causal_model
 from sidrec.decoding.policy import SidVocabulary, leaked_mass, next_code_log_probs
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.trie import SidTrie
 
 
@@ -68,10 +69,13 @@ def group_log_probs(
 
     model: the wrapped model. head: its own. prompt_ids, prompt_mask: int64 [B, P], left-padded. items: int64 [B].
     """
-    hidden = group_states(model, prompt_ids, prompt_mask, items, vocabulary, trie)
-    chosen, *levels = head.call(
-        lambda whole, inputs: _chosen_and_levels(inputs, items, whole, vocabulary, trie), hidden
-    )
+    if rq_transformer_of(model) is not None:
+        chosen, *levels = _by_depth_head(model, prompt_ids, prompt_mask, items, trie)
+    else:
+        hidden = group_states(model, prompt_ids, prompt_mask, items, vocabulary, trie)
+        chosen, *levels = head.call(
+            lambda whole, inputs: _chosen_and_levels(inputs, items, whole, vocabulary, trie), hidden
+        )
     entropies = [-(log_probs.exp() * log_probs.masked_fill(log_probs == -torch.inf, 0)).sum(1) for log_probs in levels]
     return GroupLogProbs(chosen, torch.stack(entropies, dim=1), tuple(levels))
 
@@ -132,6 +136,28 @@ def _chosen_and_levels(
         log_probs, code = next_code_log_probs(hidden[:, level], items, head, vocabulary, trie, level)
         chosen.append(log_probs.gather(1, code[:, None])[:, 0])
         levels.append(log_probs)
+    return torch.stack(chosen, dim=1), *levels
+
+
+def _by_depth_head(
+    model: nn.Module, prompt_ids: Tensor, prompt_mask: Tensor, items: Tensor, trie: SidTrie
+) -> tuple[Tensor, ...]:
+    """As `_chosen_and_levels`, of an RQ-Transformer: one state a prompt is all that the codes depend on."""
+    scorer = rq_transformer_of(model)
+    assert scorer is not None
+    packed = pack_groups(prompt_ids, prompt_mask)
+    output = model(
+        input_ids=packed.prompt_ids, attention_mask=packed.prompt_mask, output_hidden_states=True, logits_to_keep=1
+    )
+    states = output.hidden_states[-1][packed.slot_of_row // packed.row.shape[1], -1]
+    chosen, levels = [], []
+    for level, size in enumerate(trie.level_sizes):
+        node, child = (trie.node_of_item[depth][items] for depth in (level, level + 1))
+        children, codes, exists = trie.padded_children(level, node)
+        log_probs = scorer.depth.child_log_probs(states[:, None], level, node, children, exists, scorer.table(trie))
+        chosen.append(log_probs[:, 0].gather(1, (child - children[:, 0])[:, None])[:, 0])
+        by_code = log_probs.new_full((len(items), size + 1), -torch.inf)  # what fills a row up goes to the last column
+        levels.append(by_code.scatter(1, torch.where(exists, codes, size), log_probs[:, 0])[:, :size])
     return torch.stack(chosen, dim=1), *levels
 
 

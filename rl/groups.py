@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidrec.decoding.beam_search import Beams, log_inclusion_probability
+from sidrec.decoding.beams import Beams, log_inclusion_probability
 from sidrec.rl.settings import Draw
 
 Search = Callable[[Tensor, int, "list[torch.Generator] | None"], Beams]

@@ -16,6 +16,7 @@ from trl import GRPOConfig
 from sidrec.baselines.item_knn import tune_item_knn
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
@@ -99,6 +100,8 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
     load_whole()
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
+    if isinstance(model, RqTransformerForCausalLM):
+        model.set_dropout(0.0)  # what is drawn, and what is learnt from it, is of one policy
     tokenizer = AutoTokenizer.from_pretrained(sft_folder)
     renderer = Renderer.load(sft_folder, sids)
     if renderer.normaliser != "children":

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from trl import GRPOTrainer
 
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.output_head import OutputHead
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass_by_level
 from sidrec.rl.groups import draw_groups, with_targets
@@ -81,8 +83,13 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
 
     @torch.no_grad()
     def _leaked(self, scored: dict[str, Any], items: Tensor) -> Tensor:
-        """Mass outside the codes that exist along the first items of LEAK_QUESTIONS groups: float32 [groups, L]."""
+        """Mass outside the codes that exist along the first items of LEAK_QUESTIONS groups: float32 [groups, L].
+
+        An RQ-Transformer puts none there.
+        """
         rows = torch.arange(0, len(items), self.num_generations, device=items.device)[:LEAK_QUESTIONS]
+        if rq_transformer_of(self.model) is not None:
+            return torch.zeros(len(rows), self.trie.n_levels, device=items.device)
         head, trie, vocabulary = (
             OutputHead.of(self.accelerator.unwrap_model(self.model)),
             self.trie,

@@ -17,6 +17,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
+from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.unsharded import load_whole
@@ -25,7 +27,8 @@ from sidrec.sft.unsharded import load_whole
 def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model (float32) and its tokenizer. Raises InputError when a named one cannot be loaded."""
     if config.model_name_or_path is None:
-        return scratch_model(config, seed), byte_tokenizer()
+        make = {"rq_transformer": scratch_rq_transformer, "qwen3": scratch_qwen3}[config.architecture]
+        return make(config, seed), byte_tokenizer()
     load_whole()
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
@@ -40,7 +43,25 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
     return model, tokenizer
 
 
-def scratch_model(config: BackboneConfig, seed: int) -> PreTrainedModel:
+def scratch_rq_transformer(config: BackboneConfig, seed: int) -> RqTransformerForCausalLM:
+    """An RQ-Transformer without a catalogue (sft/node_init.py gives it one)."""
+    torch.manual_seed(seed)
+    return RqTransformerForCausalLM(
+        RqTransformerConfig(
+            vocab_size=len(byte_tokenizer()),
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            dropout=config.dropout,
+            smoothing=config.smoothing,
+            depth_head=config.depth_head,
+            item_loss_weight=config.item_loss_weight,
+        )
+    )
+
+
+def scratch_qwen3(config: BackboneConfig, seed: int) -> PreTrainedModel:
     """A Qwen3 with tied embeddings and small initial weights (residual branches scaled by 1/√(2 · layers), as in GPT-2)."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 
 from sidrec.decoding.output_head import WORDS_AT_ONCE, causal_model
 from sidrec.decoding.policy import is_sparse
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.trie import SidTrie
 
 # none: every process holds everything. zero1: optimizer states divided among the processes; zero2: gradients too; zero3, fsdp: weights too
@@ -59,8 +60,8 @@ class ModelShape:
         config = causal.config.get_text_config()
         heads = config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // heads
-        tables = [causal.get_input_embeddings(), causal.get_output_embeddings()]
-        table_ids = {id(weight) for table in tables for weight in table.parameters()}
+        tables = [causal.get_input_embeddings(), causal.get_output_embeddings(), getattr(causal, "nodes", None)]
+        table_ids = {id(weight) for table in tables if table is not None for weight in table.parameters()}
         weights = list(model.parameters())
         matrices = [weight for weight in weights if _dimensions(weight) == 2 and id(weight) not in table_ids]
         trained = [weight for weight in weights if weight.requires_grad]
@@ -206,9 +207,24 @@ def estimate_training(
 
 def estimate_of(trainer: Any, row_tokens: Sequence[int], words: bool) -> Estimate:
     """The estimate of a trainer that is about to train rows of these lengths on this machine as it is now."""
-    shape = ModelShape.of(trainer.model)
+    shape, lengths = ModelShape.of(trainer.model), np.asarray(row_tokens)
     hardware = measure_hardware(trainer.accelerator, shape)
-    return estimate_training(shape, trainer.args, np.asarray(row_tokens), level_widths(trainer.trie), hardware, words)
+    estimate = estimate_training(shape, trainer.args, lengths, level_widths(trainer.trie), hardware, words)
+    if rq_transformer_of(trainer.model) is None:
+        return estimate
+    n_levels, bf16 = trainer.trie.n_levels, bool(trainer.args.bf16)
+    positions = trainer.args.per_device_train_batch_size * int(lengths.max()) // n_levels
+    if trainer.batches is not None:
+        positions = trainer.batches.batch_items // hardware.processes
+    per_item = activation_bytes(shape, 1, bf16, again=False) + smoothing_bytes(shape, int(lengths.max()) // n_levels)
+    table = 4 * shape.hidden * sum(trainer.trie.n_nodes[1:]) * 3
+    scores = positions * trainer.trie.n_items * (2 if bf16 else 4)
+    return replace(estimate, activations=positions * per_item, head=table + scores)
+
+
+def smoothing_bytes(shape: ModelShape, longest: int) -> int:
+    """Bytes that autograd keeps an item of the smoothing branches: a sum for each doubling up to the longest history."""
+    return 4 * shape.hidden * shape.layers * (longest.bit_length() + 2)
 
 
 def state_bytes(shape: ModelShape, sharding: Sharding, processes: int, bf16: bool) -> tuple[int, int, int]:

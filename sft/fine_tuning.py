@@ -14,6 +14,7 @@ from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.output_head import causal_model
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.renderer import RENDERER_FILE, Renderer
+from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.fingerprint import fingerprint
@@ -21,6 +22,7 @@ from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 from sidrec.sft.backbone import add_dropout, load_backbone
+from sidrec.sft.batches import ItemBatches
 from sidrec.sft.checkpoints import last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.embedding_init import usable_init
@@ -29,6 +31,7 @@ from sidrec.sft.examples import ExampleCollator, ExampleRenderer, chat_openings,
 from sidrec.sft.export import close_folder, complete_folder
 from sidrec.sft.hub import HubRepository
 from sidrec.sft.item_dropout import ItemDropout
+from sidrec.sft.node_init import add_catalogue
 from sidrec.sft.progress import show_progress, stage_screen
 from sidrec.sft.settings import (
     UNDECISIVE,
@@ -100,7 +103,7 @@ def prepare(
     render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
     rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, seed)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
-    if backbone.model_name_or_path is None:
+    if backbone.model_name_or_path is None and backbone.architecture == "qwen3":
         add_dropout(causal_model(model), backbone.dropout)
     drop = ItemDropout(tasks.item_dropout, seed)
     return TrainingStart(dataset, sids, model, tokenizer, render, rows, drop, tasks.with_text, valid_cases)
@@ -126,6 +129,7 @@ def train_model(
         renderer=start.render.renderer,
         trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
         valid_cases=start.valid_cases,
+        batches=item_batches(start, config.batch_items, arguments),
         callbacks=[start.drop, *early_stopping(config.early_stopping_patience)],
     )
     estimate = estimate_of(trainer, start.rows["length"], start.with_text)
@@ -146,6 +150,14 @@ def train_model(
     finish(folder, trainer, start.sids, screen)
 
 
+def item_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> ItemBatches | None:
+    """Batches of about `batch_items` items; None for 0: the trainer makes them."""
+    if not batch_items:
+        return None
+    lengths = [length // start.sids.n_levels for length in start.rows["length"]]
+    return ItemBatches(lengths, batch_items, arguments.seed, arguments.process_index, arguments.world_size)
+
+
 def start_model(
     dataset: Dataset, sids: SemanticIds, config: SftConfig, backbone: BackboneConfig, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, SidVocabulary]:
@@ -160,7 +172,10 @@ def start_model(
         return model, tokenizer, Renderer.load(folder, sids).vocabulary
     embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
     texts = dataset.items["text"].to_list()
-    return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
+    if isinstance(model, RqTransformerForCausalLM):
+        add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed)
+    return model, tokenizer, vocabulary
 
 
 def example_renderer(

@@ -57,6 +57,13 @@ class SftConfig:
             "rare": True,
         },
     )
+    batch_items: int = field(
+        default=0,
+        metadata={
+            "help": "Items of histories a step, padding included, of all processes together, in batches of similar length; 0: "
+            "per_device_train_batch_size histories a process."
+        },
+    )
     chat_template: bool = field(
         default=False,
         metadata={
@@ -75,7 +82,7 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.max_items < 2:
             raise InputError(f"max_items={self.max_items} is too short: a context holds at least 2 items.")
-        refuse_bad_numbers(self, {"valid_users": 1})
+        refuse_bad_numbers(self, {"valid_users": 1, "batch_items": 0})
         refuse_early_stopping_below_zero(self.early_stopping_patience)
 
 
@@ -159,6 +166,31 @@ class BackboneConfig:
             "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
             "to make a small Qwen3 from scratch."
         },
+    )
+    architecture: Literal["rq_transformer", "qwen3"] = field(
+        default="qwen3",
+        metadata={
+            "help": "From scratch: `rq_transformer` (arXiv 2203.01941; one position an item, a depth head that writes its codes), or "
+            "`qwen3` (one position a token, as a pretrained language model has)."
+        },
+    )
+    depth_head: Literal["marginal", "additive", "transformer"] = field(
+        default="marginal",
+        metadata={
+            "help": "rq_transformer: codes by the exact marginals of a softmax over items, by one product a level, or by a small "
+            "transformer over the prefix."
+        },
+    )
+    item_loss_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "rq_transformer, additive and transformer heads: weight of the softmax over items beside the codes' loss.",
+            "rare": True,
+        },
+    )
+    smoothing: bool = field(
+        default=True,
+        metadata={"help": "rq_transformer: an exponential mean of the past beside the attention.", "rare": True},
     )
     hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})
     num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: number of decoder layers."})

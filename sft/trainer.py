@@ -2,21 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import item_log_probs
 from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.trie import SidTrie
+from sidrec.sft.batches import ItemBatches
 from sidrec.sft.examples import NO_ITEM, NO_LABEL
 from sidrec.sft.validation import RecommendingValidation
 
 
 class SidSFTTrainer(RecommendingValidation, SFTTrainer):
-    """Overrides two methods of TRL 1.16's SFTTrainer: `compute_loss` and, as `RecommendingValidation`, `evaluate`."""
+    """Overrides of TRL 1.16's SFTTrainer: `compute_loss`, the batches where `batches` makes them, no decay of vectors, and, as
+    `RecommendingValidation`, `evaluate`."""
+
+    def __init__(self, *args: Any, batches: ItemBatches | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.batches = batches
+        if batches is not None:
+            self.add_callback(batches)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Not sharded by accelerate: `ItemBatches` gives every process its own rows."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices alone: norms, biases, decays and scales are vectors."""
+        matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
+        return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
     def compute_loss(
         self,
@@ -47,6 +75,9 @@ def answer_loss(
     """
     input_ids, items, labels = batch["input_ids"], batch["items"], batch["labels"]
     assert input_ids.shape == items.shape == labels.shape, f"{tuple(input_ids.shape)}, {tuple(items.shape)}"
+    if rq_transformer_of(model) is not None:
+        output = model(input_ids=input_ids, answers=items)
+        return sum(losses.sum() for losses in (output.answer_losses, output.item_losses) if losses is not None)
     output = model(input_ids=input_ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
     return head.call(
         lambda whole, hidden: _loss_of_states(hidden, whole, batch, renderer, trie), output.hidden_states[-1]

@@ -51,7 +51,8 @@ def add_sid_tokens(
 
     offsets = np.cumsum([len(CONTROL_TOKENS), *sids.level_sizes[:-1]])
     vocabulary = SidVocabulary(start, tuple(int(start + offset) for offset in offsets), tuple(sids.level_sizes))
-    matrices = {id(m.weight): m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    modules = [module for module in (model.get_input_embeddings(), model.get_output_embeddings()) if module is not None]
+    matrices = {id(module.weight): module.weight for module in modules}
     for weight in matrices.values():
         with torch.no_grad():
             for first, rows in zip(

@@ -26,7 +26,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.rl import grpo
 from sidrec.sft import train
-from sidrec.sft.backbone import byte_tokenizer, scratch_model
+from sidrec.sft.backbone import byte_tokenizer, scratch_qwen3
 from sidrec.sft.settings import BackboneConfig
 
 pytestmark = pytest.mark.slow
@@ -185,7 +185,7 @@ def pretrained(tmp_path_factory) -> Path:
     """A model folder whose head is not its embedding."""
     folder = tmp_path_factory.mktemp("pretrained") / "model"
     backbone = BackboneConfig(hidden_size=320, num_hidden_layers=2, num_attention_heads=2, intermediate_size=320)
-    model, tokenizer = scratch_model(backbone, seed=1), byte_tokenizer()
+    model, tokenizer = scratch_qwen3(backbone, seed=1), byte_tokenizer()
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())
     model.save_pretrained(folder)

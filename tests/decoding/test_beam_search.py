@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from sidrec.decoding import output_head
-from sidrec.decoding.beam_search import beam_search, best_first
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import best_first
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.normaliser import NORMALISERS
 from sidrec.decoding.output_head import OutputHead

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.decoding import policy
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.eligibility import AllowList, Eligibility
 from sidrec.decoding.output_head import OutputHead

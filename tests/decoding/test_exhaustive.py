@@ -10,7 +10,8 @@ import torch
 from conftest import make_sids
 
 from sidrec.decoding import exhaustive
-from sidrec.decoding.exhaustive import beam_regret, exact_top, leaf_log_probs
+from sidrec.decoding.exhaustive import beam_regret, leaf_log_probs
+from sidrec.decoding.leaf_search import exact_top
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import item_log_probs
 from sidrec.decoding.recommender import Recommender

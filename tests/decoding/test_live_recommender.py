@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sidrec.decoding.beam_search import Beams, beam_search
+from sidrec.decoding.beam_search import beam_search
+from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import Snapshot
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.policy import SidVocabulary

@@ -9,14 +9,14 @@ from torch import nn
 from sidrec.decoding.output_head import OutputHead
 from sidrec.pipeline.errors import InputError
 from sidrec.sft import unsharded as whole_model
-from sidrec.sft.backbone import scratch_model
+from sidrec.sft.backbone import scratch_qwen3
 from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.unsharded import _whole_copy, refuse_adapters_in_parts
 
 
 @pytest.fixture
 def model():
-    return scratch_model(
+    return scratch_qwen3(
         BackboneConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16), seed=0
     )
 

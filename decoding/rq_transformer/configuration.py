@@ -1,0 +1,37 @@
+"""The configuration of an RQ-Transformer over semantic IDs."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig
+
+
+class RqTransformerConfig(PreTrainedConfig):
+    """What makes the model's shape: the spatial transformer's sizes, the depth head, and where the SID tokens lie in its vocabulary.
+
+    depth_head: one of DEPTH_HEADS. start_token, first_tokens, level_sizes: as of `SidVocabulary`. n_nodes: nodes of the training
+    catalogue's trie at depths 1 … L; the last is the number of items. own_levels: which levels' nodes have rows of
+    their own. Empty until `add_catalogue` has been called.
+    """
+
+    model_type = "rq_transformer"
+
+    vocab_size: int = 258
+    hidden_size: int = 128
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 2
+    intermediate_size: int = 256
+    dropout: float = 0.5
+    smoothing: bool = True
+    depth_head: str = "marginal"
+    item_loss_weight: float = 1.0
+    start_token: int = 258
+    first_tokens: list[int] | None = None
+    level_sizes: list[int] | None = None
+    n_nodes: list[int] | None = None
+    own_levels: list[int] | None = None
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = False
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = 1

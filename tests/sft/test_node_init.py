@@ -1,0 +1,44 @@
+"""Rows of an RQ-Transformer's nodes at the start: what they sum to, which levels have own ones, and what an untrained model can do."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from conftest import make_sids
+
+from sidrec.decoding.trie import SidTrie
+from sidrec.sft.node_init import levels_with_own_rows, residual_rows
+
+
+def trie_of(codes: np.ndarray) -> SidTrie:
+    return SidTrie(torch.from_numpy(codes), (codes.max(0) + 1).tolist())
+
+
+def test_rows_are_the_residual_centroids_of_each_level() -> None:
+    codes = make_sids(60, [4, 5, 6], seed=1).codes
+    vectors, trie = torch.randn(60, 12), trie_of(codes)
+    rest = vectors.clone()
+    for level, (shared, own_rows) in enumerate(residual_rows(vectors, trie, std=0.02)):
+        node = trie.node_of_item[level + 1][:]
+        centroids = torch.stack([rest[node == n].mean(0) for n in range(trie.n_nodes[level + 1])])
+        rest = rest - centroids[node]
+        rows = shared[trie.code[level][:]] + own_rows
+        assert torch.allclose(rows, centroids * 0.02 / centroids.std(), atol=1e-6)
+        for code in range(len(shared)):
+            of_code = codes[:, level] == code
+            assert torch.allclose(shared[code], rows[node[of_code]].mean(0), atol=1e-6)
+
+
+def test_a_level_of_forced_codes_starts_from_zero() -> None:
+    codes = np.array([[0, 0], [1, 0], [2, 1]], dtype=np.int32)
+    (_, _), (shared, own_rows) = residual_rows(torch.randn(3, 4), trie_of(codes), std=0.02)
+    assert float(shared.abs().max()) == float(own_rows.abs().max()) == 0
+
+
+def test_own_rows_are_where_nodes_share_codes_and_memory_lasts(monkeypatch) -> None:
+    shared = trie_of(make_sids(60, [4, 5, 6], seed=1).codes)
+    assert levels_with_own_rows(shared, 8) == [1, 2]
+    own_token = np.stack([np.arange(60) % 4, np.arange(60)], 1).astype(np.int32)
+    assert levels_with_own_rows(trie_of(own_token), 8) == []
+    monkeypatch.setattr("sidrec.sft.node_init.OWN_ROWS_BYTES", 4 * 8 * (shared.n_nodes[1] + shared.n_nodes[2]))
+    assert levels_with_own_rows(shared, 8) == [1]

@@ -1,0 +1,91 @@
+"""SFT and RL of an RQ-Transformer: what they move, that they repeat and resume, and what they write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from run_dirs import make_run_dir, run_stage, state, weights
+from transformers import AutoModelForCausalLM
+
+from sidrec.data.dataset import Dataset
+from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
+from sidrec.rl import grpo
+from sidrec.sft import train
+from sidrec.sft.trainer import SidSFTTrainer
+
+RQ_FLAGS: dict[str, object] = {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    return make_run_dir(tmp_path_factory.mktemp("rq") / "run")
+
+
+@pytest.fixture(scope="module")
+def trainer(run_dir):
+    return run_stage(train, run_dir, **RQ_FLAGS)
+
+
+def test_all_weights_move_and_the_loss_goes_down(run_dir, trainer, tmp_path_factory) -> None:
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    start = run_stage(train, make_run_dir(tmp_path_factory.mktemp("start") / "run"), **RQ_FLAGS, learning_rate=0.0)
+    before, after = start.model.state_dict(), trainer.model.state_dict()
+    for name in before:
+        moved = not torch.equal(before[name], after[name])
+        assert moved == (name != "codes"), name
+
+
+@pytest.mark.parametrize("head", ["additive", "transformer"])
+def test_the_other_heads_learn_too(head: str, tmp_path: Path) -> None:
+    trainer = run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, depth_head=head)
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_two_runs_give_the_same_bytes_and_the_folder_is_a_model(run_dir, trainer, tmp_path: Path) -> None:
+    again = make_run_dir(tmp_path / "run")
+    run_stage(train, again, **RQ_FLAGS)
+    assert weights(again / "sft") == weights(run_dir / "sft")
+    loaded = AutoModelForCausalLM.from_pretrained(run_dir / "sft")
+    assert isinstance(loaded, RqTransformerForCausalLM)
+    assert (Recommender.load(run_dir, "sft").trie.n_items,) == loaded.codes.shape[:1]
+
+
+def test_rl_goes_on_from_it(run_dir, trainer) -> None:
+    practised = run_stage(grpo, run_dir)
+    rewards = [row["reward"] for row in practised.state.log_history if "reward" in row]
+    assert len(rewards) == 6
+    assert state(practised.model).keys() == state(trainer.model).keys()
+    assert any(not torch.equal(state(practised.model)[name], value) for name, value in state(trainer.model).items())
+
+
+def test_validation_sees_the_weights_of_its_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's fused AdamW changes weights without counting it, so nothing that was made of them may be kept over a step."""
+    measure, rows = SidSFTTrainer.measure, []
+
+    def measured(trainer: SidSFTTrainer, prefix: str) -> dict[str, float]:
+        trainer.model.eval()
+        with torch.no_grad():
+            model = trainer.model
+            assert torch.equal(model.table().item_rows, model._new_table(model._paths_of(model.trie)).item_rows)
+            rows.append(model.table().item_rows)
+        model.train()
+        return measure(trainer, prefix)
+
+    monkeypatch.setattr(SidSFTTrainer, "measure", measured)
+    run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, optim="adamw_torch_fused")
+    assert len(rows) == 3
+    assert not torch.equal(rows[0], rows[1])
+    assert not torch.equal(rows[1], rows[2])
+
+
+def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer) -> None:
+    best = max(json.loads((run_dir / "sft" / "valid.json").read_text()), key=lambda row: row["eval_recall@10"])
+    cases = Dataset.load(run_dir).cases("valid")
+    lists = Recommender.load(run_dir, "sft").recommend(cases.histories, 10, exclude_seen=True).items
+    assert (lists == cases.targets[:, None]).any(1).mean() == pytest.approx(best["eval_recall@10"])
