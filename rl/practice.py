@@ -199,8 +199,10 @@ def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: 
     if best["step"] == 0:  # no checkpoint beat the model that training began with
         for name in ("model.safetensors", "config.json"):
             shutil.copyfile(start.sft_folder / name, folder / name)
-    draw_training(trainer.state.log_history, folder / "training.png")
-    write_json(folder / "log.json", {"kept_step": best["step"], "log": trainer.state.log_history})
+    # Trainer takes a step too many where a run that was killed after its last one goes on (sft/early_stopping.py)
+    log = [row for row in trainer.state.log_history if row["step"] <= trainer.state.max_steps]
+    draw_training(log, folder / "training.png")
+    write_json(folder / "log.json", {"kept_step": best["step"], "log": log})
     complete_folder(folder, trainer.renderer, start.sids, measured)
     screen.summary(
         "rl",
