@@ -18,6 +18,7 @@ from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.exhaustive import beam_regret
 from sidrec.decoding.policy import leaked_mass
 from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import SharedPrefix
 from sidrec.decoding.trie import SidTrie
 
@@ -92,6 +93,8 @@ def leaked_mass_along_draws(
 ) -> Tensor:
     """float32 [2, L, B]: what the full and the level's softmax leak at each level, along one item drawn from π for each history."""
     renderer, trie, device = recommender.renderer, recommender.trie, recommender.model.device
+    if rq_transformer_of(recommender.model) is not None:  # it gives codes that do not exist no probability
+        return torch.zeros(2, trie.n_levels, len(histories))
     input_ids, attention_mask = (tensor.to(device) for tensor in renderer.batch(histories))
     prefix = SharedPrefix(recommender.model, input_ids, attention_mask)
     hidden = prefix.hidden[:, 0]

@@ -97,6 +97,8 @@ def prepare(
     """Load and make all that training begins with. Raises InputError for what does not fit; writes nothing."""
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config, tasks)
+    if backbone.model_name_or_path is None and backbone.architecture == "rq_transformer":
+        refuse_for_rq_transformer(config, tasks, weights)
     refuse_adapters_in_parts(weights.train_weights)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
@@ -212,6 +214,18 @@ def check(dataset: Dataset, sids: SemanticIds, config: SftConfig, tasks: TaskCon
         raise InputError(
             f"window_items={tasks.window_items} must be less than max_items={config.max_items}: a window holds an answer, too."
         )
+
+
+def refuse_for_rq_transformer(config: SftConfig, tasks: TaskConfig, weights: WeightsConfig) -> None:
+    """Raise InputError for what a model that knows items alone cannot do."""
+    remedy = "an rq_transformer knows items alone; set --architecture qwen3, or name a pretrained model."
+    if tasks.with_text or config.chat_template:
+        setting = "chat_template" if config.chat_template else "a task with texts"
+        raise InputError(f"{setting} needs a model that reads words, and {remedy}")
+    if config.normaliser != "children":
+        raise InputError(f"normaliser={config.normaliser} is over codes that do not exist, and {remedy}")
+    if weights.train_weights != "full":
+        raise InputError(f"train_weights={weights.train_weights} is for a language model's layers, and {remedy}")
 
 
 def finish(folder: Path, trainer: SidSFTTrainer, sids: SemanticIds, screen: Screen) -> None:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from sidrec.decoding.recommender import SIDS_FOLDER
 from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
 from sidrec.pipeline.files import atomic_path
 from sidrec.pipeline.provenance import code_version
@@ -62,13 +63,18 @@ def introduction(folder: Path, base: str | None, stage: str, sids: SemanticIds) 
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is not a dictionary)
     parameters = sum(int(np.prod(shape)) for shape in shapes)
-    origin = f"`{base}`" if base else "a Qwen3 made from scratch"
+    made = "an RQ-Transformer" if is_rq_transformer(folder) else "a Qwen3"
+    origin = f"`{base}`" if base else f"{made} made from scratch"
     return (
         f"A causal language model of {parameters / 1e6:.2f}M parameters, {origin} with the tokens of semantic IDs added to its "
         f"vocabulary, trained by {STAGES[stage]}. Every one of {sids.n_items} items is written as {sids.n_levels} tokens, "
         f"`{sids.text(0)}` for the first; given a history of items the model writes the next one, under a constraint that lets it "
         "write only items that exist."
     )
+
+
+def is_rq_transformer(folder: Path) -> bool:
+    return _read(folder / "config.json")["model_type"] == RqTransformerConfig.model_type
 
 
 def usage(folder: Path, renderer: Renderer) -> str:
@@ -78,11 +84,15 @@ def usage(folder: Path, renderer: Renderer) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.decode(renderer.tokens(np.array(history)))
     k = min(10, n_items - len(history))
-    return f"""As a language model, with transformers alone:
+    with_what, registers = "transformers alone", ""
+    if is_rq_transformer(folder):
+        with_what = "transformers, to which sidrec adds the kind of model"
+        registers = "\nimport sidrec.decoding.rq_transformer.model  # makes the model's kind known to transformers\n"
+    return f"""As a language model, with {with_what}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
+{registers}
 folder = "."  # this folder, or the repository's name on the hub
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
+from sidrec.evaluation import evaluate
+from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.sft.trainer import SidSFTTrainer
@@ -89,3 +92,29 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer) -> None:
     cases = Dataset.load(run_dir).cases("valid")
     lists = Recommender.load(run_dir, "sft").recommend(cases.histories, 10, exclude_seen=True).items
     assert (lists == cases.targets[:, None]).any(1).mean() == pytest.approx(best["eval_recall@10"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("item_to_text", 1.0, "a task with texts needs a model that reads words"),
+        ("chat_template", "true", "chat_template needs a model that reads words"),
+        ("normaliser", "full", "normaliser=full is over codes that do not exist"),
+        ("train_weights", "lora", "train_weights=lora is for a language model's layers"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_at_once(setting: str, value: object, words: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=words):
+        run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, **{setting: value})
+    assert not (tmp_path / "run" / "sft").exists()
+
+
+def test_it_is_evaluated_and_its_card_runs(run_dir, trainer, tmp_path: Path, monkeypatch, capsys) -> None:
+    evaluate.main(["--run_dir", str(run_dir), "--models", "sft", "item_knn"])
+    leaks = json.loads((run_dir / "evaluation" / "metrics.json").read_text())["sft"]["decoding"]["leaked_full"]
+    assert leaks == [0.0] * len(leaks)
+    card = (run_dir / "sft" / "README.md").read_text()
+    assert "an RQ-Transformer made from scratch" in card
+    monkeypatch.chdir(run_dir / "sft")
+    for example in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        exec(example, {})
