@@ -50,6 +50,9 @@ from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.sft.weights import merge, with_adapters
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
+FEWEST_STEPS = 32  # of a pass, where batch_items leaves the choice
+FEWEST_BATCH_ITEMS = 256
+
 
 def fine_tune(
     config: SftConfig,
@@ -153,11 +156,14 @@ def train_model(
 
 
 def item_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> ItemBatches | None:
-    """Batches of about `batch_items` items; None for 0: the trainer makes them."""
+    """Batches of about `batch_items` items, or less where a pass would have too few steps; None for 0: the trainer makes them."""
     if not batch_items:
         return None
     lengths = [length // start.sids.n_levels for length in start.rows["length"]]
-    return ItemBatches(lengths, batch_items, arguments.seed, arguments.process_index, arguments.world_size)
+    small_log = max(FEWEST_BATCH_ITEMS, sum(lengths) // FEWEST_STEPS)
+    return ItemBatches(
+        lengths, min(batch_items, small_log), arguments.seed, arguments.process_index, arguments.world_size
+    )
 
 
 def start_model(

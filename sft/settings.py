@@ -60,8 +60,8 @@ class SftConfig:
     batch_items: int = field(
         default=0,
         metadata={
-            "help": "Items of histories a step, padding included, of all processes together, in batches of similar length; 0: "
-            "per_device_train_batch_size histories a process."
+            "help": "Items of histories a step at most, padding included, of all processes together, in batches of similar length; fewer "
+            "where a pass would have less than 32 steps. 0: per_device_train_batch_size histories a process."
         },
     )
     chat_template: bool = field(
