@@ -214,6 +214,15 @@ def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
 
+def test_an_rq_transformer_by_two_processes_is_one_by_one(tmp_path):
+    """A global batch of so many items is the same in one process and in two."""
+    chosen = SFT | {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
+    one, two = make_run_dir(tmp_path / "one"), make_run_dir(tmp_path / "two")
+    alone = run_stage(train, one, **chosen)
+    assert_same_sft(alone, launch_two(train, two, "two_processes", **chosen))
+    assert_same_model(two, one, "sft", largest=1e-4)
+
+
 @needs_compiler
 def test_sft_by_two_hosts_is_sft_by_one_process(sft_alone, alone, tmp_path):
     """Each host is started by a command of its own, and has one process."""

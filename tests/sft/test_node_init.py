@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from conftest import make_sids
+from run_dirs import make_run_dir
 
+from sidrec.baselines.popularity import fit_popularity
+from sidrec.baselines.scorer import valid_recall
+from sidrec.data.dataset import Dataset
+from sidrec.data.metrics import ranks_in_lists, recall_at
+from sidrec.decoding.recommender import Recommender
+from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
+from sidrec.sft.fine_tuning import start_model
 from sidrec.sft.node_init import levels_with_own_rows, residual_rows
+from sidrec.sft.settings import BackboneConfig, SftConfig
+from sidrec.tokenizer.semantic_ids import SemanticIds
 
 
 def trie_of(codes: np.ndarray) -> SidTrie:
@@ -42,3 +54,16 @@ def test_own_rows_are_where_nodes_share_codes_and_memory_lasts(monkeypatch) -> N
     assert levels_with_own_rows(trie_of(own_token), 8) == []
     monkeypatch.setattr("sidrec.sft.node_init.OWN_ROWS_BYTES", 4 * 8 * (shared.n_nodes[1] + shared.n_nodes[2]))
     assert levels_with_own_rows(shared, 8) == [1]
+
+
+def test_an_untrained_model_ranks_above_popularity(tmp_path: Path) -> None:
+    """By rows that start from co-occurrence, the smoothing branch, and scores that are products with the same rows."""
+    run_dir = make_run_dir(tmp_path / "run")
+    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
+    config, backbone = SftConfig(run_dir=run_dir), BackboneConfig(architecture="rq_transformer")
+    model, _, vocabulary = start_model(dataset, sids, config, backbone, seed=0)
+    cases = dataset.cases("valid")
+    recommender = Recommender.build(model.eval(), Renderer.build(sids, vocabulary, max_items=50), sids)
+    untrained = ranks_in_lists(recommender.recommend(cases.histories, 10, exclude_seen=True).items, cases.targets)
+    popularity = valid_recall(fit_popularity(dataset.train_sequences, dataset.n_items), cases)
+    assert recall_at(untrained, 10).mean() > popularity + 0.1
