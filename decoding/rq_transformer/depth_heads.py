@@ -142,15 +142,8 @@ class TransformerHead(ScoredChildren):
 
     def __init__(self, config: RqTransformerConfig) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            Block(
-                config.hidden_size,
-                config.num_attention_heads,
-                config.intermediate_size,
-                config.dropout,
-                smoothing=False,
-            )
-            for _ in range(1)
+        self.block = Block(
+            config.hidden_size, config.num_attention_heads, config.intermediate_size, config.dropout, smoothing=False
         )
         self.norm = nn.RMSNorm(config.hidden_size)
 
@@ -161,9 +154,7 @@ class TransformerHead(ScoredChildren):
         for depth, above in enumerate(path):
             sums.append(sums[-1] + functional.embedding(above, table.rows[depth])[:, None] * width**0.5)
         hidden = torch.stack(sums, dim=2).flatten(0, 1)  # [R · B, level + 1, H]
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.norm(hidden[:, -1].float()).view(n_rows, n_requests, width)
+        return self.norm(self.block(hidden)[:, -1].float()).view(n_rows, n_requests, width)
 
     def leaf_log_probs(self, states: Tensor, table: NodeTable) -> Tensor:
         """Runs the transformer on every node: for small catalogues, and to check a beam search by."""
