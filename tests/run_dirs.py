@@ -166,11 +166,11 @@ def run_stage(
     work = {train: fine_tuning, grpo: practice}[module]
     finish = work.finish
 
-    def keep_trainer(folder: Path, trainer: Trainer, *rest: Any) -> None:
+    def keep_trainer(folder: Path, trainer: Trainer, *rest: Any, **named: Any) -> None:
         trainers.append(trainer)
         if at_end is not None:
             at_end(trainer)
-        finish(folder, trainer, *rest)
+        finish(folder, trainer, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "finish", keep_trainer)
