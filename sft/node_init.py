@@ -33,6 +33,8 @@ def add_catalogue(
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
     own_levels = levels_with_own_rows(trie, model.config.hidden_size)
     model.add_catalogue(trie, vocabulary.start_token, vocabulary.first_tokens, own_levels)
+    counts = torch.from_numpy(np.bincount(np.concatenate(sequences), minlength=sids.n_items))
+    model.popularity.copy_(counts / counts.sum())
     vectors = torch.from_numpy(ppmi_svd(sequences, sids.n_items, VECTOR_DIM, seed, window=WINDOW))
     generator = torch.Generator().manual_seed(seed)
     lifted = vectors @ torch.randn(vectors.shape[1], model.config.hidden_size, generator=generator)

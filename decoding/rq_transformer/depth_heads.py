@@ -68,7 +68,7 @@ class MarginalHead(DepthHead):
         return sums.T.clamp(min=torch.finfo(mass.dtype).tiny).log() + largest
 
     def item_losses(self, states: Tensor, leaves: Tensor, table: NodeTable) -> Tensor:
-        return item_losses(states, table.item_rows, table.item_bias, leaves)
+        return item_losses(states, table.item_rows, table.item_bias, leaves, table.popularity)
 
 
 class ScoredChildren(DepthHead):

@@ -1,4 +1,5 @@
-"""-log softmax over all items at the targets, its matrix products in bfloat16 where that is asked for."""
+"""-log softmax over items at the targets: over all of them, its matrix products in the autocast dtype, or, in a catalogue of more than
+MOST_SCORED, over a sample with importance weights."""
 
 from __future__ import annotations
 
@@ -8,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+MOST_SCORED = 50_000  # items: 4,096 positions times so many are 400 MB in bfloat16
+SAMPLES = 8192
+UNIFORM_SHARE = 0.5  # of the draws; the others follow popularity
 ROWS_AT_ONCE = 256  # whose scores are in float32 at once: they stay in the cache
 
 
@@ -41,13 +45,30 @@ class ItemSoftmax(torch.autograd.Function):
         return for_states, for_rows, for_bias, None, None
 
 
-def item_losses(states: Tensor, rows: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def item_losses(states: Tensor, rows: Tensor, bias: Tensor, targets: Tensor, popularity: Tensor) -> Tensor:
     """float32 [R]: -log softmax(states · rowsᵀ + bias) at `targets`; in the autocast dtype where autocast is on.
 
-    states: float32 [R, H]. rows: float32 [N, H]. bias: float32 [N]. targets: int64 [R].
+    states: float32 [R, H]. rows: float32 [N, H]. bias: float32 [N]. targets: int64 [R]. popularity: float32 [N], shares that sum to 1.
     """
     assert states.ndim == rows.ndim == 2
+    if len(rows) > MOST_SCORED:
+        return sampled_item_losses(states, rows, bias, targets, popularity, SAMPLES)
     assert states.shape[1] == rows.shape[1], f"states {tuple(states.shape)}, rows {tuple(rows.shape)}"
     kind = states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
     return ItemSoftmax.apply(states, rows, bias, targets, dtype)
+
+
+def sampled_item_losses(
+    states: Tensor, rows: Tensor, bias: Tensor, targets: Tensor, popularity: Tensor, n_samples: int
+) -> Tensor:
+    """As `item_losses`, the other items' part of the softmax's sum estimated from `n_samples` draws: without bias, of the sum.
+
+    Half of the draws are uniform, so that every item is pushed down where it does not belong.
+    """
+    proposal = UNIFORM_SHARE / len(rows) + (1 - UNIFORM_SHARE) * popularity
+    drawn = torch.multinomial(proposal, n_samples, replacement=True)
+    others = states @ rows[drawn].T + (bias[drawn] - (n_samples * proposal[drawn]).log())
+    others = others.float().masked_fill(drawn == targets[:, None], -torch.inf)
+    wanted = (states * rows[targets]).sum(1) + bias[targets]
+    return torch.cat([wanted[:, None], others], dim=1).logsumexp(1) - wanted

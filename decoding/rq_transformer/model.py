@@ -69,9 +69,11 @@ class RqTransformerOutput(ModelOutput):
 
 
 class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
-    """See the module's docstring. codes: int32 [N, L], a buffer: the training catalogue's SIDs, by item."""
+    """See the module's docstring. Buffers of the training catalogue, by item: codes, int32 [N, L], its SIDs, and popularity, float32 [N],
+    shares of the training interactions, by which a large catalogue's items are drawn."""
 
     codes: Tensor
+    popularity: Tensor
     depth: DepthHead
     config_class = RqTransformerConfig
     base_model_prefix = "spatial"
@@ -91,7 +93,9 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         n_nodes, n_levels = config.n_nodes or [], len(config.level_sizes or [])
         self.nodes = NodeRows(n_nodes, config.own_levels or [], config.hidden_size)
         self.depth = DEPTH_HEADS[config.depth_head](config)
-        self.register_buffer("codes", torch.zeros(n_nodes[-1] if n_nodes else 0, n_levels, dtype=torch.int32))
+        n_items = n_nodes[-1] if n_nodes else 0
+        self.register_buffer("codes", torch.zeros(n_items, n_levels, dtype=torch.int32))
+        self.register_buffer("popularity", torch.full((n_items,), 1 / max(1, n_items)))
         self._trie: tuple[int, SidTrie] | None = None
         self._paths: list[TriePaths] = []
         self._tables: WeakKeyDictionary[TriePaths, tuple[list[int], NodeTable]] = WeakKeyDictionary()
@@ -175,7 +179,8 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _new_table(self, paths: TriePaths) -> NodeTable:
         weight, places = self.embed_tokens.weight, zip(self.config.first_tokens, self.config.level_sizes, strict=True)
-        return NodeTable.of(self.nodes, [weight[first : first + size] for first, size in places], paths)
+        rows = [weight[first : first + size] for first, size in places]
+        return NodeTable.of(self.nodes, rows, paths, self.popularity[self.trie.item_of_leaf[:]])
 
     def forward(
         self,
@@ -210,7 +215,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         losses = self.depth.item_losses(asked, leaves, table)
         if self.config.depth_head == "marginal" or not self.config.item_loss_weight:
             return RqTransformerOutput(answer_losses=losses)
-        auxiliary = item_losses(asked, table.item_rows, table.item_bias, leaves)
+        auxiliary = item_losses(asked, table.item_rows, table.item_bias, leaves, table.popularity)
         return RqTransformerOutput(answer_losses=losses, item_losses=self.config.item_loss_weight * auxiliary)
 
     def last_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

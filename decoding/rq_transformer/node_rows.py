@@ -76,21 +76,24 @@ def rows_or_zero(values: Tensor, numbers: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class NodeTable:
-    """The rows of a trie's nodes. rows: by level, float32 [n, H]. bias: by level, float32 [n]."""
+    """The rows of a trie's nodes. rows: by level, float32 [n, H]. bias: by level, float32 [n]. popularity: float32 [N], by leaf, shares of
+    the training interactions, which sum to 1; 0 for items that came later."""
 
     paths: TriePaths
     rows: tuple[Tensor, ...]
     bias: tuple[Tensor, ...]
+    popularity: Tensor
 
     @classmethod
-    def of(cls, nodes: NodeRows, code_rows: list[Tensor], paths: TriePaths) -> NodeTable:
-        """code_rows: by level, float32 [K_l, H], the rows of the level's SID tokens."""
+    def of(cls, nodes: NodeRows, code_rows: list[Tensor], paths: TriePaths, popularity: Tensor) -> NodeTable:
+        """code_rows: by level, float32 [K_l, H], the rows of the level's SID tokens. popularity: by leaf of the training catalogue."""
         rows = []
         for level, shared in enumerate(code_rows):
             row = functional.embedding(paths.codes[level], shared)
             own_rows = nodes.own_rows(level)
             rows.append(row if own_rows is None else row + paths.of_trained(level, own_rows))
-        return cls(paths, tuple(rows), tuple(paths.of_trained(level, bias) for level, bias in enumerate(nodes.bias)))
+        bias = tuple(paths.of_trained(level, bias) for level, bias in enumerate(nodes.bias))
+        return cls(paths, tuple(rows), bias, paths.of_trained(-1, popularity))
 
     @property
     def trie(self) -> SidTrie:

@@ -17,10 +17,11 @@ from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
+from sidrec.decoding.rq_transformer import item_softmax
 from sidrec.decoding.rq_transformer.blocks import CausalSmoothing, RoPEAttention, rotated, rotation
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.depth_heads import DEPTH_HEADS, log_softmax_among_siblings
-from sidrec.decoding.rq_transformer.item_softmax import item_losses
+from sidrec.decoding.rq_transformer.item_softmax import item_losses, sampled_item_losses
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 
@@ -91,12 +92,26 @@ def test_item_losses_and_their_gradients_are_those_of_cross_entropy(dtype: torch
     expected = nn.functional.cross_entropy(states @ rows.T + bias, targets, reduction="none")
     wanted = torch.autograd.grad((expected * weights).sum(), (states, rows, bias))
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        losses = item_losses(states, rows, bias, targets)
+        losses = item_losses(states, rows, bias, targets, torch.full((50,), 1 / 50))
     gradients = torch.autograd.grad((losses * weights).sum(), (states, rows, bias))
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     assert torch.allclose(losses, expected, atol=tolerance)
     for gradient, true in zip(gradients, wanted, strict=True):
         assert torch.allclose(gradient, true, atol=tolerance)
+
+
+def test_sampled_losses_estimate_the_sum_without_bias_and_near_the_exact_losses(monkeypatch) -> None:
+    torch.manual_seed(0)
+    states, rows, bias = torch.randn(20, 8), torch.randn(300, 8), torch.randn(300)
+    targets, popularity = torch.randint(0, 300, (20,)), torch.rand(300).pow(3)
+    popularity /= popularity.sum()
+    exact = item_losses(states, rows, bias, targets, popularity)
+    draws = torch.stack([sampled_item_losses(states, rows, bias, targets, popularity, 64) for _ in range(4000)])
+    # the loss is log(sum / exp(wanted)), so its exponential is the sum in units of the target's part
+    assert torch.allclose(draws.exp().mean(0), exact.exp(), rtol=0.05)
+    monkeypatch.setattr(item_softmax, "MOST_SCORED", 200)
+    monkeypatch.setattr(item_softmax, "SAMPLES", 100_000)
+    assert torch.allclose(item_losses(states, rows, bias, targets, popularity), exact, atol=0.05)
 
 
 def test_log_softmax_among_siblings_against_a_loop() -> None:
