@@ -141,7 +141,8 @@ def start_stage(module, run_dir: Path) -> subprocess.Popen[str]:
 
 
 def whole_checkpoints(folder: Path) -> set[int]:
-    return {int(path.parent.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*/trainer_state.json")}
+    """Steps of the checkpoints from which training would go on: a file that is there may still be empty."""
+    return {int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*") if is_whole(path)}
 
 
 def signal_after_checkpoint(process: subprocess.Popen[str], folder: Path, step: int, number: signal.Signals) -> str:
