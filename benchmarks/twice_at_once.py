@@ -224,7 +224,8 @@ class Trial:
     def kill_holder(self, run_dir: Path, share: float) -> None:
         """Run the command and kill it when it has held the lock for `share` of the time that it holds it alone.
 
-        A process that has ended by then is started anew, and killed earlier.
+        A process that has ended by then is started anew, and killed earlier. One that is refused, because an earlier one's lock outlives
+        it, is the fault that is looked for: the next process will tell it.
         """
         work = self.alone.end_at - (self.alone.lock_at or 0.0)
         for attempt in range(8):
@@ -233,12 +234,12 @@ class Trial:
                 running.lock_at is None or running.seconds() - running.lock_at < share * work / 2**attempt
             ):
                 time.sleep(POLL_SECONDS)
-            still_there = running.process.poll() is None
+            code = running.process.poll()
             running.process.kill()
-            if still_there and running.lock_at is not None:
-                running.wait()
-                return
             running.wait()
+            was_killed, was_refused = code is None and running.lock_at is not None, bool(code)
+            if was_killed or was_refused:
+                return
             shutil.rmtree(run_dir / self.stage, ignore_errors=True)  # killed early, it has made none
         raise InputError(f"the stage {self.stage!r} could not be killed at its work: it ended sooner, eight times.")
 
