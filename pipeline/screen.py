@@ -87,9 +87,9 @@ class Screen:
             self.log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
             self.log.flush()
 
-    def begin(self, what: str, estimate: str = "") -> None:
-        """The stage's first line: what it does, and how long that will take."""
-        self.say(f"{self.stage}: {what}" + (f" ({estimate})" if estimate else ""))
+    def begin(self, what: str) -> None:
+        """The stage's first line: what it does. How long its parts take, their bars measure and say."""
+        self.say(f"{self.stage}: {what}")
 
     def summary(self, title: str, lines: Sequence[str]) -> None:
         """The stage's last words: what came of it, and where the files are."""

@@ -182,10 +182,12 @@ def estimate_training(
     levels: Sequence[LevelWidth],
     hardware: Hardware,
     words: bool = False,
+    batch_tokens: int | None = None,
 ) -> Estimate:
-    """What `training` will need. row_tokens: integers [rows], tokens of every training row. words: some answers are texts."""
-    batch, bf16 = training.per_device_train_batch_size, bool(training.bf16)
-    longest = int(np.max(row_tokens))
+    """What `training` will need. row_tokens: integers [rows], tokens of every training row. words: some answers are texts. batch_tokens:
+    of a process's batch, where it is not a number of rows."""
+    bf16, longest = bool(training.bf16), int(np.max(row_tokens))
+    batch = training.per_device_train_batch_size if batch_tokens is None else max(1, batch_tokens // longest)
     weights, gradients, optimizer = state_bytes(shape, hardware.sharding, hardware.processes, bf16)
     # autocast's, kept for the backward pass
     copies = 2 * shape.matrices if bf16 and not hardware.sharding.startswith("zero") else 0
@@ -209,14 +211,14 @@ def estimate_of(trainer: Any, row_tokens: Sequence[int], words: bool) -> Estimat
     """The estimate of a trainer that is about to train rows of these lengths on this machine as it is now."""
     shape, lengths = ModelShape.of(trainer.model), np.asarray(row_tokens)
     hardware = measure_hardware(trainer.accelerator, shape)
-    estimate = estimate_training(shape, trainer.args, lengths, level_widths(trainer.trie), hardware, words)
+    n_levels, batches = trainer.trie.n_levels, trainer.batches
+    batch_tokens = None if batches is None else batches.batch_items * n_levels // hardware.processes
+    levels = level_widths(trainer.trie)
+    estimate = estimate_training(shape, trainer.args, lengths, levels, hardware, words, batch_tokens)
     if rq_transformer_of(trainer.model) is None:
         return estimate
-    n_levels, bf16 = trainer.trie.n_levels, bool(trainer.args.bf16)
-    positions = trainer.args.per_device_train_batch_size * int(lengths.max()) // n_levels
-    if trainer.batches is not None:
-        positions = trainer.batches.batch_items // hardware.processes
-    per_item = activation_bytes(shape, 1, bf16, again=False) + smoothing_bytes(shape, int(lengths.max()) // n_levels)
+    positions, bf16 = estimate.batch * estimate.longest // n_levels, estimate.bf16
+    per_item = activation_bytes(shape, 1, bf16, again=False) + smoothing_bytes(shape, estimate.longest // n_levels)
     table = 4 * shape.hidden * sum(trainer.trie.n_nodes[1:]) * 3
     scores = positions * trainer.trie.n_items * (2 if bf16 else 4)
     return replace(estimate, activations=positions * per_item, head=table + scores)

@@ -51,7 +51,7 @@ from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.sft.weights import merge, with_adapters
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
-FEWEST_STEPS = 32  # of a pass, where batch_items leaves the choice
+FEWEST_STEPS = 24  # of a pass, where batch_items leaves the choice
 FEWEST_BATCH_ITEMS = 256
 
 
@@ -179,12 +179,13 @@ def start_model(
     folder = Path(backbone.model_name_or_path or "")
     if backbone.model_name_or_path is not None and (folder / RENDERER_FILE).exists():
         return model, tokenizer, Renderer.load(folder, sids).vocabulary
-    embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
     texts = dataset.items["text"].to_list()
-    vocabulary = add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
-    if isinstance(model, RqTransformerForCausalLM):
+    if isinstance(model, RqTransformerForCausalLM):  # whose rows start from the trie's centroids instead
+        vocabulary = add_sid_tokens(model, tokenizer, sids, texts, "mean", seed)
         add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed)
-    return model, tokenizer, vocabulary
+        return model, tokenizer, vocabulary
+    embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
+    return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
 
 
 def example_renderer(
@@ -231,6 +232,8 @@ def refuse_for_rq_transformer(config: SftConfig, tasks: TaskConfig, weights: Wei
         raise InputError(f"{setting} needs a model that reads words, and {remedy}")
     if config.normaliser != "children":
         raise InputError(f"normaliser={config.normaliser} is over codes that do not exist, and {remedy}")
+    if config.embedding_init != SftConfig.embedding_init:
+        raise InputError(f"embedding_init={config.embedding_init} is for rows of words and codebooks, and {remedy}")
     if weights.train_weights != "full":
         raise InputError(f"train_weights={weights.train_weights} is for a language model's layers, and {remedy}")
 

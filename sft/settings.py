@@ -61,7 +61,8 @@ class SftConfig:
         default=0,
         metadata={
             "help": "Items of histories a step at most, padding included, of all processes together, in batches of similar length; fewer "
-            "where a pass would have less than 32 steps. 0: per_device_train_batch_size histories a process."
+            "where a pass would have less than 24 steps. It takes the place of per_device_train_batch_size and "
+            "train_sampling_strategy; 0: they count."
         },
     )
     chat_template: bool = field(
@@ -158,13 +159,13 @@ class TaskConfig:
 
 @dataclass
 class BackboneConfig:
-    """The language model: a pretrained one, or the sizes of a small Qwen3 made from scratch."""
+    """The language model: a pretrained one, or the kind and the sizes of a small one made from scratch."""
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
-            "to make a small Qwen3 from scratch."
+            "to make a small one from scratch (--architecture)."
         },
     )
     architecture: Literal["rq_transformer", "qwen3"] = field(
@@ -212,10 +213,31 @@ class BackboneConfig:
         refuse_bad_numbers(self, dict.fromkeys(sizes, 1))
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and less than 1.")
+        refuse_bad_numbers(self, {"item_loss_weight": 0})
         if self.model_name_or_path is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; change one."
             )
+        self._refuse_what_does_nothing()
+
+    def _refuse_what_does_nothing(self) -> None:
+        from_scratch = self.model_name_or_path is None
+        if from_scratch and self.architecture == "rq_transformer":
+            if self.hidden_size // self.num_attention_heads % 2:
+                raise InputError(
+                    f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} is an odd width, and positions "
+                    "turn pairs of numbers; change one."
+                )
+            if self.depth_head == "marginal" and self.item_loss_weight != 1:
+                raise InputError(
+                    "item_loss_weight has no effect on depth_head=marginal, whose only loss is that of items; leave it out."
+                )
+            return
+        for name in ("depth_head", "item_loss_weight", "smoothing"):
+            if getattr(self, name) != self.__dataclass_fields__[name].default:
+                raise InputError(
+                    f"{name} is a part of an rq_transformer from scratch; set --architecture rq_transformer, or leave it out."
+                )
 
 
 @dataclass

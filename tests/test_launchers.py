@@ -214,6 +214,14 @@ def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
 
+@pytest.mark.parametrize("script", ["sft/train.py", "rl/grpo.py"])
+def test_a_checkout_is_launched_from_any_folder(script, tmp_path):
+    launcher = [ACCELERATE, "launch", "--num_processes", "1", "--num_machines", "1", "--cpu", ROOT / script, "--help"]
+    done = subprocess.run([*map(str, launcher)], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--run_dir" in done.stdout
+
+
 def test_an_rq_transformer_by_two_processes_is_one_by_one(tmp_path):
     """A global batch of so many items is the same in one process and in two."""
     chosen = SFT | {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}

@@ -109,7 +109,7 @@ def test_an_error_leaves_the_screen_as_it_was(tmp_path: Path, capsys: pytest.Cap
 
 def test_quiet_processes_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen("sft", quiet=True)
-    screen.begin("training", "3 min")
+    screen.begin("training")
     screen.summary("sft", ["done"])
     assert capsys.readouterr().out == ""
 

@@ -242,6 +242,13 @@ def test_what_the_launcher_divides():
     assert [sharding_of(accelerator("DEEPSPEED", stage)) for stage in range(4)] == ["none", "zero1", "zero2", "zero3"]
 
 
+def test_a_batch_of_items_is_as_many_rows_as_it_holds_of_the_longest():
+    shape, lengths = ModelShape.of(build("Qwen3")), np.array([11, 41])
+    rows = estimate_training(shape, settings(per_device_train_batch_size=4), lengths, TWO_LEVELS, MACHINE)
+    items = estimate_training(shape, settings(), lengths, TWO_LEVELS, MACHINE, batch_tokens=4 * 41)
+    assert (items.batch, items.memory) == (4, rows.memory)
+
+
 def test_training_says_it_in_one_line(tmp_path, capsys):
     run_dir = make_run_dir(tmp_path / "run")
     run_stage(train, run_dir, max_steps=8)

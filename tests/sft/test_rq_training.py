@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sidrec.evaluation import evaluate
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import grpo
 from sidrec.sft import train
+from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.trainer import SidSFTTrainer
 
 RQ_FLAGS: dict[str, object] = {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
@@ -100,6 +102,7 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer) -> None:
         ("item_to_text", 1.0, "a task with texts needs a model that reads words"),
         ("chat_template", "true", "chat_template needs a model that reads words"),
         ("normaliser", "full", "normaliser=full is over codes that do not exist"),
+        ("embedding_init", "mean", "embedding_init=mean is for rows of words and codebooks"),
         ("train_weights", "lora", "train_weights=lora is for a language model's layers"),
     ],
 )
@@ -107,6 +110,19 @@ def test_what_it_cannot_do_is_refused_at_once(setting: str, value: object, words
     with pytest.raises(InputError, match=words):
         run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, **{setting: value})
     assert not (tmp_path / "run" / "sft").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden_size": 18, "num_attention_heads": 2}, "is an odd width"),
+        ({"item_loss_weight": 0.5}, "item_loss_weight has no effect on depth_head=marginal"),
+        ({"item_loss_weight": float("nan")}, "item_loss_weight=nan"),
+    ],
+)
+def test_settings_that_cannot_be_or_do_nothing_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        BackboneConfig(architecture="rq_transformer", **settings)
 
 
 def test_it_is_evaluated_and_its_card_runs(run_dir, trainer, tmp_path: Path, monkeypatch, capsys) -> None:
