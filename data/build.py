@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import tempfile
+import time
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -23,10 +25,11 @@ from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shu
 from sidrec.data.summary import known_counts_note
 from sidrec.data.synthetic import DemoModel
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.screen import Screen
+from sidrec.pipeline.screen import LONG_SECONDS, Screen, duration
 
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
 SECONDS_PER_DAY = 86400
+REHEARSED = 32  # a log's first rows of this many parts of it are prepared first, to tell how long the whole will take
 LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
 
 
@@ -75,6 +78,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
     Every step works on integers, 4 bytes an id: 100 million interactions take less than 8 GiB.
     """
     tell(screen, "reading", sum(file.stat().st_size for file in inputs), "bytes")
+    announce(config, inputs, screen)
     raw = read(config, inputs)
     interactions, source, notes = raw.interactions, raw.items, list(raw.notes)
     del raw  # with a large log, each step's result takes the place of the one before
@@ -126,6 +130,42 @@ def tell(screen: Screen, step: str, size: int, unit: str) -> None:
     """Say that a step begins when it will take more than a few seconds; one call of a library has no time left to show."""
     if size >= LARGE:
         screen.say(f"data: {datetime.now():%H:%M:%S} {step}: {size:,} {unit}")
+
+
+def announce(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> None:
+    """Say how long a large log will take, measured by a rehearsal on its first rows: each step is one call of a library without a bar.
+
+    Files of other kinds than CSV, DAT and Parquet are read with a bar. What is wrong with a file, its reader says.
+    """
+    log = max(inputs, key=lambda file: file.stat().st_size, default=Path())
+    if screen.quiet or log.suffix not in (".csv", ".dat", ".parquet") or log.stat().st_size < LARGE:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        start = time.monotonic()
+        try:
+            copy_first_rows(log, folder / log.name)
+            for file in inputs:
+                if file != log:
+                    (folder / file.name).symlink_to(file.absolute())
+            few = tuple(folder / file.name for file in inputs)
+            rehearsal = build(replace(config, k_user=1, k_item=1), few, Screen(screen.stage, quiet=True))
+            rehearsal.save(folder)
+        except (InputError, pl.exceptions.PolarsError, OSError):
+            return
+        seconds = REHEARSED * (time.monotonic() - start)
+    if seconds >= LONG_SECONDS:
+        screen.say(f"data: {log.name}, {log.stat().st_size:,} bytes, about {duration(seconds)} to go")
+
+
+def copy_first_rows(log: Path, to: Path) -> None:
+    """One row of REHEARSED, from the first on, and a header where there is one."""
+    if log.suffix == ".parquet":
+        n_rows = pl.scan_parquet(log, glob=False).select(pl.len()).collect().item()
+        pl.scan_parquet(log, glob=False).head(n_rows // REHEARSED).sink_parquet(to)
+        return
+    with log.open("rb") as handle:
+        to.write_bytes(handle.read(log.stat().st_size // REHEARSED) + handle.readline())
 
 
 def is_whole(config: PrepareConfig) -> bool:

@@ -15,32 +15,44 @@ from pathlib import Path
 from typing import IO
 
 SECONDS_BETWEEN_LINES = 60.0  # of a bar where output goes to a file
-FIRST_LINE_SECONDS = 30.0  # after which a bar that is not on a terminal says so for the first time
+MEASURED_SECONDS = 2.0  # of work, from which the time of the rest is estimated
+LONG_SECONDS = 5.0  # of work to come, which a line announces
 SECONDS_BETWEEN_DRAWINGS = 0.2
 BAR_WIDTH = 24
 LIBRARIES_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
 class Bar:
-    """Progress of one piece of work: its share, rate and time left. total: in `unit`s."""
+    """Progress of one piece of work: its share, rate and time left. total: in `unit`s. estimates: whether it says how long it will take."""
 
-    def __init__(self, screen: Screen, label: str, total: float, unit: str, done: float = 0) -> None:
+    def __init__(self, screen: Screen, label: str, total: float, unit: str, done: float, estimates: bool) -> None:
         self.screen, self.label, self.total, self.unit = screen, label, total, unit
         self.start = self.drawn = time.monotonic()
         self.first, self.done, self.note = done, done, ""
-        self.lines = 0
+        self.estimates, self.lines = estimates, 0
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Count `amount` more as done. note: a few words behind the bar, such as the loss."""
         self.done, self.note = self.done + amount, note or self.note
         now = time.monotonic()
+        if self.estimates and now - self.start >= MEASURED_SECONDS and self.done > self.first:
+            self.estimates = False
+            self._announce(now)
         if self.screen.is_terminal:
             if now - self.drawn >= SECONDS_BETWEEN_DRAWINGS:
                 self.drawn = now
                 self.screen.draw(self.text(now))
-        elif now - self.drawn >= (SECONDS_BETWEEN_LINES if self.lines else FIRST_LINE_SECONDS):
-            self.drawn, self.lines = now, self.lines + 1
+        elif now - self.drawn >= SECONDS_BETWEEN_LINES:
+            self.lines, self.drawn = self.lines + 1, now
             self.screen.say(self.text(now))
+
+    def _announce(self, now: float) -> None:
+        """A line with the time of the rest, measured from what is done, if it is long."""
+        seconds = (self.total - self.done) * (now - self.start) / (self.done - self.first)
+        if seconds >= LONG_SECONDS:
+            self.lines, self.drawn = self.lines + 1, now
+            begun = "" if self.label.startswith(self.screen.stage) else f"{self.screen.stage}: "
+            self.screen.say(f"{begun}{self.label}, {self.total:,.0f} {self.unit}, about {duration(seconds)} to go")
 
     def text(self, now: float) -> str:
         """The bar as one line."""
@@ -97,16 +109,19 @@ class Screen:
             self.say(f"{title}: {line}" if number == 0 else f"  {line}")
 
     @contextlib.contextmanager
-    def bar(self, label: str, total: float, unit: str = "items", done: float = 0) -> Iterator[Bar]:
-        """A live bar for the block; a line a minute where the output is no terminal."""
-        bar = Bar(self, label, total, unit, done)
+    def bar(
+        self, label: str, total: float, unit: str = "items", done: float = 0, estimates: bool = True
+    ) -> Iterator[Bar]:
+        """A live bar for the block, or a line a minute where the output is no terminal. Of long work a line says how much time it will
+        take, as soon as that is measured; `estimates` is False where something else says it."""
+        bar = Bar(self, label, total, unit, done, estimates)
         try:
             yield bar
         finally:
             self._wipe()
             now = time.monotonic()
             text = f"{label}: {bar.done - bar.first:,.0f} {unit} in {duration(now - bar.start)}"
-            self.say(text) if bar.lines else self.note(text)
+            self.say(text) if bar.lines and not self.is_terminal else self.note(text)
 
     def draw(self, text: str) -> None:
         """Put a bar's line in the place of the one before."""

@@ -80,7 +80,8 @@ class ShowProgress(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not args.disable_tqdm and state.is_world_process_zero:
-            bar = self.screen.bar("training", total=state.max_steps, unit="steps", done=state.global_step)
+            done, total = state.global_step, state.max_steps
+            bar = self.screen.bar("training", total, "steps", done, estimates=False)  # on_step_end counts validations
             self.bar = self.open_bar.enter_context(bar)
         self.mark = time.monotonic()
 

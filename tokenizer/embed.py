@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sidrec.data.dataset import Dataset
 
 
-def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarray:
+def compute(source: str, dataset: Dataset, config: TokenizerConfig, screen: Screen) -> np.ndarray:
     """The vectors of one source, float32 [N, D]."""
     from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
     from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
@@ -28,12 +28,12 @@ def compute(source: str, dataset: Dataset, config: TokenizerConfig) -> np.ndarra
     if source == "collaborative":
         sequences = dataset.train_sequences
         return ppmi_svd(
-            sequences, dataset.n_items, config.collaborative_dim, config.seed, config.window, config.negatives
+            sequences, dataset.n_items, config.collaborative_dim, config.seed, config.window, config.negatives, screen
         )
     texts = dataset.items["text"].fill_null("").to_list()
     if config.text_encoder:
-        return encode_texts(texts, config.text_encoder, config.encoder_batch_size)
-    return tfidf_svd(texts, config.text_dim, config.seed)
+        return encode_texts(texts, config.text_encoder, config.encoder_batch_size, screen)
+    return tfidf_svd(texts, config.text_dim, config.seed, screen)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     lines = []
     with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
         for source in config.computed_sources:
-            rows = compute(source, dataset, config)
+            rows = compute(source, dataset, config, screen)
             assert len(rows) == dataset.n_items
             with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
                 np.save(handle, rows)

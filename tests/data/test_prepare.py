@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 import yaml
 
+from sidrec.data import build as build_module
 from sidrec.data.amazon import EDITIONS
-from sidrec.data.build import build, catalogue, find_inputs, in_window
+from sidrec.data.build import build, catalogue, copy_first_rows, find_inputs, in_window
 from sidrec.data.dataset import Dataset
 from sidrec.data.movielens import FILES
 from sidrec.data.prepare import main
@@ -391,3 +392,32 @@ def test_data_that_cannot_be_measured_are_told(tmp_path: Path, capsys: pytest.Ca
     printed = capsys.readouterr().out
     assert "Warning: no interaction is valid" in printed
     assert "Warning: no interaction is test" in printed
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_large_log_is_rehearsed_on_its_first_rows_and_the_estimate_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    log = pl.DataFrame({"user_id": [n // 4 for n in range(6400)], "item_id": [n % 50 for n in range(6400)]})
+    log = log.with_columns(timestamp=pl.int_range(pl.len()))
+    file = tmp_path / f"log{suffix}"
+    log.write_csv(file) if suffix == ".csv" else log.write_parquet(file)
+    copy_first_rows(file, tmp_path / f"head{suffix}")
+    head = (pl.read_csv if suffix == ".csv" else pl.read_parquet)(tmp_path / f"head{suffix}")
+    assert 190 <= len(head) <= 300  # of 6,400; of a CSV by its bytes, and first rows are shorter
+    assert head.equals(log[: len(head)])
+
+    monkeypatch.setattr(build_module, "LARGE", 1000)
+    monkeypatch.setattr(build_module, "LONG_SECONDS", 0)
+    pl.DataFrame({"item_id": range(50), "title": ["a film"] * 50}).write_csv(tmp_path / "items.csv")
+    arguments = ["--dataset", "own", "--interactions", str(file), "--items", str(tmp_path / "items.csv")]
+    arguments += ["--k_user", "1", "--k_item", "1"]
+    main([*arguments, "--run_dir", str(tmp_path / "run")])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(f"data: log{suffix}, ") and line.endswith(" to go") for line in lines) == 1
+    assert pl.read_parquet(tmp_path / "run" / "data" / "interactions.parquet").height == 6400
+
+    with (tmp_path / "items.csv").open("w") as items:
+        items.write("item_id,title\n0,only one film\n")
+    with pytest.raises(InputError, match=rf"log{suffix} row 2: user '0' took item '1', which is not in"):
+        main([*arguments, "--run_dir", str(tmp_path / "other")])

@@ -38,8 +38,9 @@ def test_a_redirected_bar_says_a_line_a_minute_and_is_never_silent(
             clock[0] += 1.0
             bar.advance(1, f"loss {600 - step}")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11  # after 30, 90, 150, … 570 seconds, and at the end
-    assert lines[0] == "training 5% 30/600 steps, 1.0 steps/s, 10 min left, loss 570"
+    assert len(lines) == 11  # after 2, 62, 122, … 542 seconds, and at the end
+    assert lines[0] == "sft: training, 600 steps, about 10 min to go"
+    assert lines[1] == "training 10% 62/600 steps, 1.0 steps/s, 9 min left, loss 538"
     assert lines[-1] == "training: 600 steps in 10 min"
 
 
@@ -51,7 +52,33 @@ def test_a_short_bar_leaves_no_line(clock: list[float], capsys: pytest.CaptureFi
     assert capsys.readouterr().out == ""
 
 
-def test_a_bar_on_a_terminal_is_one_line_and_is_wiped(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_is_of_the_first_seconds_and_said_once(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Screen("evaluation").bar("ranking, test", total=100, unit="lists") as bar:
+        bar.advance(0)
+        clock[0] += 3.0
+        bar.advance(0)  # nothing is measured yet
+        assert capsys.readouterr().out == ""
+        clock[0] += 1.0
+        bar.advance(10)
+        assert capsys.readouterr().out == "evaluation: ranking, test, 100 lists, about 36 s to go\n"
+        clock[0] += 10.0
+        bar.advance(10)
+        assert capsys.readouterr().out == ""
+
+
+def test_who_estimates_otherwise_gets_no_estimate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen("sft").bar("training", total=100, unit="steps", estimates=False) as bar:
+        for _ in range(30):
+            clock[0] += 1.0
+            bar.advance()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_on_a_terminal_is_drawn_over_itself_and_wiped(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(screen_module.os, "get_terminal_size", lambda *_: screen_module.os.terminal_size((60, 24)))
@@ -63,7 +90,8 @@ def test_a_bar_on_a_terminal_is_one_line_and_is_wiped(clock: list[float], monkey
             bar.advance()
         screen.say("a word in between")
     drawn = terminal.getvalue()
-    assert drawn.count("\n") == 1
+    assert drawn.count("\n") == 2
+    assert "\rsft: training, 10 steps, about 8 s to go\n" in drawn
     assert max(len(part) for part in drawn.replace("\n", "\r").split("\r")) < 60
     assert "\rtraining ━━" in drawn
     assert drawn.endswith("\ra word in between\n")

@@ -6,11 +6,14 @@ import numpy as np
 from scipy import sparse
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.embeddings.truncated_svd import truncated_svd
 from sidrec.tokenizer.embeddings.unit_rows import unit_rows
 
 
-def cooccurrence(sequences: list[np.ndarray], n_items: int, window: int) -> sparse.csr_array:
+def cooccurrence(
+    sequences: list[np.ndarray], n_items: int, window: int, screen: Screen | None = None
+) -> sparse.csr_array:
     """Weighted counts of items near each other: 1/d for every two positions of one user that lie d <= `window` apart.
 
     sequences: each user's items (indices below `n_items`) in time order. Returns a symmetric sparse float64 [n_items,
@@ -20,12 +23,15 @@ def cooccurrence(sequences: list[np.ndarray], n_items: int, window: int) -> spar
     items = np.concatenate(sequences) if sequences else np.zeros(0, dtype=np.int64)
     user = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     counts = sparse.csr_array((n_items, n_items), dtype=np.float64)
-    for distance in range(1, min(window, len(items) - 1) + 1):
-        first, second = items[:-distance], items[distance:]
-        counted = (user[:-distance] == user[distance:]) & (first != second)
-        pairs = (first[counted], second[counted])
-        weights = np.full(len(pairs[0]), 1.0 / distance)
-        counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()  # adds equal pairs up
+    distances = range(1, min(window, len(items) - 1) + 1)
+    with (screen or Screen("", quiet=True)).bar("pairs of items", len(distances), "distances") as bar:
+        for distance in distances:
+            first, second = items[:-distance], items[distance:]
+            counted = (user[:-distance] == user[distance:]) & (first != second)
+            pairs = (first[counted], second[counted])
+            weights = np.full(len(pairs[0]), 1.0 / distance)
+            counts = counts + sparse.coo_array((weights, pairs), shape=counts.shape).tocsr()  # adds equal pairs up
+            bar.advance()
     return (counts + counts.T).tocsr()
 
 
@@ -51,22 +57,28 @@ def shifted_ppmi(counts: sparse.csr_array, negatives: float = 1.0, alpha: float 
 
 
 def ppmi_svd(
-    sequences: list[np.ndarray], n_items: int, dim: int, seed: int, window: int = 10, negatives: float = 1
+    sequences: list[np.ndarray],
+    n_items: int,
+    dim: int,
+    seed: int,
+    window: int = 10,
+    negatives: float = 1,
+    screen: Screen | None = None,
 ) -> np.ndarray:
     """Embed items by truncated SVD of SPPMI = U S V^T, rows U·sqrt(S) scaled to length 1 (Levy & Goldberg, NIPS 2014).
 
     What word2vec's skip-gram with `negatives` negative samples factorises implicitly, computed directly: no training,
-    one seed. The counts are `cooccurrence`'s, the formula `shifted_ppmi`'s; pass training sequences only. Returns
-    float32 [n_items, D], D = `dim` or less where the data allow less. An item without positive PMI (never seen in
+    one seed. The counts are `cooccurrence`'s, the formula `shifted_ppmi`'s; pass training sequences only. screen: where progress is
+    shown. Returns float32 [n_items, D], D = `dim` or less where the data allow less. An item without positive PMI (never seen in
     training, or always alone) gets a vector of length 1e-4 in a direction drawn from `seed` (see `unit_rows`): close
     to no item in particular. Raises InputError when that is all items.
     """
     assert dim >= 1, f"dim must be at least 1, got {dim}"
-    matrix = shifted_ppmi(cooccurrence(sequences, n_items, window), negatives)
+    matrix = shifted_ppmi(cooccurrence(sequences, n_items, window, screen), negatives)
     if matrix.nnz == 0:
         raise InputError(
             "the training part of interactions.parquet has no two items that occur together more often than by chance, "
             "so there is nothing to make collaborative vectors from; leave the source out with --sources text."
         )
-    left, singular = truncated_svd(matrix, dim, seed)
+    left, singular = truncated_svd(matrix, dim, seed, screen)
     return unit_rows(left * np.sqrt(singular), seed)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Bar, Screen
 from sidrec.tokenizer.embeddings.truncated_svd import truncated_svd
 from sidrec.tokenizer.embeddings.unit_rows import unit_rows
 
+BATCHES_TOGETHER = 16  # of texts for a sentence-transformers model, between two drawings of the bar
 
-def tfidf_svd(texts: list[str], dim: int, seed: int) -> np.ndarray:
+
+def tfidf_svd(texts: list[str], dim: int, seed: int, screen: Screen | None = None) -> np.ndarray:
     """Embed texts by latent semantic analysis: SVD of the TF-IDF matrix of words and word pairs.
 
     Returns float32 [N, D] with rows of length 1. D is `dim`, or less where the texts allow less (N, the number of
@@ -23,18 +28,27 @@ def tfidf_svd(texts: list[str], dim: int, seed: int) -> np.ndarray:
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", min_df=2, dtype=np.float64
     )
+    screen = screen or Screen("", quiet=True)
     try:
-        matrix = vectorizer.fit_transform(texts)  # sparse [N, terms]
+        with screen.bar("words of texts", len(texts), "texts") as bar:
+            matrix = vectorizer.fit_transform(counted(texts, bar))  # sparse [N, terms]
     except ValueError as error:  # sklearn's "empty vocabulary" and "no terms remain"
         raise InputError(
             f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
             "give the items text, or leave the source out with --sources collaborative."
         ) from error
-    left, singular = truncated_svd(matrix, dim, seed)
+    left, singular = truncated_svd(matrix, dim, seed, screen)
     return unit_rows(left * singular, seed)
 
 
-def encode_texts(texts: list[str], name_or_folder: str, batch_size: int) -> np.ndarray:
+def counted(texts: list[str], bar: Bar) -> Iterator[str]:
+    """The texts, each counted by the bar when it has been taken."""
+    for text in texts:
+        yield text
+        bar.advance()
+
+
+def encode_texts(texts: list[str], name_or_folder: str, batch_size: int, screen: Screen | None = None) -> np.ndarray:
     """Embed texts with a sentence-transformers model (a Hugging Face name, or a folder for use without a network).
 
     Returns float32 [N, D] with rows of length 1; D is the model's own. Raises InputError when the package is not
@@ -55,8 +69,16 @@ def encode_texts(texts: list[str], name_or_folder: str, batch_size: int) -> np.n
             f"--text_encoder {name_or_folder} cannot be loaded ({reason}); give the name of a "
             "sentence-transformers model that this machine can download, or a folder that holds one."
         ) from error
-    vectors = encoder.encode(texts, batch_size=batch_size, show_progress_bar=True, convert_to_numpy=True)
-    vectors = np.asarray(vectors, dtype=np.float32)
+    longest_first = np.argsort(
+        [-len(text) for text in texts], kind="stable"
+    )  # as the encoder sorts them: little padding
+    parts = []
+    with (screen or Screen("", quiet=True)).bar("texts", len(texts), "texts") as bar:
+        for start in range(0, len(texts), BATCHES_TOGETHER * batch_size):
+            some = [texts[row] for row in longest_first[start : start + BATCHES_TOGETHER * batch_size]]
+            parts.append(encoder.encode(some, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True))
+            bar.advance(len(some))
+    vectors = np.concatenate(parts).astype(np.float32)[np.argsort(longest_first)]
     assert vectors.ndim == 2, f"expected [N, D], got {vectors.shape}"
     assert len(vectors) == len(texts)
     return unit_rows(vectors, seed=0)
