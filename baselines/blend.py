@@ -1,12 +1,11 @@
-"""Generative models' ranking blended with a baseline's: score(item) = log π(item) + weight · gain(item).
+"""Generative models joined with a memory (`sidrec.baselines.memory`): score(item) = log π(item) + weight · gain(item).
 
-gain is 1 / log2(1 + the item's place in the baseline's ranking of the unseen items), see `sidrec.baselines.scorer.gains`. As probabilities
-it is a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the train part;
-the weight, and which baseline it is where there are several, is chosen on valid. log π is exact, of every item of the catalogue, so
-nothing is lost that a beam misses.
+As probabilities it is a product of two experts, π · exp(weight · gain), and weight 0 is the generative model alone. Both are fitted on the
+train part; the weight, and which baseline's memory it is where there are several, is chosen on valid. log π is exact, of every item of the
+catalogue, so nothing is lost that a beam misses.
 
 An ensemble does the same with the mean log π of several trainings, each of which may have its own seed and its own semantic IDs.
-`sidrec evaluate` chooses and measures; `load_blend` gives what it chose to whoever recommends with it.
+`sidrec evaluate` chooses, measures and stores the memory; `load_blend` gives what it chose to whoever recommends with it.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 from scipy.special import log_softmax
 
 from sidrec.baselines import BASELINES
 from sidrec.baselines.baseline import DirectBaseline
-from sidrec.baselines.scorer import CASES_TOGETHER, Scorer, gains
+from sidrec.baselines.memory import Memory
+from sidrec.baselines.scorer import CASES_TOGETHER
 from sidrec.baselines.tuning import Tuning
-from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target
 from sidrec.decoding.recommender import Recommendations, Recommender
 from sidrec.pipeline.errors import InputError
@@ -62,11 +63,11 @@ class LatestLogProbs:
 
 @dataclass(frozen=True)
 class Blend:
-    """recommenders: give log π, several the mean of theirs; scorer: the other expert; n_items: N, items of the catalogue; weight: of the
+    """recommenders: give log π, several the mean of theirs; memory: the other expert; n_items: N, items of the catalogue; weight: of the
     gain, 0 or more; latest: shared by the blends that are measured together."""
 
     recommenders: Sequence[Recommender]
-    scorer: Scorer
+    memory: Memory
     n_items: int
     weight: float
     name: str
@@ -74,7 +75,7 @@ class Blend:
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
-        return blended(log_pi, gains(self.scorer, histories), self.weight)
+        return blended(log_pi, self.memory.gains(histories), self.weight)
 
     def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
         """The k items of the best scores, exact; their scores as log-probabilities, which sum to 1 over what may be recommended.
@@ -92,11 +93,14 @@ class Blend:
         )
 
 
-def blended(log_pi: np.ndarray, gain: np.ndarray, weight: float) -> np.ndarray:
-    """log π + weight · gain. log_pi, gain: float32 [B, N]. Returns float32 [B, N]."""
+def blended(log_pi: np.ndarray, gain: sparse.csr_array, weight: float) -> np.ndarray:
+    """log π + weight · gain, float32 [B, N]. log_pi: float32 [B, N]. gain: sparse float32 [B, N]."""
     assert log_pi.shape == gain.shape
     assert log_pi.dtype == gain.dtype == np.float32
-    return log_pi + np.float32(weight) * gain
+    scores = log_pi.copy()
+    entries = gain.tocoo()
+    scores[entries.row, entries.col] += np.float32(weight) * entries.data
+    return scores
 
 
 def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
@@ -112,17 +116,17 @@ def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: in
 def tune_blend(
     name: str,
     recommenders: list[Recommender],
-    scorers: Sequence[Scorer],
+    memories: Sequence[Memory],
     valid: EvalCases,
     n_items: int,
     seed: int,
     latest: LatestLogProbs | None = None,
     screen: Screen | None = None,
 ) -> tuple[list[Blend], Tuning]:
-    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the baseline and the weight of the best valid NDCG@10 of
+    """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the memory and the weight of the best valid NDCG@10 of
     the first blend, seen items masked; of equal ones the first.
 
-    name: one of BLENDS; recommenders: one a seed of training; scorers: fitted on the train part; n_items: N; latest: what the blends
+    name: one of BLENDS; recommenders: one a seed of training; memories: of the train part; n_items: N; latest: what the blends
     share with others that are measured with them; screen: where the bar is drawn.
     Raises InputError when the catalogue is too large to be scored whole.
     """
@@ -131,33 +135,33 @@ def tune_blend(
             f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
         )
     groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
-    settings = list(product(scorers, WEIGHTS))
+    settings = list(product(memories, WEIGHTS))
     screen = screen or Screen(name, quiet=True)
     values = blend_values(groups[0], settings, valid.first_of_shuffle(VALID_CASES, seed), n_items, name, screen)
-    tuning = Tuning([{"with": scorer.name, "weight": weight} for scorer, weight in settings], values, "ndcg@10")
-    scorer, weight = settings[tuning.chosen]
+    tuning = Tuning([{"with": memory.name, "weight": weight} for memory, weight in settings], values, "ndcg@10")
+    memory, weight = settings[tuning.chosen]
     latest = latest or LatestLogProbs()
-    return [Blend(group, scorer, n_items, weight, name, latest) for group in groups], tuning
+    return [Blend(group, memory, n_items, weight, name, latest) for group in groups], tuning
 
 
 def blend_values(
     recommenders: Sequence[Recommender],
-    settings: Sequence[tuple[Scorer, float]],
+    settings: Sequence[tuple[Memory, float]],
     cases: EvalCases,
     n_items: int,
     name: str,
     screen: Screen,
 ) -> list[float]:
-    """NDCG@10 with each baseline and weight of `settings`, seen items masked; every case is scored once."""
+    """NDCG@10 with each memory and weight of `settings`, seen items masked; every case is scored once."""
     ranks: list[list[np.ndarray]] = [[] for _ in settings]
-    scorers = {scorer.name: scorer for scorer, _ in settings}
+    memories = {memory.name: memory for memory, _ in settings}
     with screen.bar(f"{name}: weights", len(cases), "cases") as bar:
         for start in range(0, len(cases), CASES_TOGETHER):
             part = cases.take(np.arange(start, min(start + CASES_TOGETHER, len(cases))))
             log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
-            gain = {name: gains(scorer, part.histories) for name, scorer in scorers.items()}
-            for ranks_of_setting, (scorer, weight) in zip(ranks, settings, strict=True):
-                scores = mask_seen(blended(log_pi, gain[scorer.name], weight), part.histories)
+            gain = {name: memory.gains(part.histories) for name, memory in memories.items()}
+            for ranks_of_setting, (memory, weight) in zip(ranks, settings, strict=True):
+                scores = mask_seen(blended(log_pi, gain[memory.name], weight), part.histories)
                 ranks_of_setting.append(rank_of_target(scores, part.targets))
             bar.advance(len(part))
     return [float(ndcg_at(np.concatenate(ranks_of_setting), 10).mean()) for ranks_of_setting in ranks]
@@ -166,7 +170,7 @@ def blend_values(
 def load_blend(run_dir: Path, name: str) -> Blend:
     """The blend of the run's first model that `sidrec evaluate` chose and measured.
 
-    Its baseline is fitted anew, with the settings chosen there, on the train part. Ensembles read the other runs from where they were.
+    Its memory is the one that was stored there. Ensembles read the other runs from where they were.
 
     name: one of BLENDS.
     Raises InputError when the evaluation is missing, was made without this blend or from another model.
@@ -178,12 +182,15 @@ def load_blend(run_dir: Path, name: str) -> Blend:
         measured = ", ".join(comparison["models"])
         raise InputError(f"{folder} has no {name}, only {measured}; run `{command} --overwrite true` first.")
     chosen = chosen_settings(comparison, name)
-    expert = chosen["with"]
     runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
-    dataset = Dataset.load(run_dir)
-    scorer = EXPERTS[expert].fit(dataset.train_sequences, dataset.n_items, **chosen_settings(comparison, expert))
+    memory = Memory.load(folder / memory_file(name))
     recommenders = [Recommender.load(run, BLENDS[name]) for run in runs]
-    return Blend(recommenders, scorer, dataset.n_items, chosen["weight"], name)
+    return Blend(recommenders, memory, memory.n_items, chosen["weight"], name)
+
+
+def memory_file(name: str) -> str:
+    """Where an evaluation keeps the memory of one of BLENDS, in its folder."""
+    return f"{name}_memory.safetensors"
 
 
 def chosen_settings(comparison: dict[str, Any], name: str) -> dict[str, Any]:

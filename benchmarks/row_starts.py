@@ -100,6 +100,7 @@ class RowStartsConfig:
     @property
     def backbone(self) -> BackboneConfig:
         return BackboneConfig(
+            architecture="qwen3",
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
             num_attention_heads=2,

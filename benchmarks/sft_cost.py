@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from datasets import Dataset as TrainingRows
@@ -179,6 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 @dataclass
 class SmallBackbone(BackboneConfig):
+    architecture: Literal["rq_transformer", "qwen3"] = field(default="qwen3", metadata={"help": "Kind of the model."})
     num_hidden_layers: int = field(default=2, metadata={"help": "Decoder layers."})
     num_attention_heads: int = field(default=2, metadata={"help": "Attention heads."})
 

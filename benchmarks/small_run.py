@@ -32,7 +32,7 @@ def kinds(raw: Path) -> dict[str, Kind]:
         "--disable_tqdm true"
     )
     model = shlex.split(
-        "--hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 24 --max_items 12"
+        "--architecture qwen3 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 24 --max_items 12"
     )
     sft = shlex.split("--per_device_train_batch_size 8 --max_steps 12 --eval_steps 4 --save_steps 4")
     rl = shlex.split("--per_device_train_batch_size 32 --num_generations 8 --max_steps 6 --eval_steps 2 --save_steps 2")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sidrec.data.synthetic import oracle_for
 from sidrec.decoding.diagnostics import diagnose
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation import table
-from sidrec.evaluation.models import LoadedModels
+from sidrec.evaluation.models import LoadedModels, runs_of, trained_stages
 from sidrec.evaluation.ranking import Ranking
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.screen import Screen
@@ -46,8 +47,13 @@ def compare(
         "oracle": oracle(metrics, dataset) if dataset.info["name"] == "demo" else None,
         "tuning": tuning_of(loaded.tuning),
         "cut_short": loaded.cut_short,
-        "other_runs": [str(run_dir.resolve()) for run_dir in config.other_runs],
+        "other_runs": [str(run_dir.resolve()) for run_dir in other_runs(config)],
     }
+
+
+def other_runs(config: EvaluateConfig) -> list[Path]:
+    """The run directories, but for the run's own, whose models were measured with it."""
+    return list(dict.fromkeys(run for stage in trained_stages(config.models) for run in runs_of(config, stage)[1:]))
 
 
 def diagnose_all(

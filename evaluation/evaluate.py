@@ -22,6 +22,7 @@ from sidrec.pipeline.stage import Stage
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(EvaluateConfig, arguments, stage="evaluation")
     # torch and polars come with these, and --help does not wait for them
+    from sidrec.baselines.blend import memory_file
     from sidrec.data.dataset import Dataset
     from sidrec.evaluation import comparison, model_cards, models, preconditions, ranking, results, table
 
@@ -40,6 +41,8 @@ def main(arguments: list[str] | None = None) -> None:
             for name, diagnosis in comparison.diagnose_all(loaded.generative, dataset, config.seed, screen).items():
                 metrics[name]["decoding"] = diagnosis
             compared = comparison.compare(ranked, metrics, loaded, dataset, cases, config)
+            for name, memory in loaded.memories.items():
+                memory.save(folder / memory_file(name))
             results.save(folder, config.run_dir, dataset, ranked, metrics, compared)
             screen.note(results.table_of(folder))
     model_cards.fill_cards(config.run_dir, config.models, results.table_of(stage.folder))

@@ -9,7 +9,7 @@ from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS
 from sidrec.evaluation.leaks import check_leaks
-from sidrec.evaluation.models import needed_baselines, trained_stages
+from sidrec.evaluation.models import needed_baselines, runs_of, trained_stages
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
@@ -18,10 +18,9 @@ from sidrec.pipeline.stage import require_finished
 
 def inputs_of(config: EvaluateConfig) -> tuple[Path, ...]:
     """What the models are made from."""
-    trained = trained_stages(config.models)
-    runs = (config.run_dir, *config.other_runs) if trained else ()
-    files = [run_dir / name / "manifest.json" for run_dir in runs for name in trained]
-    return (config.run_dir / "data", *(run_dir / "sid" / "codes_all.npy" for run_dir in runs), *files)
+    files = [run / stage / "manifest.json" for stage in trained_stages(config.models) for run in runs_of(config, stage)]
+    codes = dict.fromkeys(file.parent.parent / "sid" / "codes_all.npy" for file in files)
+    return (config.run_dir / "data", *codes, *files)
 
 
 def check(dataset: Dataset, config: EvaluateConfig) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import seed_runs
 
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
 NOT_DECISIVE = ("run_dir", "other_runs", "overwrite")  # paths; the models of the other runs are inputs, by content
@@ -23,7 +24,8 @@ class EvaluateConfig:
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
             "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble, "
-            "which is the run's sft and those of --other_runs together. Baselines: popularity, recent_popularity, item_knn, markov, slit "
+            "which is the run's sft, those of its further seeds and those of --other_runs together. Baselines: popularity, "
+            "recent_popularity, item_knn, markov, slit "
             "(catalogues of 20,000 items at most, minutes for thousands), sasrec, sasrec_bce, sasrec_sampled, esasrec."
         },
     )
@@ -97,9 +99,10 @@ class EvaluateConfig:
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
-        if set(self.models) & set(ENSEMBLES) and not self.other_runs:
+        if set(self.models) & set(ENSEMBLES) and not [*self.other_runs, *seed_runs(self.run_dir, "sft")]:
             raise InputError(
-                "--models has sft_ensemble, but --other_runs names no run to put together with this one; give some."
+                "--models has sft_ensemble, but --other_runs names no run to put together with this one; give some, or train "
+                "with --seeds 3."
             )
         if self.valid_cases < 0:
             raise InputError(f"--valid_cases is {self.valid_cases}; it must not be negative.")

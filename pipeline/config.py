@@ -1,7 +1,8 @@
 """A stage's configuration: dataclasses, filled from a YAML file and from the command line.
 
 Flags are `--name value`, lists `--name a b`, switches `--name true`. A value in a YAML file is checked as a flag is. Of several sources the
-later one wins: the dataclass's defaults, the run directory's last settings (or the packaged settings of its data set), `--config`, flags.
+later one wins: the dataclass's defaults, what suits the data's size, the run directory's last settings (or the packaged ones of its data
+set), `--config`, flags.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 import textwrap
 import types
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -55,13 +56,15 @@ def parse_configs(
     stage: str | None = None,
     refused: Mapping[str, str] | None = None,
     forgotten: Collection[str] = (),
+    suited: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
 ) -> tuple[Any, ...]:
     """Fill `kinds`, dataclasses without a common field; one instance each.
 
     arguments: default, the process's own. stage: the folder of the run directory whose manifest holds the last settings, and the folder of
     `configs/` with those of a data set; None: neither is read. refused: reasons, by the name of a field that may not be set. forgotten:
-    fields whose last setting does not count. Raises InputError for a flag or a key that does not exist (naming the nearest one), for a
-    value of the wrong type, and for a YAML file that cannot be read. `--help` and `--help-all` print and end the process.
+    fields whose last setting does not count. suited: given what flags and files name, values for what they leave open. Raises InputError
+    for a flag or a key that does not exist (naming the nearest one), for a value of the wrong type, and for a YAML file that cannot be
+    read. `--help` and `--help-all` print and end the process.
     """
     arguments = _with_underscores(sys.argv[1:] if arguments is None else arguments)
     refused = refused or {}
@@ -79,6 +82,8 @@ def parse_configs(
         if run_dir is not dataclasses.MISSING:
             remembered = {name: setting for name, setting in settings.items() if name not in forgotten}
             values = _settings_of_run(Path(run_dir), stage, remembered) | values
+    if suited is not None:
+        values = {**suited(values), **values}
     missing = [name for name, setting in settings.items() if setting.default is dataclasses.MISSING]
     absent = next((name for name in missing if name not in values), None)
     if absent is not None:

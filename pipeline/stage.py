@@ -23,6 +23,7 @@ from sidrec.pipeline.provenance import RECORDED_PACKAGES
 
 FORMAT = 1  # of manifests and of what the stages write
 MANIFEST = "manifest.json"
+SEEDS = "seeds"  # folder of a run directory that holds those of further seeds
 WORKING = ("checkpoints", "log.txt", "README.md")  # no outputs; evaluation writes its table into a model's README.md
 REMEDY = "choose another --run_dir, or pass --overwrite true to make it again"
 
@@ -335,3 +336,29 @@ def _files(folder: Path) -> list[str]:
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
     return sorted(path.as_posix() for path in shown if str(path) != MANIFEST and path.parts[0] not in WORKING)
+
+
+def seed_runs(run_dir: Path, stage: str) -> list[Path]:
+    """The run directories of further seeds in which this stage is finished, in order.
+
+    Raises InputError for one that was trained otherwise than the run's own stage, but for the seed.
+    """
+    folders = [folder for folder in (run_dir / SEEDS).glob("*") if folder.name.isdigit()]
+    runs = []
+    for folder in sorted(folders, key=lambda folder: int(folder.name)):
+        manifest, first = read_manifest(folder / stage), read_manifest(run_dir / stage)
+        if manifest is None or not manifest["finished"] or first is None:
+            continue
+        if _but_for_the_seed(manifest) != _but_for_the_seed(first):
+            raise InputError(
+                f"{folder / stage} was trained with other settings or data than {run_dir / stage}; train it again with --seeds and "
+                "--overwrite true, or delete it."
+            )
+        runs.append(folder)
+    return runs
+
+
+def _but_for_the_seed(manifest: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings without the seed, and what the inputs hold; those of a further seed are links, and so outside of its run directory."""
+    outside = [made["sha256"] for made in manifest["outside_inputs"]]
+    return {**manifest["fingerprint"], "seed": None}, sorted([*manifest["inputs"].values(), *outside])

@@ -4,8 +4,7 @@ sidrec recommend --run_dir outputs/ml-100k --user 196
 sidrec recommend --run_dir outputs/ml-100k --history "toy story" "fargo"
 sidrec recommend --run_dir outputs/ml-100k --user 196 --model sft_blend
 
-A blend is the one that `sidrec evaluate` put together on valid; its baseline is fitted anew when this starts: a second for item-KNN,
-seconds to minutes for SLIT.
+A blend is the one that `sidrec evaluate` put together on valid, with the memory that it stored.
 """
 
 from __future__ import annotations

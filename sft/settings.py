@@ -78,12 +78,19 @@ class SftConfig:
             "help": "Measurements in a row without a better one (metric_for_best_model) that end training; 0: none."
         },
     )
+    seeds: int = field(
+        default=1,
+        metadata={
+            "help": "Trainings, one after the other, with seed, seed + 1, …: the further ones go to seeds/1, seeds/2, … of the run "
+            "directory, and the summary says how far all lie apart and what their ensemble is worth."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete what sft/ holds and train again."})
 
     def __post_init__(self) -> None:
         if self.max_items < 2:
             raise InputError(f"max_items={self.max_items} is too short: a context holds at least 2 items.")
-        refuse_bad_numbers(self, {"valid_users": 1, "batch_items": 0})
+        refuse_bad_numbers(self, {"valid_users": 1, "batch_items": 0, "seeds": 1})
         refuse_early_stopping_below_zero(self.early_stopping_patience)
 
 
@@ -169,10 +176,11 @@ class BackboneConfig:
         },
     )
     architecture: Literal["rq_transformer", "qwen3"] = field(
-        default="qwen3",
+        default="rq_transformer",
         metadata={
-            "help": "From scratch: `rq_transformer` (arXiv 2203.01941; one position an item, a depth head that writes its codes), or "
-            "`qwen3` (one position a token, as a pretrained language model has)."
+            "help": "From scratch: `rq_transformer` (arXiv 2203.01941; one position an item, a depth head that writes its codes; its "
+            "sizes, passes, dropout and batches follow from the data's size where you do not set them, docs/sft.md), or `qwen3` (one "
+            "position a token, as a pretrained language model has)."
         },
     )
     depth_head: Literal["marginal", "additive", "transformer"] = field(
@@ -305,7 +313,7 @@ class SftTrainerConfig(TrainerConfig):
 
 
 CONFIGS = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SftTrainerConfig)
-UNDECISIVE = ("run_dir", "overwrite", *trainer_config.UNDECISIVE)
+UNDECISIVE = ("run_dir", "seeds", "overwrite", *trainer_config.UNDECISIVE)
 _TRL_DATASETS = (
     "the stage makes its own examples from histories; set max_items, window_items, text_tokens or chat_template"
 )

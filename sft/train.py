@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_configs
+from sidrec.sft.recipe import settings_by_size
 from sidrec.sft.settings import CONFIGS, REFUSED
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config, tasks, backbone, weights, training = parse_configs(CONFIGS, arguments, stage="sft", refused=REFUSED)
+    config, tasks, backbone, weights, training = parse_configs(
+        CONFIGS, arguments, stage="sft", refused=REFUSED, suited=settings_by_size
+    )
 
-    from sidrec.sft.fine_tuning import fine_tune  # torch and transformers, for which `--help` does not wait
+    from sidrec.sft.seeds import fine_tune_seeds  # torch and transformers, for which `--help` does not wait
 
-    fine_tune(config, tasks, backbone, weights, training)
+    fine_tune_seeds(config, tasks, backbone, weights, training)
 
 
 if __name__ == "__main__":

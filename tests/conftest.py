@@ -43,7 +43,14 @@ def make_sids(n_items: int, level_sizes: list[int], seed: int = 0, dim: int = 6)
 
 @pytest.fixture(scope="session")
 def tiny_backbone() -> BackboneConfig:
-    return BackboneConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, dropout=0.0)
+    return BackboneConfig(
+        architecture="qwen3",
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        dropout=0.0,
+    )
 
 
 @pytest.fixture

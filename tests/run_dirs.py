@@ -39,6 +39,7 @@ LEVEL_SIZES = [4, 4, 5]
 WORDS = ["<unk>", "<end>", *(f"word{i}" for i in range(38))]
 
 SFT_FLAGS: dict[str, object] = {
+    "architecture": "qwen3",
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,

@@ -184,7 +184,9 @@ def rl_alone(alone, sft_alone) -> Trainer:
 def pretrained(tmp_path_factory) -> Path:
     """A model folder whose head is not its embedding."""
     folder = tmp_path_factory.mktemp("pretrained") / "model"
-    backbone = BackboneConfig(hidden_size=320, num_hidden_layers=2, num_attention_heads=2, intermediate_size=320)
+    backbone = BackboneConfig(
+        architecture="qwen3", hidden_size=320, num_hidden_layers=2, num_attention_heads=2, intermediate_size=320
+    )
     model, tokenizer = scratch_qwen3(backbone, seed=1), byte_tokenizer()
     model.config.tie_word_embeddings = False
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.flip(0).clone())

@@ -1,4 +1,4 @@
-"""The blend with item-KNN: its formula against brute force, its weight, its place in the evaluation, and what it may see."""
+"""The blend with a memory: its formula against brute force, its weight, its place in the evaluation, and what it may see."""
 
 import copy
 import json
@@ -17,7 +17,7 @@ from run_dirs import N_ITEMS, finished_sft_run, small_dataset
 from sidrec.baselines import BASELINES, blend
 from sidrec.baselines.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
 from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
-from sidrec.baselines.popularity import fit_popularity
+from sidrec.baselines.memory import Memory
 from sidrec.baselines.scorer import gains, rank_cases
 from sidrec.baselines.slit import fit_slit
 from sidrec.data.dataset import Dataset
@@ -69,11 +69,11 @@ def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
 
 
 def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
-    knn = tune_item_knn(dataset, dataset.cases("valid"))[0]
+    knn = Memory.of(tune_item_knn(dataset, dataset.cases("valid"))[0])
     histories = dataset.cases("valid").histories[:7]
     scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
     assert scores.dtype == np.float32
-    gain = gains(knn, histories)
+    gain = knn.gains(histories).toarray()
     for row, history in enumerate(histories):
         leaves = sft.leaf_log_probs([history])[0]
         for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
@@ -85,7 +85,8 @@ def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dat
 
 def test_weight_0_is_the_exact_ranking_of_the_model(sft: Recommender, dataset: Dataset) -> None:
     cases = dataset.cases("test")
-    alone = Blend([sft], fit_popularity(dataset.train_sequences, N_ITEMS), N_ITEMS, 0.0, "sft_blend")
+    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0)
+    alone = Blend([sft], Memory.of(knn), N_ITEMS, 0.0, "sft_blend")
     exact = sft.recommend(cases.histories, N_ITEMS, exclude_seen=False, exact=True)
     places = (exact.items == cases.targets[:, None]).argmax(axis=1)
     assert (rank_cases(alone, cases, masked=False) == places).all()
@@ -96,7 +97,7 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     valid = dataset.cases("valid")
-    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
+    knn = Memory.of(fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7))
     blends, tuning = tune_blend("sft_blend", [sft, sft], [knn], valid, N_ITEMS, seed=0)
     each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
     wanted = [float(ndcg_at(rank_cases(one, valid, masked=True), 10).mean()) for one in each]
@@ -116,20 +117,20 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
 
 def test_the_baseline_of_a_blend_is_the_better_one_on_valid(sft: Recommender, dataset: Dataset) -> None:
     valid = dataset.cases("valid")
-    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7)
-    linear = fit_slit(dataset.train_sequences, N_ITEMS, past=0.7, future=0.5, ridge=10.0, decay=0.8)
-    each = [tune_blend("sft_blend", [sft], [scorer], valid, N_ITEMS, seed=0)[1].values for scorer in (knn, linear)]
-    for scorers, wanted in (([knn, linear], each[0] + each[1]), ([linear, knn], each[1] + each[0])):
-        (best,), tuning = tune_blend("sft_blend", [sft], scorers, valid, N_ITEMS, seed=0)
+    knn = Memory.of(fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7))
+    linear = Memory.of(fit_slit(dataset.train_sequences, N_ITEMS, past=0.7, future=0.5, ridge=10.0, decay=0.8))
+    each = [tune_blend("sft_blend", [sft], [memory], valid, N_ITEMS, seed=0)[1].values for memory in (knn, linear)]
+    for memories, wanted in (([knn, linear], each[0] + each[1]), ([linear, knn], each[1] + each[0])):
+        (best,), tuning = tune_blend("sft_blend", [sft], memories, valid, N_ITEMS, seed=0)
         assert tuning.values == wanted
-        assert best.scorer is scorers[int(np.argmax(wanted)) // len(WEIGHTS)]
-        assert tuning.grid[tuning.chosen] == {"with": best.scorer.name, "weight": best.weight}
+        assert best.memory is memories[int(np.argmax(wanted)) // len(WEIGHTS)]
+        assert tuning.grid[tuning.chosen] == {"with": best.memory.name, "weight": best.weight}
 
 
 def test_a_catalogue_too_large_to_score_whole_is_refused(
     sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    knn = fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0)
+    knn = Memory.of(fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0))
     monkeypatch.setattr(blend, "MOST_ITEMS", N_ITEMS - 1)
     with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
         tune_blend("sft_blend", [sft], [knn], dataset.cases("valid"), N_ITEMS, seed=0)
@@ -217,12 +218,13 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
     with torch.no_grad():
         for parameter in other.model.parameters():
             parameter.add_(0.5 * parameter.std() * torch.randn_like(parameter))
-    knn, valid = tune_item_knn(dataset, dataset.cases("valid"))[0], dataset.cases("valid")
+    valid = dataset.cases("valid")
+    knn = Memory.of(tune_item_knn(dataset, valid)[0])
     blends, tuning = tune_blend("sft_ensemble", [sft, other], [knn], valid, N_ITEMS, seed=0)
     (ensemble,) = blends
     log_pi, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
     assert np.abs(log_pi - others).max() > 0.1
-    wanted = (log_pi + others) / 2 + ensemble.weight * gains(knn, valid.histories)
+    wanted = (log_pi + others) / 2 + ensemble.weight * knn.gains(valid.histories).toarray()
     assert ensemble.scores(valid.histories) == pytest.approx(wanted, abs=1e-5)
     assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
 
@@ -256,7 +258,8 @@ def test_blends_that_are_measured_together_score_a_case_once(
         return log_probs(recommender, histories, n_items)
 
     monkeypatch.setattr(blend, "log_probs", counted)
-    knn, cases, latest = tune_item_knn(dataset, dataset.cases("valid"))[0], dataset.cases("test"), LatestLogProbs()
+    knn = Memory.of(tune_item_knn(dataset, dataset.cases("valid"))[0])
+    cases, latest = dataset.cases("test"), LatestLogProbs()
     blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
     together = rank_each([ScoreRanker(one) for one in blends], cases, "both", Screen("test", quiet=True))
     assert sum(asked) == len(cases)

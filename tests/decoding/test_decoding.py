@@ -110,7 +110,9 @@ def test_exactly_k_distinct_eligible_items_whatever_the_mask(k, eligible, recomm
 
 @pytest.fixture(scope="module")
 def recommender_for_properties():
-    model, tokenizer = load_backbone(BackboneConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1), seed=3)
+    model, tokenizer = load_backbone(
+        BackboneConfig(architecture="qwen3", hidden_size=16, num_hidden_layers=1, num_attention_heads=1), seed=3
+    )
     sids = make_sids(50, LEVELS)
     vocabulary = add_sid_tokens(model.eval(), tokenizer, sids, [""] * sids.n_items, "codebook", seed=0)
     return Recommender.build(model, Renderer.build(sids, vocabulary, max_items=6), sids)
@@ -156,7 +158,12 @@ def random_codes(draw) -> tuple[np.ndarray, list[int]]:
 def models():
     """Two models with 64 tokens: one with opinions, and one to which all tokens are equal."""
     config = BackboneConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, dropout=0.0
+        architecture="qwen3",
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+        dropout=0.0,
     )
     opinionated, _ = load_backbone(config, seed=3)
     indifferent, _ = load_backbone(config, seed=3)

@@ -153,7 +153,7 @@ def test_without_a_config_and_a_run_the_packaged_settings_of_the_data_set_count(
     (tmp_path / "data" / "dataset.json").write_text('{"name": "demo"}')
     arguments = ["--run_dir", str(tmp_path)]
     demo = Path(__file__).resolve().parents[2] / "configs" / "sft" / "demo.yaml"
-    with pytest.raises(InputError, match="hidden_size is not a setting"):  # read whole: a file is checked
+    with pytest.raises(InputError, match="architecture is not a setting"):  # read whole: a file is checked
         parse_config(Some, ["--config", str(demo)])
     config = parse_config(Some, arguments, stage="sft")
     assert (config.run_dir, config.max_items, config.num_train_epochs) == (tmp_path, 50, 6)

@@ -44,7 +44,7 @@ def test_the_lists_are_those_that_were_measured(run_dir: Path, name: str) -> Non
 
 
 @pytest.mark.parametrize("expert", ["item_knn", "slit"])
-def test_a_baseline_fitted_anew_is_the_one_that_was_chosen(run_dir: Path, tmp_path: Path, expert: str) -> None:
+def test_the_stored_memory_is_the_one_that_was_chosen(run_dir: Path, tmp_path: Path, expert: str) -> None:
     dataset, copied = Dataset.load(run_dir), tmp_path / "run"
     shutil.copytree(run_dir, copied)
     models = ["--models", "sft_blend", "--blend_with", expert, "--overwrite", "true"]
@@ -55,8 +55,8 @@ def test_a_baseline_fitted_anew_is_the_one_that_was_chosen(run_dir: Path, tmp_pa
     assert isinstance(tuned, Blend)
     loaded = load_blend(copied, "sft_blend")
     histories = dataset.cases("valid").histories
-    assert (loaded.scorer.name, loaded.weight) == (expert, tuned.weight)
-    assert np.array_equal(loaded.scorer.scores(histories), tuned.scorer.scores(histories))
+    assert (loaded.memory.name, loaded.weight) == (expert, tuned.weight)
+    assert np.array_equal(loaded.memory.gains(histories).toarray(), tuned.memory.gains(histories).toarray())
 
 
 def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Path) -> None:

@@ -134,3 +134,10 @@ def test_it_is_evaluated_and_its_card_runs(run_dir, trainer, tmp_path: Path, mon
     monkeypatch.chdir(run_dir / "sft")
     for example in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
         exec(example, {})
+
+
+@pytest.mark.parametrize("part", [{"depth_head": "additive"}, {"smoothing": False}, {"item_loss_weight": 0.5}])
+@pytest.mark.parametrize("other", [{"architecture": "qwen3"}, {"model_name_or_path": "a/model"}])
+def test_its_parts_are_refused_for_another_model(part: dict[str, Any], other: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(part))} is a part of an rq_transformer from scratch"):
+        BackboneConfig(**part, **other)

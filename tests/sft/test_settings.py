@@ -170,8 +170,8 @@ SFT_MISTAKES = {
     "dropout": ("1", "dropout=1.0 must be at least 0 and less than 1"),
     "next_item": ("nan", "next_item=nan is no share"),
     "lora_alpha": ("nan", "lora_alpha=nan cannot be"),
-    "depth_head": ("additive", "depth_head is a part of an rq_transformer from scratch"),
-    "smoothing": ("false", "smoothing is a part of an rq_transformer from scratch"),
+    "depth_head": ("deep", "depth_head is 'deep'; it must be one of `marginal`, `additive`, `transformer`"),
+    "smoothing": ("some", "smoothing is 'some'; it must be true or false"),
     "batch_items": ("-1", "batch_items=-1 "),
     "train_weights": ("LoRA", "train_weights is 'LoRA'; it must be one of"),
 }

@@ -73,7 +73,8 @@ def test_stored_reference(tmp_path):
 
 def test_the_right_weights_moved(run_dir, trainer):
     config = BackboneConfig(
-        **{name: SFT_FLAGS[name] for name in BackboneConfig.__dataclass_fields__ if name in SFT_FLAGS}
+        architecture="qwen3",
+        **{name: SFT_FLAGS[name] for name in BackboneConfig.__dataclass_fields__ if name in SFT_FLAGS},
     )
     before, tokenizer = load_backbone(config, seed=0)
     add_sid_tokens(before, tokenizer, SemanticIds.load(run_dir), Dataset.load(run_dir).titles, "codebook", seed=0)

@@ -17,7 +17,10 @@ from sidrec.sft.unsharded import _whole_copy, refuse_adapters_in_parts
 @pytest.fixture
 def model():
     return scratch_qwen3(
-        BackboneConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16), seed=0
+        BackboneConfig(
+            architecture="qwen3", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        ),
+        seed=0,
     )
 
 

@@ -54,4 +54,4 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match="cannot be loaded"):
         load_backbone(BackboneConfig(model_name_or_path=str(tmp_path / "nothing")), seed=0)
     with pytest.raises(InputError, match="not a multiple"):
-        load_backbone(BackboneConfig(hidden_size=30, num_attention_heads=4), seed=0)
+        load_backbone(BackboneConfig(architecture="qwen3", hidden_size=30, num_attention_heads=4), seed=0)

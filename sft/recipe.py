@@ -1,0 +1,88 @@
+"""What an RQ-Transformer from scratch is trained with where nobody says otherwise: one recipe, by the size of the catalogue and the log.
+
+`docs/sft.md` has the table. It was chosen on the valid sets of MovieLens-100K, MovieLens-1M and Amazon Beauty together.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sidrec.pipeline.files import read_json
+from sidrec.sft.settings import BackboneConfig, SftConfig
+
+FOR_ALL: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_attention_heads": 2,
+    "intermediate_size": 256,
+    "batch_items": 4096,
+    "learning_rate": 2e-3,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.05},
+    "warmup_steps": 0.02,
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 0.1,
+    "metric_for_best_model": "eval_ndcg@10",
+    "early_stopping_patience": 4,
+}
+OF_DROPOUT = ("num_hidden_layers", "num_train_epochs", "dropout", "item_dropout", "weight_decay", "history_overlap")
+BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many training interactions an item: OF_DROPOUT
+    (30, (1, 30, 0.5, 0.25, 1.0, 0.5)),
+    (130, (1, 24, 0.5, 0.2, 1.0, 0.5)),
+    (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
+)
+FEWEST_VALID, MOST_VALID, VALID_SCORES = (
+    1_000,
+    30_000,
+    300_000_000,
+)  # the last: valid cases x items of a measurement, at most
+TOGETHER = (  # settings of which naming one leaves all to whoever names it
+    ("hidden_size", "num_attention_heads", "intermediate_size"),
+    ("batch_items", "per_device_train_batch_size", "train_sampling_strategy"),
+    ("lr_scheduler_type", "lr_scheduler_kwargs"),
+    ("eval_strategy", "eval_steps", "save_strategy", "save_steps"),
+)
+
+
+def recipe(n_items: int, train_interactions: int) -> dict[str, Any]:
+    """The settings for a catalogue of `n_items` and a log with so many interactions for training."""
+    density = train_interactions / n_items
+    chosen = next(values for limit, values in BY_DENSITY if density < limit)
+    valid_users = min(MOST_VALID, max(FEWEST_VALID, VALID_SCORES // n_items))
+    whole = {
+        name: int(value) if name == "num_hidden_layers" else value
+        for name, value in zip(OF_DROPOUT, chosen, strict=True)
+    }
+    return FOR_ALL | whole | {"valid_users": valid_users}
+
+
+def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the recipe for the run directory's data, what `named`, the settings that a file or a flag names, leaves open.
+
+    Nothing for another kind of model, or where data/ is missing, which the stage says itself. The first process prints what it chose.
+    """
+    architecture = named.get("architecture", BackboneConfig.architecture)
+    if named.get("model_name_or_path") is not None or architecture != "rq_transformer":
+        return {}
+    described = Path(named.get("run_dir", SftConfig.run_dir)) / "data" / "dataset.json"
+    counts = read_json(described).get("counts") if described.is_file() else None
+    if not counts or not counts.get("items") or "train" not in counts:
+        return {}
+    left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
+    if named.get("next_item") == 0:
+        left_to_user |= {"item_dropout", "history_overlap"}
+    chosen = {
+        name: value for name, value in recipe(counts["items"], counts["train"]).items() if name not in left_to_user
+    }
+    shown = ", ".join(f"{name} {chosen[name]:g}" for name in OF_DROPOUT if name in chosen)
+    if shown and os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(
+            f"settings: {shown}, by {counts['train'] / counts['items']:.0f} training interactions an item\n"
+        )
+        sys.stdout.flush()
+    return chosen
