@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sidrec.baselines import BASELINES
-from sidrec.baselines.blend import BLENDS
+from sidrec.baselines.blend import BLENDS, ENSEMBLES
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS
 from sidrec.evaluation.leaks import check_leaks
@@ -38,7 +38,12 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
 
 
 def check_models(config: EvaluateConfig) -> None:
-    """Every trained model is there, and those of other runs are of the same data."""
+    """Every trained model is there, those of other runs are of the same data, and an ensemble has several."""
+    for name, stage in ENSEMBLES.items():
+        if name in config.models and len(runs_of(config, stage)) == 1:
+            raise InputError(
+                f"--models has {name}, but --other_runs names no run to put together with this one; give some, or train with --seeds 3."
+            )
     for run_dir in (config.run_dir, *config.other_runs):
         for name in trained_stages(config.models):
             try:

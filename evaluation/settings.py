@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.stage import seed_runs
 
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
 NOT_DECISIVE = ("run_dir", "other_runs", "overwrite")  # paths; the models of the other runs are inputs, by content
@@ -85,7 +84,7 @@ class EvaluateConfig:
     )
 
     def __post_init__(self) -> None:
-        from sidrec.baselines.blend import ENSEMBLES, EXPERTS  # they need torch, which --help does not wait for
+        from sidrec.baselines.blend import EXPERTS  # they need torch, which --help does not wait for
         from sidrec.evaluation.models import MODELS
 
         unknown = [name for name in self.models if name not in MODELS]
@@ -99,11 +98,6 @@ class EvaluateConfig:
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
-        if set(self.models) & set(ENSEMBLES) and not [*self.other_runs, *seed_runs(self.run_dir, "sft")]:
-            raise InputError(
-                "--models has sft_ensemble, but --other_runs names no run to put together with this one; give some, or train "
-                "with --seeds 3."
-            )
         if self.valid_cases < 0:
             raise InputError(f"--valid_cases is {self.valid_cases}; it must not be negative.")
         if self.seeds < 1:
