@@ -21,7 +21,7 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.sft.advice import advice
+from sidrec.sft.advice import advice, against_item_knn, item_knn_ndcg
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import ItemBatches
 from sidrec.sft.checkpoints import last_whole_checkpoint
@@ -153,7 +153,8 @@ def train_model(
         base, _, _ = start_model(start.dataset, start.sids, config, backbone, arguments.seed)
         merge(base, folder / "adapter").save_pretrained(folder)
         start.tokenizer.save_pretrained(folder)
-    finish(folder, trainer, start.sids, screen, from_scratch=backbone.model_name_or_path is None)
+    knn_ndcg = item_knn_ndcg(start.dataset, start.valid_cases)
+    finish(folder, trainer, start.sids, screen, knn_ndcg, from_scratch=backbone.model_name_or_path is None)
 
 
 def item_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> ItemBatches | None:
@@ -238,8 +239,16 @@ def refuse_for_rq_transformer(config: SftConfig, tasks: TaskConfig, weights: Wei
         raise InputError(f"train_weights={weights.train_weights} is for a language model's layers, and {remedy}")
 
 
-def finish(folder: Path, trainer: SidSFTTrainer, sids: SemanticIds, screen: Screen, *, from_scratch: bool) -> None:
-    """Write what makes the model folder complete, and say where it is."""
+def finish(
+    folder: Path,
+    trainer: SidSFTTrainer,
+    sids: SemanticIds,
+    screen: Screen,
+    knn_ndcg: float | None,
+    *,
+    from_scratch: bool,
+) -> None:
+    """Write what makes the model folder complete, and say where it is. knn_ndcg: item-KNN's on the valid cases, where it is known."""
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(folder, trainer.renderer, sids, history)
     best = next(row for row in history if row["step"] == trainer.state.best_global_step)
@@ -248,5 +257,8 @@ def finish(folder: Path, trainer: SidSFTTrainer, sids: SemanticIds, screen: Scre
         f"{best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
         f"the model is in {folder}, what training logged in {folder / 'log.txt'}",
     ]
-    sentence = advice(history, best["step"], regularised=from_scratch)
-    screen.summary("sft", lines if sentence is None else [*lines, sentence])
+    sentences = (
+        advice(history, best["step"], regularised=from_scratch),
+        against_item_knn(best["eval_ndcg@10"], knn_ndcg),
+    )
+    screen.summary("sft", [*lines, *filter(None, sentences)])

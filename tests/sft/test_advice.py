@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from run_dirs import small_dataset
 
-from sidrec.sft.advice import advice
+from sidrec.baselines.item_knn import ItemKnn, fit_item_knn
+from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target
+from sidrec.sft import advice as advice_module
+from sidrec.sft.advice import DECAY, NEIGHBOURS, SHRINK, advice, against_item_knn, item_knn_ndcg
 
 MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
 
@@ -24,3 +29,20 @@ def test_the_sentence_names_what_to_change(best_step: int, regularised: bool, wo
 def test_a_training_that_ended_well_or_was_hardly_measured_gets_none() -> None:
     assert advice(MEASURED, 40, regularised=True) is None
     assert advice(MEASURED[:3], 30, regularised=True) is None
+
+
+def test_item_knn_is_measured_on_the_same_cases_unless_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_dataset()
+    cases = dataset.cases("valid").take(np.arange(20))
+    knn = fit_item_knn(dataset.train_sequences, dataset.n_items, NEIGHBOURS, SHRINK, DECAY)
+    assert isinstance(knn, ItemKnn)
+    ranks = rank_of_target(mask_seen(knn.scores(cases.histories), cases.histories), cases.targets)
+    assert item_knn_ndcg(dataset, cases) == pytest.approx(ndcg_at(ranks, 10).mean())
+    monkeypatch.setattr(advice_module, "MOST_PAIRS", 10)
+    assert item_knn_ndcg(dataset, cases) is None
+
+
+def test_a_model_below_item_knn_is_told_so() -> None:
+    assert "a plain item-KNN has NDCG@10 0.2000" in (against_item_knn(0.1, 0.2) or "")
+    assert against_item_knn(0.2, 0.2) is None
+    assert against_item_knn(0.1, None) is None
