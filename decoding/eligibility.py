@@ -149,9 +149,23 @@ class Eligibility:
         for allowed, requests in self._lists:
             is_open[requests] = allowed.leaves()
         if self._closed is not None:
-            closed = self._closed[-1]
-            is_open[closed.request, self.trie.first_child[-1][closed.parent] + closed.child_number] = False
+            is_open[self._closed_leaves()] = False
         return is_open
+
+    def close(self, scores: Tensor) -> Tensor:
+        """`scores`, float [B, N] by leaf, with -inf written to it where a request may not be given the item."""
+        assert scores.shape == (self.n_requests, self.trie.n_items), tuple(scores.shape)
+        for allowed, requests in self._lists:
+            scores[requests] = scores[requests].masked_fill(~allowed.leaves(), -torch.inf)
+        if self._closed is not None:
+            scores[self._closed_leaves()] = -torch.inf
+        return scores
+
+    def _closed_leaves(self) -> tuple[Tensor, Tensor]:
+        """Requests and the leaves that each excludes, int64 [T]."""
+        assert self._closed is not None
+        closed = self._closed[-1]
+        return closed.request, self.trie.first_child[-1][closed.parent] + closed.child_number
 
     def _find_closed(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Entries of `_closed` whose node is among its request's `nodes` [B, W], and the column it stands in.
