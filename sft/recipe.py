@@ -42,7 +42,6 @@ FEWEST_VALID, MOST_VALID, VALID_SCORES = (
     300_000_000,
 )  # the last: valid cases x items of a measurement, at most
 TOGETHER = (  # settings of which naming one leaves all to whoever names it
-    ("hidden_size", "num_attention_heads", "intermediate_size"),
     ("batch_items", "per_device_train_batch_size", "train_sampling_strategy"),
     ("lr_scheduler_type", "lr_scheduler_kwargs"),
     ("eval_strategy", "eval_steps", "save_strategy", "save_steps"),

@@ -62,7 +62,8 @@ class SftConfig:
         metadata={
             "help": "Items of histories a step at most, padding included, of all processes together, in batches of similar length; fewer "
             "where a pass would have less than 24 steps. It takes the place of per_device_train_batch_size and "
-            "train_sampling_strategy; 0: they count."
+            "train_sampling_strategy; 0: they count.",
+            "rare": True,
         },
     )
     chat_template: bool = field(

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from run_dirs import ROOT, small_dataset, stage_configs
+from run_dirs import ROOT, small_dataset
 
 from benchmarks import case_ranks, levers
 from benchmarks.case_ranks import save_ranks
@@ -18,9 +18,11 @@ from benchmarks.our_models import PLANS
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import ndcg_at
 from sidrec.evaluation.statistics import holm, paired_test
+from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage
 from sidrec.sft import train
+from sidrec.sft.recipe import settings_by_size
 from sidrec.tokenizer.config import TokenizerConfig
 
 TAKERS = {
@@ -35,7 +37,8 @@ def settings(dataset: str, name: str, run_dir: Path) -> dict[str, object]:
     for command in stages_of(dataset, levers_of(dataset)[name], seed=3):
         stage = name_of(command)
         flags = command[command.index(stage) + 1 :]
-        for part in stage_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)]):
+        suited = settings_by_size if stage == "sft/train.py" else None
+        for part in parse_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)], suited=suited):
             every |= {f"{stage} {key}": value for key, value in vars(part).items() if not key.startswith("_")}
     return every
 
@@ -45,6 +48,8 @@ def test_a_lever_changes_one_thing(dataset: str, monkeypatch: pytest.MonkeyPatch
     """As the stages read their flags."""
     monkeypatch.chdir(ROOT)
     assert set(SIZES) == set(PLANS)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text('{"counts": {"items": 1000, "train": 50000}}')
     base = settings(dataset, CONFIG, tmp_path)
     assert base["sft/train.py seed"] == 3
     for name in NAMES[1:]:

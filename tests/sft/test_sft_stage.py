@@ -73,7 +73,6 @@ def test_stored_reference(tmp_path):
 
 def test_the_right_weights_moved(run_dir, trainer):
     config = BackboneConfig(
-        architecture="qwen3",
         **{name: SFT_FLAGS[name] for name in BackboneConfig.__dataclass_fields__ if name in SFT_FLAGS},
     )
     before, tokenizer = load_backbone(config, seed=0)

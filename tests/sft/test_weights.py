@@ -85,7 +85,7 @@ def start_state(run_dir: Path, flags: dict[str, object]) -> dict[str, torch.Tens
     config = SftConfig(run_dir=run_dir, embedding_init="codebook")
     small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     name = flags.get("model_name_or_path")
-    backbone = BackboneConfig(model_name_or_path=name and str(name), **small)
+    backbone = BackboneConfig(architecture="qwen3", model_name_or_path=name and str(name), **small)
     return state(fine_tuning.start_model(dataset, sids, config, backbone, seed=0)[0])
 
 
