@@ -74,7 +74,9 @@ class Memory:
 
     @classmethod
     def load(cls, file: Path) -> Memory:
-        """Raises InputError for a file of another format."""
+        """Raises InputError for a file that an older evaluation did not write, or of another format."""
+        if not file.is_file():
+            raise InputError(f"{file} does not exist; run `sidrec evaluate` again with --overwrite true.")
         with safe_open(file, framework="np") as stored:
             about = stored.metadata() or {}
             if about.get("format") != FORMAT:

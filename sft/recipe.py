@@ -1,6 +1,7 @@
 """What an RQ-Transformer from scratch is trained with where nobody says otherwise: one recipe, by the size of the catalogue and the log.
 
-`docs/sft.md` has the table. It was chosen on the valid sets of MovieLens-100K, MovieLens-1M and Amazon Beauty together.
+`docs/sft.md` has the table. Its rows are the settings of MovieLens-100K, MovieLens-1M and Amazon Beauty, each chosen on its valid set; the
+limits between them were not tried on other data.
 """
 
 from __future__ import annotations

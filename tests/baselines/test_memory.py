@@ -99,6 +99,11 @@ def test_a_file_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest
         Memory.load(tmp_path / "memory.safetensors")
 
 
+def test_an_evaluation_without_a_memory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"memory.safetensors does not exist; run `sidrec evaluate` again"):
+        Memory.load(tmp_path / "memory.safetensors")
+
+
 def test_item_knn_of_few_neighbours_is_its_own_memory() -> None:
     rng = np.random.default_rng(1)
     sequences = [rng.integers(0, 40, 8) for _ in range(60)]
