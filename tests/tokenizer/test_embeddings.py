@@ -1,5 +1,6 @@
 """Item vectors from text and from co-occurrence, against brute force and the written formula."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from sidrec.pipeline import screen as screen_module
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.embeddings.collaborative import cooccurrence, ppmi_svd, shifted_ppmi
 from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
 from sidrec.tokenizer.embeddings.unit_rows import EMPTY_NORM, unit_rows
@@ -196,3 +199,18 @@ def test_any_number_of_threads_gives_the_same_bytes() -> None:
         made.append(done.stdout)
     assert len(made[0]) == 4 * 2000 * (64 + 32)
     assert made[0] == made[1]
+
+
+def test_long_work_on_vectors_is_announced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Times are a false clock's, of 3 s a look."""
+    now = itertools.count(step=3.0)
+    monkeypatch.setattr(screen_module.time, "monotonic", lambda: next(now))
+    sequences = two_communities(np.random.default_rng(0))
+    vectors = ppmi_svd(sequences, 22, 3, seed=0, screen=Screen("embeddings"))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("embeddings: pairs of items, 10 distances, about") for line in lines) == 1
+    assert sum(line.startswith("embeddings: SVD of 22 x 22, about") for line in lines) == 1
+    assert vectors.tobytes() == ppmi_svd(sequences, 22, 3, seed=0).tobytes()
+    texts = [f"{word} tea {number % 3}" for number, word in enumerate(["green", "black"] * 10)]
+    tfidf_svd(texts, 2, seed=0, screen=Screen("embeddings"))
+    assert "embeddings: words of texts, 20 texts, about" in capsys.readouterr().out
