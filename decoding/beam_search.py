@@ -5,7 +5,7 @@ are forced is not run again.
 Deterministic: the `beams` items of largest π that beam search finds. Stochastic: Gumbel top-k (arXiv 1903.06059), `beams` distinct
 items drawn from π without replacement, with what importance weights need.
 
-An RQ-Transformer scores every item from one state, so nothing is searched: the best leaves, or the largest Gumbel keys, are taken.
+An RQ-Transformer's codes all come from one state, so nothing is run again (`depth_search`); a stochastic search scores every item.
 
 Why min(beams, eligible items) items come back, always. Call a node live when an eligible item is below it.
   1. Every node that the search keeps is live, so it has a live child.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.decoding.beams import Beams, best_first, draws_of, refuse_nan
+from sidrec.decoding.depth_search import depth_search
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.leaf_search import leaf_search
 from sidrec.decoding.normaliser import Normaliser
@@ -97,7 +98,10 @@ def beam_search(
         eligible = Eligibility.of_mask(trie, eligible)
     assert eligible is None or eligible.trie is trie, "eligibility by another trie"
     if (scorer := rq_transformer_of(model)) is not None:
-        return leaf_search(scorer.leaf_log_probs(input_ids, attention_mask, trie), trie, beams, eligible, generators)
+        states, table = scorer.last_states(input_ids, attention_mask), scorer.table(trie)
+        if generators is None:
+            return depth_search(scorer.depth, states, table, beams, eligible)
+        return leaf_search(scorer.depth.leaf_log_probs(states, table), trie, beams, eligible, generators)
     prefix = SharedPrefix(model, input_ids, attention_mask)
     n_requests, device = len(input_ids), input_ids.device
     is_static = device.type != "cpu" if static_shapes is None else static_shapes

@@ -47,7 +47,11 @@ class AllowList:
 
     def leaves(self) -> Tensor:
         """bool [N]: whether the item of each leaf is allowed."""
-        return _unpack_bits(self._bits[-1], self.trie.n_items)
+        return self.nodes(self.trie.n_levels)
+
+    def nodes(self, depth: int) -> Tensor:
+        """bool [n]: whether an allowed item is below each node at `depth`, 1 or more."""
+        return _unpack_bits(self._bits[depth - 1], self.trie.n_nodes[depth])
 
     def children_mask(self, depth: int, nodes: Tensor) -> Tensor:
         """bool [R, K_depth]: the codes under each of `nodes` (int64 [R]) that lead to an allowed item."""
@@ -149,23 +153,24 @@ class Eligibility:
         for allowed, requests in self._lists:
             is_open[requests] = allowed.leaves()
         if self._closed is not None:
-            is_open[self._closed_leaves()] = False
+            is_open[self._closed_nodes(self.trie.n_levels)] = False
         return is_open
 
-    def close(self, scores: Tensor) -> Tensor:
-        """`scores`, float [B, N] by leaf, with -inf written to it where a request may not be given the item."""
-        assert scores.shape == (self.n_requests, self.trie.n_items), tuple(scores.shape)
+    def close(self, scores: Tensor, depth: int | None = None) -> Tensor:
+        """`scores`, float [B, n] by node at `depth` (None: by leaf), with -inf written to it where a request may be given no item below."""
+        depth = self.trie.n_levels if depth is None else depth
+        assert scores.shape == (self.n_requests, self.trie.n_nodes[depth]), tuple(scores.shape)
         for allowed, requests in self._lists:
-            scores[requests] = scores[requests].masked_fill(~allowed.leaves(), -torch.inf)
+            scores[requests] = scores[requests].masked_fill(~allowed.nodes(depth), -torch.inf)
         if self._closed is not None:
-            scores[self._closed_leaves()] = -torch.inf
+            scores[self._closed_nodes(depth)] = -torch.inf
         return scores
 
-    def _closed_leaves(self) -> tuple[Tensor, Tensor]:
-        """Requests and the leaves that each excludes, int64 [T]."""
+    def _closed_nodes(self, depth: int) -> tuple[Tensor, Tensor]:
+        """Requests and the nodes at `depth` that each excludes with all below, int64 [T]."""
         assert self._closed is not None
-        closed = self._closed[-1]
-        return closed.request, self.trie.first_child[-1][closed.parent] + closed.child_number
+        closed = self._closed[depth - 1]
+        return closed.request, self.trie.first_child[depth - 1][closed.parent] + closed.child_number
 
     def _find_closed(self, depth: int, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Entries of `_closed` whose node is among its request's `nodes` [B, W], and the column it stands in.

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from sidrec.decoding.beam_search import beam_search
 from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
+from sidrec.decoding.depth_search import depth_search_scores
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.leaf_search import leaf_search
@@ -28,7 +29,8 @@ from sidrec.pipeline.stage import require_finished
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 TOKENS_PER_BATCH = 16_384
-SCORES_PER_BATCH = 1 << 26  # of exhaustive scoring: 256 MB
+SCORES_PER_BATCH = 1 << 26  # 256 MB
+MOST_SCORED = 50_000  # items of a catalogue that an RQ-Transformer scores whole instead of searching it
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
 SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # in a model's folder
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
@@ -129,15 +131,17 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
         reachable = np.zeros(len(histories), dtype=np.int64)
-        exact = exact or rq_transformer_of(self.model) is not None
-        longest = max(1, SCORES_PER_BATCH // snapshot.trie.n_items) if exact else len(histories)
-        batches = self._batches(histories, longest)
-        for rows in batches:
+        scorer, n_items = rq_transformer_of(self.model), snapshot.trie.n_items
+        exact = exact or (scorer is not None and n_items <= MOST_SCORED)
+        beams, scores = max(k, beams), n_items
+        if not exact:
+            scores = 1 if scorer is None else depth_search_scores(scorer.depth, snapshot.trie, beams)
+        for rows in self._batches(histories, max(1, SCORES_PER_BATCH // scores)):
             batch = [histories[row] for row in rows]
             eligible = None
             if exclude_seen or allowed is not None:
                 eligible = Eligibility(snapshot.trie, len(batch), batch if exclude_seen else None, allowed)
-            search, width = (self._score, k) if exact else (self._search, max(k, beams))
+            search, width = (self._score, k) if exact else (self._search, beams)
             batch_beams = search(snapshot, batch, eligible, width)
             width = min(k, batch_beams.items.shape[1])
             items[rows, :width] = batch_beams.items[:, :width].cpu().numpy()

@@ -56,6 +56,7 @@ def scratch_rq_transformer(config: BackboneConfig, seed: int) -> RqTransformerFo
             dropout=config.dropout,
             smoothing=config.smoothing,
             depth_head=config.depth_head,
+            joint_levels=config.joint_levels,
             item_loss_weight=config.item_loss_weight,
         )
     )

@@ -103,6 +103,10 @@ def prepare(
     check(dataset, sids, config, tasks)
     if backbone.model_name_or_path is None and backbone.architecture == "rq_transformer":
         refuse_for_rq_transformer(config, tasks, weights)
+    if (backbone.joint_levels or 1) > sids.n_levels:
+        raise InputError(
+            f"joint_levels={backbone.joint_levels} is more than the {sids.n_levels} codes of an item; give fewer."
+        )
     refuse_adapters_in_parts(weights.train_weights)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)

@@ -37,6 +37,7 @@ BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many tra
     (130, (1, 24, 0.5, 0.2, 1.0, 0.5)),
     (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
 )
+MOST_MARGINAL = 50_000  # items whose scores are one softmax in every training step
 FEWEST_VALID, MOST_VALID, VALID_SCORES = (
     1_000,
     30_000,
@@ -58,7 +59,8 @@ def recipe(n_items: int, train_interactions: int) -> dict[str, Any]:
         name: int(value) if name == "num_hidden_layers" else value
         for name, value in zip(OF_DROPOUT, chosen, strict=True)
     }
-    return FOR_ALL | whole | {"valid_users": valid_users}
+    head = "marginal" if n_items <= MOST_MARGINAL else "additive"
+    return FOR_ALL | whole | {"depth_head": head, "valid_users": valid_users}
 
 
 def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,7 +188,15 @@ class BackboneConfig:
         default="marginal",
         metadata={
             "help": "rq_transformer: codes by the exact marginals of a softmax over items, by one product a level, or by a small "
-            "transformer over the prefix."
+            "transformer over the prefix; where you do not set it, additive above 50,000 items."
+        },
+    )
+    joint_levels: int | None = field(
+        default=None,
+        metadata={
+            "help": "rq_transformer, additive and transformer heads: how many of the first codes one softmax over their nodes gives; by "
+            "default as many as have 65,536 nodes at most.",
+            "rare": True,
         },
     )
     item_loss_weight: float = field(
@@ -241,8 +249,14 @@ class BackboneConfig:
                 raise InputError(
                     "item_loss_weight has no effect on depth_head=marginal, whose only loss is that of items; leave it out."
                 )
+            if self.depth_head == "marginal" and self.joint_levels is not None:
+                raise InputError(
+                    "joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out."
+                )
+            if self.joint_levels is not None and self.joint_levels < 1:
+                raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")
             return
-        for name in ("depth_head", "item_loss_weight", "smoothing"):
+        for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing"):
             if getattr(self, name) != self.__dataclass_fields__[name].default:
                 raise InputError(
                     f"{name} is a part of an rq_transformer from scratch; set --architecture rq_transformer, or leave it out."

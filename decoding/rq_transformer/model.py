@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from sidrec.decoding.rq_transformer.blocks import Block, CausalSmoothing
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
-from sidrec.decoding.rq_transformer.depth_heads import DEPTH_HEADS, DepthHead
+from sidrec.decoding.rq_transformer.depth_heads import DEPTH_HEADS, DepthHead, joint_levels_of
 from sidrec.decoding.rq_transformer.item_softmax import item_losses
 from sidrec.decoding.rq_transformer.node_rows import NodeRows, NodeTable, TriePaths, rows_or_zero
 from sidrec.decoding.trie import SidTrie
@@ -112,6 +112,8 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         self.config.start_token, self.config.first_tokens = start_token, list(first_tokens)
         self.config.level_sizes, self.config.n_nodes = list(trie.level_sizes), list(trie.n_nodes[1:])
         self.config.own_levels = list(own_levels)
+        if self.config.joint_levels is None:
+            self.config.joint_levels = joint_levels_of(self.config.depth_head, self.config.n_nodes)
         self._make_catalogue_parts()
         self.depth.apply(self._init_weights)
         self.codes.copy_(codes)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +58,15 @@ class TriePaths:
             return values
         return rows_or_zero(values, self.trained[level])
 
+    def above(self, depth: int, upper: int) -> Tensor:
+        """int64 [n]: the node at depth `upper`, 1 or more, above each node at `depth`."""
+        if depth == self.trie.n_levels:
+            return self.ancestors[upper - 1]
+        nodes = torch.arange(self.trie.n_nodes[depth], device=self.trie.device)
+        for level in reversed(range(upper, depth)):
+            nodes = self.parents[level][nodes]
+        return nodes
+
     def upwards(self, depth: int, nodes: Tensor) -> list[Tensor]:
         """By level below `depth`: int64 [R], the node at depth level + 1 above `nodes` (int64 [R], at `depth`), themselves the last."""
         path: list[Tensor] = []
@@ -83,6 +91,7 @@ class NodeTable:
     rows: tuple[Tensor, ...]
     bias: tuple[Tensor, ...]
     popularity: Tensor
+    _sums: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # made when they are first asked for
 
     @classmethod
     def of(cls, nodes: NodeRows, code_rows: list[Tensor], paths: TriePaths, popularity: Tensor) -> NodeTable:
@@ -99,18 +108,35 @@ class NodeTable:
     def trie(self) -> SidTrie:
         return self.paths.trie
 
-    @cached_property
+    @property
     def item_rows(self) -> Tensor:
         """float32 [N, H]: by leaf, the sum of the rows on its path: an item's embedding."""
-        return self._path_sums(self.rows)
+        return self.path_rows(self.trie.n_levels)
 
-    @cached_property
+    @property
     def item_bias(self) -> Tensor:
         """float32 [N], by leaf."""
-        return self._path_sums(self.bias)
+        return self.path_bias(self.trie.n_levels)
 
-    def _path_sums(self, values: tuple[Tensor, ...]) -> Tensor:
-        *above, sums = values
-        for level, value in enumerate(above):
-            sums = sums + value.index_select(0, self.paths.ancestors[level])
-        return sums
+    def path_rows(self, depth: int) -> Tensor:
+        """float32 [n, H]: by node at `depth`, the sum of the rows on its path."""
+        return self._path_sums("rows", self.rows, depth)
+
+    def path_bias(self, depth: int) -> Tensor:
+        """float32 [n], by node at `depth`."""
+        return self._path_sums("bias", self.bias, depth)
+
+    def path_popularity(self, depth: int) -> Tensor:
+        """float32 [n]: by node at `depth`, the popularity of the items below it."""
+        if depth == self.trie.n_levels:
+            return self.popularity
+        sums = self.popularity.new_zeros(self.trie.n_nodes[depth])
+        return sums.index_add(0, self.paths.ancestors[depth - 1], self.popularity)
+
+    def _path_sums(self, name: str, values: tuple[Tensor, ...], depth: int) -> Tensor:
+        if (name, depth) not in self._sums:
+            *above, sums = values[:depth]
+            for level, value in enumerate(above):
+                sums = sums + value.index_select(0, self.paths.above(depth, level + 1))
+            self._sums[name, depth] = sums
+        return self._sums[name, depth]

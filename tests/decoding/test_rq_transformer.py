@@ -20,7 +20,7 @@ from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer import item_softmax
 from sidrec.decoding.rq_transformer.blocks import CausalSmoothing, RoPEAttention, rotated, rotation
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
-from sidrec.decoding.rq_transformer.depth_heads import DEPTH_HEADS, log_softmax_among_siblings
+from sidrec.decoding.rq_transformer.depth_heads import log_softmax_among_siblings
 from sidrec.decoding.rq_transformer.item_softmax import item_losses, sampled_item_losses
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
@@ -34,9 +34,10 @@ def sids():
     return make_sids(N_ITEMS, list(SIZES), seed=3)
 
 
-@pytest.fixture(params=sorted(DEPTH_HEADS))
+@pytest.fixture(params=[("marginal", 3), *((head, joint) for head in ("additive", "transformer") for joint in (1, 2))])
 def model(request, sids) -> RqTransformerForCausalLM:
-    return make_model(request.param, sids)
+    head, joint = request.param
+    return make_model(head, sids, joint_levels=joint)
 
 
 def make_model(head: str, sids, **settings) -> RqTransformerForCausalLM:
@@ -214,7 +215,7 @@ def test_a_kept_table_follows_the_weights(model, sids) -> None:
 
 def test_items_that_come_later_start_from_their_codes_rows(model, sids) -> None:
     """A new item is ranked, may stand in a history, and has no row of its own; the others keep their scores among themselves."""
-    free = next(code for code in np.ndindex(*SIZES) if not (sids.codes == code).all(1).any())
+    free = free_code(sids)
     recommender = Recommender(
         model, renderer_of(sids), LiveCatalogue(SidTrie(torch.from_numpy(sids.codes), list(SIZES)))
     )
@@ -233,6 +234,34 @@ def test_items_that_come_later_start_from_their_codes_rows(model, sids) -> None:
     if model.config.depth_head == "marginal":
         assert [item for item in after.items[0] if item != N_ITEMS] == before.items[0].tolist()
     assert recommender.recommend([np.array([N_ITEMS])], 5, exclude_seen=True).items.shape == (1, 5)
+
+
+def test_beams_down_from_the_joint_nodes_find_what_scoring_every_item_finds(model, sids, monkeypatch) -> None:
+    """With beams for every node the search is exact, whoever may not be given what; narrow ones give items of the right probability."""
+    monkeypatch.setattr("sidrec.decoding.recommender.MOST_SCORED", 0)
+    recommender = Recommender(
+        model, renderer_of(sids), LiveCatalogue(SidTrie(torch.from_numpy(sids.codes), list(SIZES)))
+    )
+    recommender.catalogue.insert(np.array([N_ITEMS]), np.array([free_code(sids)]))
+    recommender.catalogue.set_allow_list("even", np.arange(0, N_ITEMS, 2))
+    histories = [np.array([1, 2, 8]), np.arange(N_ITEMS - 3), np.array([5])]
+    for allow in (None, "even"):
+        asked = {"exclude_seen": True, "allow": allow}
+        exact = recommender.recommend(histories, 12, exact=True, **asked)
+        wide = recommender.recommend(histories, 12, beams=N_ITEMS + 1, **asked)
+        assert wide.items.tolist() == exact.items.tolist()
+        assert np.allclose(wide.log_probs, exact.log_probs, atol=1e-4)
+        assert wide.reachable.tolist() == exact.reachable.tolist()
+        every = recommender.recommend(histories, N_ITEMS + 1, exact=True, **asked)
+        narrow = recommender.recommend(histories, 3, beams=3, **asked)
+        for row in range(3):
+            log_prob_of = dict(zip(every.items[row], every.log_probs[row], strict=True))
+            assert len(set(narrow.items[row]) - {-1}) == min(3, exact.reachable[row])
+            assert [log_prob_of[item] for item in narrow.items[row]] == pytest.approx(narrow.log_probs[row], abs=1e-4)
+
+
+def free_code(sids) -> tuple[int, ...]:
+    return next(code for code in np.ndindex(*SIZES) if not (sids.codes == code).all(1).any())
 
 
 def test_draws_without_replacement_follow_pi(sids) -> None:

@@ -97,18 +97,19 @@ def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "words"),
+    ("settings", "words"),
     [
-        ("item_to_text", 1.0, "a task with texts needs a model that reads words"),
-        ("chat_template", "true", "chat_template needs a model that reads words"),
-        ("normaliser", "full", "normaliser=full is over codes that do not exist"),
-        ("embedding_init", "mean", "embedding_init=mean is for rows of words and codebooks"),
-        ("train_weights", "lora", "train_weights=lora is for a language model's layers"),
+        ({"item_to_text": 1.0}, "a task with texts needs a model that reads words"),
+        ({"chat_template": "true"}, "chat_template needs a model that reads words"),
+        ({"normaliser": "full"}, "normaliser=full is over codes that do not exist"),
+        ({"embedding_init": "mean"}, "embedding_init=mean is for rows of words and codebooks"),
+        ({"train_weights": "lora"}, "train_weights=lora is for a language model's layers"),
+        ({"joint_levels": 4, "depth_head": "additive"}, "joint_levels=4 is more than the 3 codes of an item"),
     ],
 )
-def test_what_it_cannot_do_is_refused_at_once(setting: str, value: object, words: str, tmp_path: Path) -> None:
+def test_what_it_cannot_do_is_refused_at_once(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
-        run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, **{setting: value})
+        run_stage(train, make_run_dir(tmp_path / "run"), **RQ_FLAGS, **settings)
     assert not (tmp_path / "run" / "sft").exists()
 
 
@@ -117,6 +118,8 @@ def test_what_it_cannot_do_is_refused_at_once(setting: str, value: object, words
     [
         ({"hidden_size": 18, "num_attention_heads": 2}, "is an odd width"),
         ({"item_loss_weight": 0.5}, "item_loss_weight has no effect on depth_head=marginal"),
+        ({"joint_levels": 1}, "joint_levels has no effect on depth_head=marginal"),
+        ({"joint_levels": 0, "depth_head": "additive"}, "joint_levels=0 must be at least 1"),
         ({"item_loss_weight": float("nan")}, "item_loss_weight=nan"),
     ],
 )
@@ -136,7 +139,9 @@ def test_it_is_evaluated_and_its_card_runs(run_dir, trainer, tmp_path: Path, mon
         exec(example, {})
 
 
-@pytest.mark.parametrize("part", [{"depth_head": "additive"}, {"smoothing": False}, {"item_loss_weight": 0.5}])
+@pytest.mark.parametrize(
+    "part", [{"depth_head": "additive"}, {"joint_levels": 1}, {"smoothing": False}, {"item_loss_weight": 0.5}]
+)
 @pytest.mark.parametrize("other", [{"architecture": "qwen3"}, {"model_name_or_path": "a/model"}])
 def test_its_parts_are_refused_for_another_model(part: dict[str, Any], other: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(part))} is a part of an rq_transformer from scratch"):

@@ -45,11 +45,18 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "metric_for_best_model": {"metric_for_best_model": "eval_ndcg@10"},
     "depth_head": {"depth_head": "additive", "architecture": "rq_transformer"},
     "smoothing": {"smoothing": False, "architecture": "rq_transformer"},
+    "joint_levels": {"joint_levels": 1, "depth_head": "additive", "architecture": "rq_transformer"},
     "item_loss_weight": {"item_loss_weight": 0.5, "depth_head": "additive", "architecture": "rq_transformer"},
     "draw": {"draw": "beams", "inject_target": False},
     "bf16": {"bf16": True},
 }
-PARTS = ("architecture", "depth_head", "smoothing", "item_loss_weight")  # of an RQ-Transformer, which need one another
+PARTS = (
+    "architecture",
+    "depth_head",
+    "joint_levels",
+    "smoothing",
+    "item_loss_weight",
+)  # of an RQ-Transformer, which need one another
 
 
 def other_value(kind: type, name: str) -> dict[str, Any]:
