@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import ROOT, finished_sft_run, flags, logged, make_run_dir, run_stage, start
+from run_dirs import ROOT, flags, logged, make_run_dir, run_stage, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer
 
@@ -36,8 +36,8 @@ ACCELERATE = Path(sys.executable).parent / "accelerate"
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None, reason="DeepSpeed compiles its CPU communication, which needs a C++ compiler"
 )
-WITH_WHOLE_WEIGHTS = ["two_processes", pytest.param("zero2", marks=needs_compiler)]
 WITH_SPLIT_WEIGHTS = [pytest.param("zero3", marks=needs_compiler), "fsdp2"]
+ALL_WAYS = ["two_processes", pytest.param("zero2", marks=needs_compiler), *WITH_SPLIT_WEIGHTS]
 # dropout is drawn by each process for itself; 59 cases do not halve; ZeRO-3 leaves matrices of up to 100,000 numbers whole
 SFT = {
     "hidden_size": 320,
@@ -97,6 +97,14 @@ def save_and_die(self, *args, **kwargs):
     os._exit(9)
 
 Trainer._save_checkpoint = save_and_die
+"""
+# the second process reads the best checkpoint two seconds after the first has; DeepSpeed reads one in each process
+READS_LATE = """
+import os, time
+from transformers import Trainer
+
+load = Trainer._load_best_model
+Trainer._load_best_model = lambda self: (time.sleep(2 * int(os.environ["RANK"])), load(self))
 """
 
 
@@ -208,10 +216,23 @@ def test_half_batches_twice_with_activations_computed_again_are_the_same_trainin
     assert_same_model(run_dir, alone, "rl", largest=1e-4)
 
 
-@pytest.mark.parametrize("launcher", WITH_WHOLE_WEIGHTS)
-def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path, launcher):
+def test_sft_by_two_processes_is_sft_by_one(sft_alone, alone, tmp_path):
     run_dir = make_run_dir(tmp_path / "run")
-    rows = launch_two(train, run_dir, launcher, **SFT | {"per_device_train_batch_size": 4})
+    rows = launch_two(train, run_dir, "two_processes", **SFT | {"per_device_train_batch_size": 4})
+    assert_same_sft(sft_alone, rows)
+    assert_same_model(run_dir, alone, "sft", largest=1e-4)
+
+
+@needs_compiler
+def test_sft_by_two_processes_of_zero2_is_sft_by_one(sft_alone, alone, tmp_path):
+    """A lock file that a killed compiler left does not hang DeepSpeed, and no process deletes a checkpoint before all have read it."""
+    stale = cache_folder() / "deepspeed_shm_comm" / "lock"
+    with build_lock(cache_folder(), Screen("test", quiet=True)):  # nobody compiles while it is put there
+        stale.parent.mkdir(parents=True, exist_ok=True)
+        stale.touch()
+    run_dir = make_run_dir(tmp_path / "run")
+    rows = launch_two(train, run_dir, "zero2", READS_LATE, **SFT | {"per_device_train_batch_size": 4})
+    assert not stale.exists()
     assert_same_sft(sft_alone, rows)
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
 
@@ -266,39 +287,15 @@ def test_sft_with_split_weights_goes_on_after_a_kill_and_is_sft_by_one_process(
     assert_same_model(run_dir, other, "sft", largest=1e-4)
 
 
-@pytest.mark.parametrize("launcher", [*WITH_WHOLE_WEIGHTS, *WITH_SPLIT_WEIGHTS])
+@pytest.mark.parametrize("launcher", ALL_WAYS)
 def test_rl_by_two_processes_is_rl_by_one(rl_alone, alone, tmp_path, launcher):
     run_dir = shutil.copytree(alone, tmp_path / "run", ignore=shutil.ignore_patterns("rl"))
-    before = FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT if launcher in ("zero3", "fsdp2") else ""
+    before = FSDP_ON_CPU + WEIGHTS_MUST_BE_SPLIT if launcher in ("zero3", "fsdp2") else READS_LATE
     rows = launch_two(grpo, run_dir, launcher, before, **RL | {"per_device_train_batch_size": 16})
     names = ["reward", "rewards/exact_hit/mean", "rewards/prefix_credit/mean", "grad_norm", "entropy"]
     assert_agree(rl_alone, rows, names, digits=3, steps=4)
     assert_agree(rl_alone, rows, ["eval_recall@10", "eval_ndcg@10"], digits=3, steps=2)
     assert_same_model(run_dir, alone, "rl", largest=1e-4)
-
-
-@needs_compiler
-@pytest.mark.parametrize("module", [train, grpo])
-def test_no_process_deletes_the_best_checkpoint_before_all_have_read_it(module, tmp_path_factory, tmp_path):
-    """The second process reads the best checkpoint two seconds after the first has; DeepSpeed reads one in each process."""
-    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
-    script = tmp_path / "late.py"
-    script.write_text(
-        f"""
-import os, sys, time
-sys.path.insert(0, {str(ROOT)!r})
-from transformers import Trainer
-from {module.__name__} import main
-
-load = Trainer._load_best_model
-Trainer._load_best_model = lambda self: (time.sleep(2 * int(os.environ["RANK"])), load(self))
-main()
-""",
-        encoding="utf-8",
-    )
-    chosen = {train: SFT, grpo: RL}[module] | {"overwrite": True, "per_device_train_batch_size": 16}
-    code, out, err = launch(script, config_of("zero2"), flags(module, run_dir, **chosen))
-    assert code == 0, out + err
 
 
 def test_two_processes_that_accelerate_would_not_start_are_refused(tmp_path):
@@ -348,15 +345,3 @@ main()
     assert first.returncode == 0, out + err
     assert_same_sft(sft_alone, logged(run_dir / "sft"))
     assert_same_model(run_dir, alone, "sft", largest=1e-4)
-
-
-@needs_compiler
-def test_a_lock_file_that_a_killed_compiler_left_does_not_hang_deepspeed(sft_alone, tmp_path):
-    stale = cache_folder() / "deepspeed_shm_comm" / "lock"
-    with build_lock(cache_folder(), Screen("test", quiet=True)):  # nobody compiles while it is put there
-        stale.parent.mkdir(parents=True, exist_ok=True)
-        stale.touch()
-    run_dir = make_run_dir(tmp_path / "run")
-    rows = launch_two(train, run_dir, "zero2", **SFT | {"per_device_train_batch_size": 4})
-    assert not stale.exists()
-    assert_same_sft(sft_alone, rows)
