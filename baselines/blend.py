@@ -26,7 +26,8 @@ from sidrec.baselines.memory import Memory
 from sidrec.baselines.scorer import CASES_TOGETHER
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import EvalCases
-from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target
+from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target, ranks_in_lists
+from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import Recommendations, Recommender
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
@@ -76,6 +77,11 @@ class Blend:
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
         return blended(log_pi, self.memory.gains(histories), self.weight)
+
+    def searching(self) -> Recommender:
+        """The blend of one recommender as one that searches for the best items instead of scoring all."""
+        (recommender,) = self.recommenders
+        return replace(recommender, expert=Expert(self.memory, self.weight))
 
     def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
         """The k items of the best scores, exact; their scores as log-probabilities, which sum to 1 over what may be recommended.
@@ -128,16 +134,19 @@ def tune_blend(
 
     name: one of BLENDS; recommenders: one a seed of training; memories: of the train part; n_items: N; latest: what the blends
     share with others that are measured with them; screen: where the bar is drawn.
-    Raises InputError when the catalogue is too large to be scored whole.
+    Raises InputError for an ensemble in a catalogue too large to be scored whole.
     """
-    if n_items > MOST_ITEMS:
+    if n_items > MOST_ITEMS and name in ENSEMBLES:
         raise InputError(
             f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
         )
     groups = [recommenders] if name in ENSEMBLES else [[recommender] for recommender in recommenders]
     settings = list(product(memories, WEIGHTS))
-    screen = screen or Screen(name, quiet=True)
-    values = blend_values(groups[0], settings, valid.first_of_shuffle(VALID_CASES, seed), n_items, name, screen)
+    screen, cases = screen or Screen(name, quiet=True), valid.first_of_shuffle(VALID_CASES, seed)
+    if n_items > MOST_ITEMS:
+        values = list_values(recommenders[0], settings, cases, name, screen)
+    else:
+        values = blend_values(groups[0], settings, cases, n_items, name, screen)
     tuning = Tuning([{"with": memory.name, "weight": weight} for memory, weight in settings], values, "ndcg@10")
     memory, weight = settings[tuning.chosen]
     latest = latest or LatestLogProbs()
@@ -167,8 +176,22 @@ def blend_values(
     return [float(ndcg_at(np.concatenate(ranks_of_setting), 10).mean()) for ranks_of_setting in ranks]
 
 
-def load_blend(run_dir: Path, name: str) -> Blend:
-    """The blend of the run's first model that `sidrec evaluate` chose and measured.
+def list_values(
+    recommender: Recommender, settings: Sequence[tuple[Memory, float]], cases: EvalCases, name: str, screen: Screen
+) -> list[float]:
+    """As `blend_values`, of one recommender, from its lists of 10."""
+    values = []
+    with screen.bar(f"{name}: weights", len(settings) * len(cases), "lists") as bar:
+        for memory, weight in settings:
+            lists = replace(recommender, expert=Expert(memory, weight)).recommend(
+                cases.histories, 10, exclude_seen=True, progress=bar.advance
+            )
+            values.append(float(ndcg_at(ranks_in_lists(lists.items, cases.targets), 10).mean()))
+    return values
+
+
+def load_blend(run_dir: Path, name: str) -> Blend | Recommender:
+    """The blend of the run's first model that `sidrec evaluate` chose and measured, for catalogues that change, too.
 
     Its memory is the one that was stored there. Ensembles read the other runs from where they were.
 
@@ -185,7 +208,8 @@ def load_blend(run_dir: Path, name: str) -> Blend:
     runs = [run_dir, *map(Path, comparison["other_runs"] if name in ENSEMBLES else [])]
     memory = Memory.load(folder / memory_file(name))
     recommenders = [Recommender.load(run, BLENDS[name]) for run in runs]
-    return Blend(recommenders, memory, memory.n_items, chosen["weight"], name)
+    blend = Blend(recommenders, memory, memory.n_items, chosen["weight"], name)
+    return blend if name in ENSEMBLES else blend.searching()
 
 
 def memory_file(name: str) -> str:

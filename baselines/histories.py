@@ -7,7 +7,8 @@ from scipy import sparse
 
 
 def history_matrix(histories: list[np.ndarray], n_items: int, decay: float = 1.0) -> sparse.csr_array:
-    """Sparse float64 [B, N]: decay ** (items since) at each history item, its latest occurrence where it repeats."""
+    """Sparse float64 [B, N]: decay ** (items since) at each history item, its latest occurrence where it repeats; items of N and above
+    count as ones since and have no entry."""
     lengths = [len(history) for history in histories]
     rows = np.repeat(np.arange(len(histories)), lengths)
     columns = np.concatenate(histories)
@@ -16,5 +17,6 @@ def history_matrix(histories: list[np.ndarray], n_items: int, decay: float = 1.0
     rows, columns, ages = rows[latest_first], columns[latest_first], ages[latest_first]
     is_latest = np.ones(len(rows), bool)
     is_latest[1:] = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1])
+    is_latest &= columns < n_items
     entries = (decay ** ages[is_latest].astype(np.float64), (rows[is_latest], columns[is_latest]))
     return sparse.csr_array(entries, shape=(len(histories), n_items))

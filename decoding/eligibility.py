@@ -147,6 +147,20 @@ class Eligibility:
             is_open[closed.request[entry], column, closed.child_number[entry]] = False
         return is_open
 
+    def contains(self, leaves: Tensor) -> Tensor:
+        """bool [B, C]: whether each request may be given the items at its `leaves`, int64 [B, C]."""
+        is_open = torch.ones(leaves.shape, dtype=torch.bool, device=leaves.device)
+        for allowed, requests in self._lists:
+            is_open[requests] = allowed.contains(self.trie.n_levels, leaves[requests])
+        if self._closed is not None:
+            request, closed = self._closed_nodes(self.trie.n_levels)
+            shut = torch.isin(
+                torch.arange(len(leaves), device=leaves.device)[:, None] * self.trie.n_items + leaves,
+                request * self.trie.n_items + closed,
+            )
+            is_open &= ~shut
+        return is_open
+
     def leaves(self) -> Tensor:
         """bool [B, N]: whether each request may be given the item of each leaf."""
         is_open = torch.ones(self.n_requests, self.trie.n_items, dtype=torch.bool, device=self.trie.device)

@@ -15,10 +15,12 @@ from transformers.utils import logging
 from sidrec.decoding.beam_search import beam_search
 from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
+from sidrec.decoding.chosen_items import chosen_log_probs
 from sidrec.decoding.depth_search import depth_search_scores
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.leaf_search import leaf_search
+from sidrec.decoding.product import Expert
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import check_decoder
@@ -63,12 +65,14 @@ class Recommender:
     """Any number of threads may ask it while others change its catalogue: a call takes one snapshot and keeps it to its end.
 
     renderer: as the model was trained; the histories of a call are rendered with the codes of its snapshot. catalogue: insert items
-    under new SIDs, remove items, make allow-lists. A removed item is not recommended, and may still stand in histories.
+    under new SIDs, remove items, make allow-lists. A removed item is not recommended, and may still stand in histories. expert: a memory
+    whose product with π is recommended by; None: π alone.
     """
 
     model: PreTrainedModel
     renderer: Renderer
     catalogue: LiveCatalogue
+    expert: Expert | None = None
 
     @property
     def trie(self) -> SidTrie:
@@ -116,11 +120,11 @@ class Recommender:
         """The k most probable next items of every history: min(k, reachable) of them, distinct, best first.
 
         histories: item indices, oldest first. exclude_seen: leave out the items of the history, inside the search, so that k
-        results are k unseen items. progress: called after each batch with its number of histories. beams:
-        width of the search, raised to k where it is less:
-        a search of k beams finds k items where there are k (see `sidrec.decoding.beam_search`). exact: score the whole catalogue instead
-        of searching. allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item
-        whose SID is first in order comes first.
+        results are k unseen items. progress: called after each batch with its number of histories. beams: width of the search, raised to k
+        where it is less: a search of k beams finds k items where there are k (see `sidrec.decoding.beam_search`). exact: score the whole
+        catalogue instead of searching; catalogues of up to MOST_SCORED items are scored by an RQ-Transformer, and with an expert, anyway.
+        allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item whose SID is
+        first in order comes first.
         Raises InputError for a k or beams below 1, an unknown allow-list, an empty history or an item that never was in the catalogue.
         """
         if k < 1 or beams < 1:
@@ -131,38 +135,53 @@ class Recommender:
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
         reachable = np.zeros(len(histories), dtype=np.int64)
-        scorer, n_items = rq_transformer_of(self.model), snapshot.trie.n_items
-        exact = exact or (scorer is not None and n_items <= MOST_SCORED)
-        beams, scores = max(k, beams), n_items
-        if not exact:
-            scores = 1 if scorer is None else depth_search_scores(scorer.depth, snapshot.trie, beams)
+        scorer, trie = rq_transformer_of(self.model), snapshot.trie
+        exact = exact or (trie.n_items <= MOST_SCORED and (scorer is not None or self.expert is not None))
+        width = k if exact else max(k, beams)
+        scores = trie.n_items if exact else 1 if scorer is None else depth_search_scores(scorer.depth, trie, width)
         for rows in self._batches(histories, max(1, SCORES_PER_BATCH // scores)):
             batch = [histories[row] for row in rows]
             eligible = None
             if exclude_seen or allowed is not None:
-                eligible = Eligibility(snapshot.trie, len(batch), batch if exclude_seen else None, allowed)
-            search, width = (self._score, k) if exact else (self._search, beams)
-            batch_beams = search(snapshot, batch, eligible, width)
-            width = min(k, batch_beams.items.shape[1])
-            items[rows, :width] = batch_beams.items[:, :width].cpu().numpy()
-            log_probs[rows, :width] = batch_beams.log_probs[:, :width].cpu().numpy()
-            reachable[rows] = batch_beams.reachable.cpu().numpy()
+                eligible = Eligibility(trie, len(batch), batch if exclude_seen else None, allowed)
+            best = self._best(snapshot, batch, eligible, k, width, exact=exact)
+            width_found = min(k, best.items.shape[1])
+            items[rows, :width_found] = best.items[:, :width_found].cpu().numpy()
+            log_probs[rows, :width_found] = best.log_probs[:, :width_found].cpu().numpy()
+            reachable[rows] = best.reachable.cpu().numpy()
             if progress is not None:
                 progress(len(rows))
         return Recommendations(items, log_probs, reachable)
 
-    def _search(
-        self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, beams: int
+    def _best(
+        self,
+        snapshot: Snapshot,
+        histories: list[np.ndarray],
+        eligible: Eligibility | None,
+        k: int,
+        width: int,
+        *,
+        exact: bool,
     ) -> Beams:
-        input_ids, attention_mask = self._prompts(snapshot, histories)
-        vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
-        return beam_search(
-            self.model, input_ids, attention_mask, vocabulary, snapshot.trie, beams, eligible, normaliser=normaliser
-        )
-
-    def _score(self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, k: int) -> Beams:
-        """The exact first k, by scoring every item."""
-        return leaf_search(self.leaf_log_probs(histories, snapshot), snapshot.trie, k, eligible)
+        """The best items of one batch: exactly by scoring every item, or by a search of `width` beams; k of them with an expert."""
+        trie, rules = snapshot.trie, (self.renderer.vocabulary, snapshot.trie)
+        prompts, normaliser = self._prompts(snapshot, histories), self.renderer.normaliser
+        proposals = None if self.expert is None else self.expert.proposals(histories, trie)
+        log_pi = None
+        if exact:
+            scores = leaf_log_probs(self.model, *prompts, *rules, normaliser)
+            if proposals is not None:
+                log_pi = scores.gather(1, proposals.leaves.clamp(min=0))
+            best = leaf_search(scores, trie, width, eligible)
+        else:
+            best = beam_search(self.model, *prompts, *rules, width, eligible, normaliser=normaliser)
+        if proposals is None:
+            return best
+        leaves = proposals.leaves.clamp(min=0)
+        if log_pi is None:
+            log_pi = chosen_log_probs(self.model, *prompts, *rules, leaves, normaliser)
+        open_leaves = torch.ones_like(leaves, dtype=torch.bool) if eligible is None else eligible.contains(leaves)
+        return proposals.joined(best, log_pi, open_leaves, trie, k)
 
     def leaf_log_probs(self, histories: list[np.ndarray], snapshot: Snapshot | None = None) -> torch.Tensor:
         """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidrec.baselines import BASELINES
 from sidrec.baselines.baseline import Fitted, TrainingPlan
-from sidrec.baselines.blend import BLENDS, EXPERTS, LatestLogProbs, tune_blend
+from sidrec.baselines.blend import BLENDS, EXPERTS, MOST_ITEMS, LatestLogProbs, tune_blend
 from sidrec.baselines.item_knn import ItemKnn
 from sidrec.baselines.memory import Memory
 from sidrec.baselines.slit import Slit
@@ -62,7 +62,10 @@ def load_models(dataset: Dataset, config: EvaluateConfig, screen: Screen) -> Loa
                 name, blended, list(memories.values()), valid, n_items, config.seed, latest, screen
             )
             loaded.memories[name] = blends[0].memory
-            loaded.rankers[name] = [ScoreRanker(blend) for blend in blends]
+            if n_items > MOST_ITEMS:
+                loaded.rankers[name] = [ListRanker(blend.searching(), n_items) for blend in blends]
+            else:
+                loaded.rankers[name] = [ScoreRanker(blend) for blend in blends]
         else:
             loaded.generative[name] = recommenders[name][0]
             loaded.rankers[name] = [ListRanker(recommender, n_items) for recommender in recommenders[name]]

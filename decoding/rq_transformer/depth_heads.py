@@ -73,6 +73,18 @@ class DepthHead(nn.Module):
         mass = masses.view(n_rows, n_requests, -1).gather(2, child[:, None].expand(-1, n_requests, -1))
         return mass.masked_fill(~exists[:, None], -torch.inf).log_softmax(-1)
 
+    def chosen_log_probs(self, states: Tensor, leaves: Tensor, table: NodeTable) -> Tensor:
+        """float32 [B, C]: log π of the items at `leaves`, int64 [B, C]. states: [B, H]."""
+        trie, paths, flat = table.trie, table.paths, leaves.flatten()
+        log_probs = self.joint_log_probs(states, table).gather(1, paths.ancestors[self.joint_levels - 1][leaves])
+        each = states.repeat_interleave(leaves.shape[1], 0)[:, None]
+        for level in range(self.joint_levels, trie.n_levels):
+            node, target = (paths.ancestors[at][flat] for at in (level - 1, level))
+            child, _, exists = trie.padded_children(level, node)
+            steps = self.child_log_probs(each, level, node, child, exists, table)[:, 0]
+            log_probs = log_probs + steps.gather(1, (target - child[:, 0])[:, None]).view(leaves.shape)
+        return log_probs
+
     def node_log_masses(self, joint_log_probs: Tensor, level: int, table: NodeTable) -> Tensor:
         """float32 [B, n]: log of the summed probability of the joint nodes below every node at depth level + 1."""
         if level + 1 == self.joint_levels:

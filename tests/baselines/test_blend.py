@@ -23,7 +23,7 @@ from sidrec.baselines.slit import fit_slit
 from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
-from sidrec.evaluation import evaluate
+from sidrec.evaluation import evaluate, models
 from sidrec.evaluation.models import load_models
 from sidrec.evaluation.ranking import ScoreRanker, rank_each
 from sidrec.evaluation.report import figures as report
@@ -127,13 +127,24 @@ def test_the_baseline_of_a_blend_is_the_better_one_on_valid(sft: Recommender, da
         assert tuning.grid[tuning.chosen] == {"with": best.memory.name, "weight": best.weight}
 
 
-def test_a_catalogue_too_large_to_score_whole_is_refused(
-    sft: Recommender, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_a_catalogue_too_large_to_score_whole_is_searched(
+    sft: Recommender, dataset: Dataset, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The same weights, and rows of the table; an ensemble, which has no one model to search with, is refused."""
+    valid = dataset.cases("valid")
     knn = Memory.of(fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=5, shrink=0.0))
+    _, scored = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=0)
+    rows = [load_models(dataset, EvaluateConfig(run_dir, models=["sft_blend"]), Screen("test", quiet=True)).rankers]
     monkeypatch.setattr(blend, "MOST_ITEMS", N_ITEMS - 1)
+    monkeypatch.setattr(models, "MOST_ITEMS", N_ITEMS - 1)
+    _, searched = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=0)
+    assert searched.values == pytest.approx(scored.values)
+    rows += [load_models(dataset, EvaluateConfig(run_dir, models=["sft_blend"]), Screen("test", quiet=True)).rankers]
+    scores, lists = (row["sft_blend"][0].rank(valid, lambda _: None) for row in rows)
+    for masked in (True, False):
+        assert lists.ranks[masked].tolist() == np.minimum(scores.ranks[masked], 50).tolist()
     with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
-        tune_blend("sft_blend", [sft], [knn], dataset.cases("valid"), N_ITEMS, seed=0)
+        tune_blend("sft_ensemble", [sft], [knn], valid, N_ITEMS, seed=0)
 
 
 def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:

@@ -14,6 +14,7 @@ from run_dirs import N_ITEMS, assert_one_sentence, exit_code, finished_sft_run
 
 from sidrec.baselines.blend import Blend, load_blend
 from sidrec.data.dataset import Dataset
+from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.models import load_models
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
@@ -37,7 +38,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", ["sft_blend", "sft_ensemble"])
 def test_the_lists_are_those_that_were_measured(run_dir: Path, name: str) -> None:
     loaded, cases = load_blend(run_dir, name), Dataset.load(run_dir).cases("test")
-    assert len(loaded.recommenders) == (2 if name == "sft_ensemble" else 1)
+    assert isinstance(loaded, Blend if name == "sft_ensemble" else Recommender)
     recommended = loaded.recommend(cases.histories, 10, exclude_seen=True)
     lists = pl.read_parquet(run_dir / "evaluation" / "lists.parquet").filter(pl.col("model") == name)
     assert recommended.items.tolist() == lists["items"].to_list()
@@ -53,14 +54,14 @@ def test_the_stored_memory_is_the_one_that_was_chosen(run_dir: Path, tmp_path: P
     (ranker,) = load_models(dataset, config, Screen("test", quiet=True)).rankers["sft_blend"]
     tuned = ranker.scorer
     assert isinstance(tuned, Blend)
-    loaded = load_blend(copied, "sft_blend")
+    loaded = load_blend(copied, "sft_blend").expert
     histories = dataset.cases("valid").histories
     assert (loaded.memory.name, loaded.weight) == (expert, tuned.weight)
     assert np.array_equal(loaded.memory.gains(histories).toarray(), tuned.memory.gains(histories).toarray())
 
 
 def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Path) -> None:
-    loaded, histories = load_blend(run_dir, "sft_blend"), Dataset.load(run_dir).cases("test").histories[:5]
+    loaded, histories = load_blend(run_dir, "sft_ensemble"), Dataset.load(run_dir).cases("test").histories[:5]
     loaded = replace(loaded, weight=3.0)
     scores = loaded.scores(histories).astype(np.float64)
     for exclude_seen in (True, False):
