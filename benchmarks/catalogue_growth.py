@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from benchmarks.harness import announce, check_at_least, cpu_seconds, plain_console, print_figures
+from benchmarks.harness import KIB_PER_GIB, announce, check_at_least, cpu_seconds, plain_console, print_figures
 from benchmarks.random_catalogues import skewed_codes
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.recommender import Recommender
@@ -37,7 +37,6 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 
 LEVEL_SIZES, START_TOKEN = [64, 256, 256], 258
 STEP_ITEMS, HISTORY_ITEMS = 4096, 50
-KIB_PER_GIB = 1 << 20
 MEASURED = ("step_seconds", "recommend_ms_a_user", "peak_gib")
 
 

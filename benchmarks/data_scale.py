@@ -25,7 +25,16 @@ import numpy as np
 import polars as pl
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from benchmarks.harness import PREPARE, ROOT, announce, plain_console, print_figures, python_command, stage_environment
+from benchmarks.harness import (
+    KIB_PER_GIB,
+    PREPARE,
+    ROOT,
+    announce,
+    plain_console,
+    print_figures,
+    python_command,
+    stage_environment,
+)
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -34,7 +43,6 @@ PIECE_ROWS = 1_000_000
 ROWS_PER_USER, ROWS_PER_ITEM = 20, 100
 USER_SKEW, ITEM_SKEW = 3.0, 3.0  # a uniform number to this power: the larger, the more the first ones take
 FIRST_SECOND, SECONDS = 1_400_000_000, 300_000_000
-KIB_PER_GIB = 1 << 20
 
 
 @dataclass

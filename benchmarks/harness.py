@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import resource
 import shlex
 import statistics
 import subprocess
@@ -15,7 +14,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 from rich.console import Console
@@ -34,6 +33,7 @@ EVALUATE = ["-m", "sidrec", "evaluate"]
 # the two halves of `TOKENIZE`
 EMBED = ["-m", "sidrec.tokenizer.embed"]
 QUANTIZE = ["-m", "sidrec.tokenizer.quantize"]
+KIB_PER_GIB = 1 << 20
 QUICKSTART_LINE = re.compile(r"── \d+/\d+ (\w+): ")  # with which run_quickstart.sh begins a stage, and the stage's name
 
 
@@ -82,31 +82,38 @@ def stage_environment(threads: int | None = None) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": package} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
 
 
+class Cost(NamedTuple):
+    """Of a stage that has ended: its processor seconds, and the largest resident memory of any of its processes."""
+
+    cpu_seconds: float
+    peak_gib: float
+
+
 def run_stage(command: list[str], run_dir: Path, threads: int) -> float:
     """Run a stage of the project on `run_dir`, its output added to log.txt there; returns its processor seconds.
 
     Raises InputError with its last words when it fails.
     """
-    start, log = seconds_of_children(), run_dir / "log.txt"
+    return cost_of_stage(command, run_dir, threads).cpu_seconds
+
+
+def cost_of_stage(command: list[str], run_dir: Path, threads: int) -> Cost:
+    """As `run_stage`; other than clock time, what it returns does not depend on what else the machine does."""
+    log = run_dir / "log.txt"
     with log.open("a", encoding="utf-8") as output:
-        done = subprocess.run(
+        process = subprocess.Popen(
             python_command(command, run_dir),
             cwd=ROOT,
             env=stage_environment(threads),
             stdout=output,
             stderr=subprocess.STDOUT,
-            check=False,
         )
-    if done.returncode:
+        _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
         words = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
-        raise InputError(f"{shlex.join(command)} ended with code {done.returncode} ({words}); see {log}.")
-    return round(seconds_of_children() - start, 1)
-
-
-def seconds_of_children() -> float:
-    """Processor seconds of all stages that have ended: other than clock time, they do not depend on what else the machine does."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+        raise InputError(f"{shlex.join(command)} ended with code {process.returncode} ({words}); see {log}.")
+    return Cost(round(used.ru_utime + used.ru_stime, 1), round(used.ru_maxrss / KIB_PER_GIB, 2))
 
 
 def timed(work: Callable[[], Result]) -> tuple[Result, float]:

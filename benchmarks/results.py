@@ -26,8 +26,10 @@ from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.harness import (
     EVALUATE,
     PREPARE,
+    Cost,
     announce,
     check_at_least,
+    cost_of_stage,
     plain_console,
     prepare_flags,
     print_figures,
@@ -57,10 +59,12 @@ BASELINES = (
 )
 HEADER = (
     "row|seeds|valid R@10|R@10|R@10 (95 %)|N@10|N@10 (95 %)|R@10, seen not masked|N@10, seen not masked|"
-    "R@10 less the best baseline's (95 %)|p|hours"
+    "R@10 less the best baseline's (95 %)|p|CPU s|peak GiB|hours"
 )
 SIGNIFICANT = 0.05
 PIECES = (*BASELINES[:5], *reversed(OURS), *BASELINES[5:])  # quick ones first
+NOTED = '"training_cpu_seconds"'  # in log.txt, where a training has ended
+OUR_ROWS = {"alone": "sft", "blend": "sft_blend", "ensemble": "sft_ensemble"}  # of the JSON object: models of `both`
 BLEND_WITH = ("item_knn", "slit")  # what our rows may be blended with, chosen on valid
 
 
@@ -118,6 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
     comparison = Comparison.of(joined(config.folder, rows))
     hours = round(sum(row["seconds"] for row in rows.values()) / 3600, 2)
     figures = figures_of(comparison) | {"seeds": config.seeds, "hours": hours}
+    figures |= {name: rows.get("both", {}).get(name) for name in ("cpu_seconds", "validation_cpu_seconds", "peak_gib")}
     console.print(f"\n## {config.dataset}\n")
     console.print(markdown(HEADER.split("|"), table_lines(comparison, rows, figures["best_baseline"])))
     notes = [*notes_on(figures, rows, data, command), *training_notes(config, rows)]
@@ -175,27 +180,27 @@ def run_or_find(piece: str, config: ResultsConfig, data: str, console: Console, 
         before = json.loads(spent.read_text(encoding="utf-8")) if spent.exists() else 0.0
         start = time.perf_counter()
         try:
-            run_piece(piece, config)
+            cost = run_piece(piece, config)
         finally:
             seconds = round(before + time.perf_counter() - start, 1)
             write_json(spent, seconds)
         ranks = run_folder(config, piece, 0) / "evaluation" / "ranks.parquet"
         about = {"seconds": seconds, "code": code_version(), "ranks": str(ranks.relative_to(config.folder))}
+        about |= cost
         row = finished.keep(piece, origin, about)
         console.print(f"{time.strftime('%H:%M:%S')} {place} {piece}: finished, {row['seconds']:,.0f} s in all")
     return row
 
 
-def run_piece(piece: str, config: ResultsConfig) -> None:
-    """Train all that the piece needs, each stage unless it is finished, and measure it."""
+def run_piece(piece: str, config: ResultsConfig) -> Row:
+    """Train all that the piece needs, each stage unless it is finished, and measure it; what that cost."""
     first = make_run_dir(config, piece, 0)
     if piece in BASELINES:
         minutes = str(PLANS[config.dataset].minutes)
         tune = str(config.tune_baselines).lower()
         seeds = str(config.baseline_seeds or config.seeds)
         flags = ["--seeds", seeds, "--tune_baselines", tune, "--sasrec_minutes", minutes]
-        evaluate(first, [piece, *flags], config)
-        return
+        return evaluate(first, [piece, *flags], config)._asdict()
     models = models_of(piece, config)
     for seed in range(config.seeds):
         for command in training_commands(PLANS[config.dataset], OURS[piece], models, seed):
@@ -203,13 +208,35 @@ def run_piece(piece: str, config: ResultsConfig) -> None:
     others = [str(run_folder(config, piece, seed).resolve()) for seed in range(1, config.seeds)]
     runs = ["--other_runs", *others] if others else []
     evaluate(first, [*models, "--blend_with", *BLEND_WITH, *runs], config)
+    return training_cost([run_folder(config, piece, seed) / "sft" / "log.txt" for seed in range(config.seeds)])
 
 
-def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> None:
+def training_cost(logs: list[Path]) -> Row:
+    """Of SFT, by what it noted in its log.txt: processor seconds of a training, of its validations, mean over seeds; the largest peak."""
+    notes = [
+        [json.loads(line[line.index("{") :]) for line in log.read_text(encoding="utf-8").splitlines() if NOTED in line]
+        for log in logs
+        if log.exists()
+    ]
+    if not any(notes):
+        return {}
+    totals = {
+        name: round(sum(note[name] for of_seed in notes for note in of_seed) / len(notes), 1)
+        for name in ("training_cpu_seconds", "validation_cpu_seconds")
+    }
+    peak = max(note["peak_gib"] for of_seed in notes for note in of_seed)
+    return {
+        "cpu_seconds": totals["training_cpu_seconds"],
+        "validation_cpu_seconds": totals["validation_cpu_seconds"],
+        "peak_gib": peak,
+    }
+
+
+def evaluate(run_dir: Path, flags: list[str], config: ResultsConfig) -> Cost:
     """`sidrec evaluate --models …`, anew: what it was made from, such as fewer seeds, may have changed; trained baselines are kept."""
     valid_cases = ["--valid_cases", str(PLANS[config.dataset].valid_cases)]
     command = [*EVALUATE, "--models", *flags, *valid_cases, "--overwrite", "true"]
-    run_stage(command, run_dir, config.threads)
+    return cost_of_stage(command, run_dir, config.threads)
 
 
 def run_folder(config: ResultsConfig, piece: str, seed: int) -> Path:
@@ -281,14 +308,19 @@ class Comparison:
 def figures_of(comparison: Comparison) -> dict[str, Any]:
     """The JSON object but for seeds and hours; None where ours or the baselines are missing. All of test, seen items masked.
 
-    recall10, ndcg10: of our row `best_row`, the one of the best valid Recall@10. best_baseline_recall10: of `best_baseline`. paired_p: of
-    these two rows' Recall@10. beaten: of the `baselines` in the table, how many the row beats with p below .05.
+    alone_…, blend_…, ensemble_…: of the rows of the default semantic IDs. recall10, ndcg10: of our row `best_row`, the one of the best
+    valid Recall@10. best_baseline_recall10: of `best_baseline`. paired_p: of these two rows' Recall@10. beaten: of the `baselines` in the
+    table, how many the row beats with p below .05.
     """
     metrics, baseline = comparison.metrics, comparison.best_baseline
     best = max(comparison.ours, key=lambda name: metrics[name]["valid"]["masked"]["recall@10"], default=None)
     best_metrics = metrics[best]["test"]["masked"] if best else {}
     against = [comparison.tests[best, name] for name in comparison.baselines] if best else []
-    return {
+    ours: dict[str, Any] = {}
+    for kind, model in OUR_ROWS.items():
+        test = metrics.get(OURS["both"].models[model], {}).get("test", {}).get("masked", {})
+        ours |= {f"{kind}_recall10": test.get("recall@10"), f"{kind}_ndcg10": test.get("ndcg@10")}
+    return ours | {
         "recall10": best_metrics.get("recall@10"),
         "ndcg10": best_metrics.get("ndcg@10"),
         "best_row": best,
@@ -311,6 +343,8 @@ def notes_on(figures: dict[str, Any], rows: dict[str, Row], data: str, command: 
         f"users, Holm-corrected for the pairs of our rows and baselines; the best of ours beats {figures['beaten']} of "
         f"{figures['baselines']} baselines with p < {SIGNIFICANT:g}.",
         f"Code: {code or 'none ran'}. sha256 of interactions.parquet: {data}. {figures['hours']} hours in all.",
+        "CPU s and peak GiB: of ours a training without its validations, the mean over seeds; of a baseline all that it needs, tuning and "
+        "measuring too.",
         f"Command: {command}",
     ]
     if missing:
@@ -351,6 +385,7 @@ def table_lines(comparison: Comparison, rows: dict[str, Row], baseline: str | No
                     if minus
                     else "",
                     f"{minus['p_holm']:.4f}" if minus else "",
+                    *(str(rows[piece].get(cost, "")) * (name == names[0]) for cost in Cost._fields),
                     f"{rows[piece]['seconds'] / 3600:.2f}" if name == names[0] else "",
                 ]
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from sidrec.pipeline.deepspeed_build import build_deepspeed
 from sidrec.pipeline.launch import refuse_wrong_number_of_processes
 from sidrec.pipeline.screen import Bar, Screen, duration
 
+KIB_PER_GIB = 1 << 20
 MEASURED_STEPS, MEASURED_SECONDS = 5, 10.0  # steps, after the first, or seconds from which the time is estimated
 
 
@@ -68,7 +70,10 @@ def validations_to_come(args: Any, state: Any) -> int:
 
 
 class ShowProgress(TrainerCallback):
-    """In place of transformers' bars and printed dictionaries. `what` is trained, in words."""
+    """In place of transformers' bars and printed dictionaries. `what` is trained, in words.
+
+    At the end log.txt gets what training and validation took of this process's processor time, and its peak of memory.
+    """
 
     def __init__(self, screen: Screen, what: str) -> None:
         self.screen, self.what = screen, what
@@ -76,30 +81,31 @@ class ShowProgress(TrainerCallback):
         self.open_bar = ExitStack()
         self.bar: Bar | None = None
         self.note = ""
-        self.mark = time.monotonic()
+        self.mark, self.cpu_mark = time.monotonic(), time.process_time()
+        self.cpu_seconds = {"training": 0.0, "validation": 0.0}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not args.disable_tqdm and state.is_world_process_zero:
             done, total = state.global_step, state.max_steps
             bar = self.screen.bar("training", total, "steps", done, estimates=False)  # on_step_end counts validations
             self.bar = self.open_bar.enter_context(bar)
-        self.mark = time.monotonic()
+        self._seconds_since_mark("training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.time_left.count_step(self._seconds_since_mark())
+        self.time_left.count_step(self._seconds_since_mark("training"))
         if not self.announced and (self.time_left.is_known or state.global_step >= state.max_steps):
             self._announce(args, state)
         if self.bar is not None:
             self.bar.advance(1, self.note)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        self.time_left.validations.append(self._seconds_since_mark())
+        self.time_left.validations.append(self._seconds_since_mark("validation"))
         seconds = self.time_left.seconds(state.max_steps - state.global_step, validations_to_come(args, state))
         if self.announced and seconds > 0 and state.is_world_process_zero:
             self.screen.note(f"{self.screen.stage}: {duration(seconds)} left, validations counted")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._seconds_since_mark()
+        self._seconds_since_mark("training")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
         if not state.is_world_process_zero:
@@ -115,10 +121,17 @@ class ShowProgress(TrainerCallback):
             self._announce(args, state)
         self.bar = None
         self.open_bar.close()
+        self._seconds_since_mark("training")
+        if state.is_world_process_zero:
+            seconds = {f"{name}_cpu_seconds": round(spent, 1) for name, spent in self.cpu_seconds.items()}
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_GIB
+            self.screen.note(json.dumps(seconds | {"peak_gib": round(peak, 2), "step": state.global_step}))
 
-    def _seconds_since_mark(self) -> float:
-        now = time.monotonic()
+    def _seconds_since_mark(self, spent_on: str) -> float:
+        now, cpu_now = time.monotonic(), time.process_time()
         seconds, self.mark = now - self.mark, now
+        self.cpu_seconds[spent_on] += cpu_now - self.cpu_mark
+        self.cpu_mark = cpu_now
         return seconds
 
     def _announce(self, args: Any, state: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 from run_dirs import ROOT, small_dataset, stage_configs
 
 from benchmarks import results
-from benchmarks.harness import name_of, prepare_flags
+from benchmarks.harness import Cost, name_of, prepare_flags
 from benchmarks.our_models import OURS, PLANS, training_commands
 from benchmarks.results import BASELINES, PIECES, ResultsConfig, models_of
 from sidrec.baselines.blend import ENSEMBLES
@@ -83,7 +83,15 @@ class Stages:
             (run_dir / "evaluation").mkdir(exist_ok=True)
             pl.concat(frames).write_parquet(run_dir / "evaluation" / "ranks.parquet")
             write_json(run_dir / "evaluation" / "comparison.json", {"repeats": {asked.models[0]: [0.1, 0.3]}})
+        elif name_of(command) == "sft/train.py":
+            (run_dir / "sft").mkdir(exist_ok=True)
+            spent = {"training_cpu_seconds": 30.0, "validation_cpu_seconds": 4.0, "peak_gib": 0.5, "step": 9}
+            (run_dir / "sft" / "log.txt").write_text(f"2026-01-01 00:00:00 {json.dumps(spent)}\nended\n")
         return 0.0
+
+    def cost(self, command: list[str], run_dir: Path, threads: int) -> Cost:
+        """In the place of `cost_of_stage`."""
+        return Cost(self(command, run_dir, threads) + 12.0, 0.25)
 
     def pop_calls(self) -> list[tuple[str, str]]:
         """(run directory, stage) of the calls since the last time."""
@@ -96,6 +104,7 @@ class Stages:
 def stages(monkeypatch: pytest.MonkeyPatch) -> Stages:
     fake = Stages()
     monkeypatch.setattr(results, "run_stage", fake)
+    monkeypatch.setattr(results, "cost_of_stage", fake.cost)
     monkeypatch.setattr(results, "code_version", lambda: "a commit")
     return fake
 
@@ -196,6 +205,9 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     assert figures["best_baseline"] == "item_knn", "although another one is better on test"
     assert (figures["recall10"], figures["best_baseline_recall10"]) == (0.3, 0.1)
     assert (figures["seeds"], figures["baselines"]) == (2, 2)
+    assert (figures["alone_recall10"], figures["blend_recall10"], figures["ensemble_recall10"]) == (0.5, 0.1, 0.1)
+    assert all(0 < figures[f"{kind}_ndcg10"] < figures[f"{kind}_recall10"] for kind in ("alone", "blend", "ensemble"))
+    assert [figures[name] for name in ("cpu_seconds", "validation_cpu_seconds", "peak_gib")] == [30, 4, 0.5]
     hits = {}
     for name, path in [("sft", "text-seed0"), ("item_knn", "item_knn"), ("markov", "markov")]:
         frame = pl.read_parquet(tmp_path / "runs" / path / "evaluation" / "ranks.parquet")
@@ -209,6 +221,7 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
         f"| {name}" for name in OURS["both"].models.values()
     )]  # fmt: skip
     assert [row.split(" | ")[1] for row in rows] == [*"2222222", "1"], "the ensemble is one row of all seeds"
+    assert [row.split(" | ")[-3:-1] for row in rows[:4]] == [["12.0", "0.25"]] * 2 + [["30.0", "0.5"]] * 2
     text = "\n".join(lines)
     assert "Code: a commit. sha256 of interactions.parquet: " in text
     assert "Command: python -m benchmarks.results --dataset ml-100k --work_dir" in text
