@@ -23,7 +23,7 @@ from scipy.special import log_softmax
 from sidrec.baselines import BASELINES
 from sidrec.baselines.baseline import DirectBaseline
 from sidrec.baselines.memory import Memory
-from sidrec.baselines.scorer import CASES_TOGETHER
+from sidrec.baselines.scorer import CASES_TOGETHER, Scorer
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target, ranks_in_lists
@@ -36,6 +36,7 @@ from sidrec.pipeline.stage import require_finished
 
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
+RIVAL_BLENDS = {"sasrec_blend": "sasrec"}  # by name, the baseline in the model's place, whose scores are a softmax's
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core
@@ -51,7 +52,9 @@ class LatestLogProbs:
     histories: list[np.ndarray] | None = None
     by_recommender: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def mean(self, recommenders: Sequence[Recommender], histories: list[np.ndarray], n_items: int) -> np.ndarray:
+    def mean(
+        self, recommenders: Sequence[Recommender | Scorer], histories: list[np.ndarray], n_items: int
+    ) -> np.ndarray:
         """The mean over recommenders of `log_probs`, float32 [B, N]: of their geometric mean, but for a factor a case."""
         if histories is not self.histories:
             self.histories, self.by_recommender = histories, {}
@@ -67,7 +70,7 @@ class Blend:
     """recommenders: give log π, several the mean of theirs; memory: the other expert; n_items: N, items of the catalogue; weight: of the
     gain, 0 or more; latest: shared by the blends that are measured together."""
 
-    recommenders: Sequence[Recommender]
+    recommenders: Sequence[Recommender | Scorer]
     memory: Memory
     n_items: int
     weight: float
@@ -81,6 +84,7 @@ class Blend:
     def searching(self) -> Recommender:
         """The blend of one recommender as one that searches for the best items instead of scoring all."""
         (recommender,) = self.recommenders
+        assert isinstance(recommender, Recommender)
         return replace(recommender, expert=Expert(self.memory, self.weight))
 
     def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
@@ -109,8 +113,10 @@ def blended(log_pi: np.ndarray, gain: sparse.csr_array, weight: float) -> np.nda
     return scores
 
 
-def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: int) -> np.ndarray:
+def log_probs(recommender: Recommender | Scorer, histories: list[np.ndarray], n_items: int) -> np.ndarray:
     """log π of every item after every history, float32 [B, N]; -inf for an item that is not in the recommender's catalogue."""
+    if not isinstance(recommender, Recommender):
+        return log_softmax(recommender.scores(histories), axis=1)
     whole = recommender.recommend(histories, n_items, exclude_seen=False, exact=True)
     assert whole.items.shape == (len(histories), n_items)
     rows, columns = np.nonzero(whole.items >= 0)
@@ -121,7 +127,7 @@ def log_probs(recommender: Recommender, histories: list[np.ndarray], n_items: in
 
 def tune_blend(
     name: str,
-    recommenders: list[Recommender],
+    recommenders: Sequence[Recommender | Scorer],
     memories: Sequence[Memory],
     valid: EvalCases,
     n_items: int,
@@ -132,11 +138,11 @@ def tune_blend(
     """One blend a recommender, or one of all where `name` is of ENSEMBLES; with the memory and the weight of the best valid NDCG@10 of
     the first blend, seen items masked; of equal ones the first.
 
-    name: one of BLENDS; recommenders: one a seed of training; memories: of the train part; n_items: N; latest: what the blends
-    share with others that are measured with them; screen: where the bar is drawn.
-    Raises InputError for an ensemble in a catalogue too large to be scored whole.
+    name: one of BLENDS or RIVAL_BLENDS; recommenders: one a seed of training; memories: of the train part; n_items: N; latest: what the
+    blends share with others that are measured with them; screen: where the bar is drawn.
+    Raises InputError for an ensemble or a baseline in a catalogue too large to be scored whole.
     """
-    if n_items > MOST_ITEMS and name in ENSEMBLES:
+    if n_items > MOST_ITEMS and name in (*ENSEMBLES, *RIVAL_BLENDS):
         raise InputError(
             f"{name} scores every item of the catalogue, and {n_items:,} are more than its {MOST_ITEMS:,}; leave it out of --models."
         )
@@ -144,6 +150,7 @@ def tune_blend(
     settings = list(product(memories, WEIGHTS))
     screen, cases = screen or Screen(name, quiet=True), valid.first_of_shuffle(VALID_CASES, seed)
     if n_items > MOST_ITEMS:
+        assert isinstance(recommenders[0], Recommender)
         values = list_values(recommenders[0], settings, cases, name, screen)
     else:
         values = blend_values(groups[0], settings, cases, n_items, name, screen)
@@ -154,7 +161,7 @@ def tune_blend(
 
 
 def blend_values(
-    recommenders: Sequence[Recommender],
+    recommenders: Sequence[Recommender | Scorer],
     settings: Sequence[tuple[Memory, float]],
     cases: EvalCases,
     n_items: int,

@@ -67,9 +67,9 @@ class Proposals:
         exists = self.leaves >= 0
         log_pi = log_pi.masked_fill(~exists, -torch.inf)
         log_total = (log_pi.exp() * self.boosts.expm1()).sum(1, keepdim=True).log1p()
-        found = trie.leaf_of_item(beams.items.clamp(min=0)).masked_fill(beams.items < 0, -1)
-        proposed = (found[:, :, None] == self.leaves[:, None]).any(2)
-        leaves = torch.cat([found, self.leaves], dim=1)
+        searched = trie.leaf_of_item(beams.items.clamp(min=0)).masked_fill(beams.items < 0, -1)
+        proposed = (searched[:, :, None] == self.leaves[:, None]).any(2)
+        leaves = torch.cat([searched, self.leaves], dim=1)
         scores = torch.cat(
             [
                 beams.log_probs.masked_fill(proposed, -torch.inf),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sidrec.baselines import BASELINES
 from sidrec.baselines.baseline import Fitted, TrainingPlan
-from sidrec.baselines.blend import BLENDS, EXPERTS, MOST_ITEMS, LatestLogProbs, tune_blend
+from sidrec.baselines.blend import BLENDS, EXPERTS, MOST_ITEMS, RIVAL_BLENDS, LatestLogProbs, tune_blend
 from sidrec.baselines.item_knn import ItemKnn
 from sidrec.baselines.memory import Memory
 from sidrec.baselines.slit import Slit
@@ -19,7 +19,7 @@ from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import seed_runs
 
-MODELS = (*STAGE_COMMANDS, *BLENDS, *BASELINES)  # in the order of the table's rows
+MODELS = (*STAGE_COMMANDS, *BLENDS, *RIVAL_BLENDS, *BASELINES)  # in the order of the table's rows
 
 
 @dataclass
@@ -56,8 +56,8 @@ def load_models(dataset: Dataset, config: EvaluateConfig, screen: Screen) -> Loa
             if result.cut_short:
                 counts = {"cut": result.cut_short, "trainings": result.trainings}
                 loaded.cut_short[name] = counts | {"minutes": config.sasrec_minutes}
-        elif name in BLENDS:
-            blended = recommenders[BLENDS[name]]
+        elif name in (*BLENDS, *RIVAL_BLENDS):
+            blended = recommenders[BLENDS[name]] if name in BLENDS else fitted[RIVAL_BLENDS[name]].scorers
             blends, loaded.tuning[name] = tune_blend(
                 name, blended, list(memories.values()), valid, n_items, config.seed, latest, screen
             )
@@ -80,9 +80,10 @@ def memory_of(fitted: Fitted) -> Memory:
 
 
 def needed_baselines(config: EvaluateConfig) -> list[str]:
-    """The baselines that are measured or blended with."""
-    blended = set(config.blend_with) if set(config.models) & set(BLENDS) else set()
-    return [name for name in BASELINES if name in blended | set(config.models)]
+    """The baselines that are measured or blended."""
+    rivals = {RIVAL_BLENDS[name] for name in config.models if name in RIVAL_BLENDS}
+    blended = set(config.blend_with) if rivals or set(config.models) & set(BLENDS) else set()
+    return [name for name in BASELINES if name in blended | rivals | set(config.models)]
 
 
 def runs_of(config: EvaluateConfig, stage: str) -> list[Path]:

@@ -23,7 +23,8 @@ class EvaluateConfig:
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
             "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble, "
-            "which is the run's sft, those of its further seeds and those of --other_runs together. Baselines: popularity, "
+            "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend, to compare a blend "
+            "with. Baselines: popularity, "
             "recent_popularity, item_knn, markov, slit "
             "(catalogues of 20,000 items at most, minutes for thousands), sasrec, sasrec_bce, sasrec_sampled, esasrec."
         },

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sidrec.baselines.blend import RIVAL_BLENDS
 from sidrec.data.metrics import CUTOFFS, ndcg_at, recall_at
 from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
 from sidrec.pipeline.files import atomic_path
@@ -25,7 +26,8 @@ OWN_PAIRS = (
     ("sft_blend", "sft"),
     ("rl_blend", "rl"),
     ("sft_ensemble", "sft_blend"),
-)  # of generative models, compared too
+    ("sft_blend", "sasrec_blend"),
+)  # compared too
 MASK_NAMES = {True: "masked", False: "unmasked"}
 TITLES = {True: "seen items masked", False: "seen items not masked"}
 METRIC_NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
@@ -86,14 +88,15 @@ def best_baseline(ranks: pl.DataFrame) -> str | None:
 
 
 def baselines(ranks: pl.DataFrame) -> list[str]:
-    return [name for name in ranks["model"].unique(maintain_order=True) if name not in GENERATIVE]
+    others = (*GENERATIVE, *RIVAL_BLENDS)
+    return [name for name in ranks["model"].unique(maintain_order=True) if name not in others]
 
 
 def compare(ranks: pl.DataFrame, seed: int) -> list[dict[str, Any]]:
     """Paired tests of each generative model against every baseline, and of OWN_PAIRS; see `compare_pairs`."""
     present = [name for name in GENERATIVE if name in set(ranks["model"])]
     pairs = [(name, other) for name in present for other in baselines(ranks)]
-    pairs += [pair for pair in OWN_PAIRS if set(pair) <= set(present)]
+    pairs += [pair for pair in OWN_PAIRS if set(pair) <= set(ranks["model"])]
     return compare_pairs(ranks, pairs, seed)
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ import torch
 from run_dirs import N_ITEMS, finished_sft_run, small_dataset
 
 from sidrec.baselines import BASELINES, blend
+from sidrec.baselines.baseline import DirectBaseline
 from sidrec.baselines.blend import WEIGHTS, Blend, LatestLogProbs, log_probs, tune_blend
 from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
 from sidrec.baselines.memory import Memory
 from sidrec.baselines.scorer import gains, rank_cases
 from sidrec.baselines.slit import fit_slit
 from sidrec.data.dataset import Dataset
-from sidrec.data.metrics import ndcg_at
+from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation import evaluate, models
 from sidrec.evaluation.models import load_models
@@ -145,6 +146,41 @@ def test_a_catalogue_too_large_to_score_whole_is_searched(
         assert lists.ranks[masked].tolist() == np.minimum(scores.ranks[masked], 50).tolist()
     with pytest.raises(InputError, match="60 are more than its 59; leave it out"):
         tune_blend("sft_ensemble", [sft], [knn], valid, N_ITEMS, seed=0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A rival whose scores are a softmax's, shifted."""
+
+    name: str = "sasrec"
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        rows = [np.sin(history[-1] + 3 * np.arange(N_ITEMS)) * 3 + len(history) for history in histories]
+        return np.array(rows, dtype=np.float32)
+
+
+def test_a_rival_is_blended_with_the_same_memory(
+    run_dir: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its softmax stands in π's place; it is no baseline to be beaten, but compared with our blend."""
+    rival, valid = Scores(), dataset.cases("valid")
+    monkeypatch.setitem(BASELINES, "sasrec", DirectBaseline(lambda *_: rival))
+    run_dir = shutil.copytree(run_dir, tmp_path / "run")
+    asked = ["--models", "sft_blend", "sasrec_blend", "item_knn", "--overwrite", "true"]
+    evaluate.main(["--run_dir", str(run_dir), *asked])
+    comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+    tuned = comparison["tuning"]["sasrec_blend"]
+    assert comparison["best_baseline"] == "item_knn"
+    assert "sasrec" not in comparison["models"]
+    pairs = {(row["model"], row["against"]) for row in comparison["paired_tests"]}
+    assert pairs == {("sft_blend", "item_knn"), ("sft_blend", "sasrec_blend")}
+    memory = Memory.load(run_dir / "evaluation" / "sasrec_blend_memory.safetensors")
+    log_pi = torch.from_numpy(rival.scores(valid.histories)).log_softmax(1).numpy()
+    values = []
+    for weight in WEIGHTS:
+        scores = mask_seen(log_pi + weight * memory.gains(valid.histories).toarray(), valid.histories)
+        values.append(ndcg_at(rank_of_target(scores, valid.targets), 10).mean())
+    assert tuned["valid_ndcg@10"] == pytest.approx(values)
 
 
 def test_what_a_user_took_on_test_changes_no_blend(run_dir: Path) -> None:
