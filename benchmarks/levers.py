@@ -59,35 +59,57 @@ class Lever:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What differs by data set. shared: the levels of two codes that items share; layers: twice those of the config."""
+    """What differs by data set. levels: of three codes that items share. clusters: of the first of them, fewer and more. layers: others
+    than the recipe's."""
 
-    shared: str
+    levels: tuple[int, int, int]
+    clusters: tuple[int, int]
     layers: int
 
 
 SIZES = {
-    "ml-100k": Sizes("64 64", 4),
-    "amazon-beauty": Sizes("256 256", 8),
-    "ml-1m": Sizes("128 128", 6),
+    "ml-100k": Sizes((64, 64, 64), (16, 256), 2),
+    "amazon-beauty": Sizes((64, 256, 256), (16, 256), 2),
+    "ml-1m": Sizes((128, 128, 128), (32, 512), 1),
 }
 
 
 def levers_of(dataset: str) -> dict[str, Lever]:
-    """By the name of its row, the config itself first."""
+    """By the name of its row, the config itself first. Of the semantic IDs: the kind, the levels, their sizes, the sources; then of the
+    model."""
     sizes = SIZES[dataset]
+    first, *below = sizes.levels
+
+    def shared(*levels: int) -> Lever:
+        return Lever(f"{BOTH} --unique assign --level_sizes {' '.join(map(str, levels))}")
+
+    def clusters(n: int) -> Lever:
+        return Lever(f"{BOTH} --unique own_token --level_sizes {n}")
+
     return {
         CONFIG: Lever(),
-        "two shared codes": Lever(f"{BOTH} --unique assign --level_sizes {sizes.shared}"),
+        "RQ-Kmeans+": Lever(f"{BOTH} --quantizer rqkmeans_plus"),
+        "LoRA-codebook RQ": Lever(f"{BOTH} --quantizer lora"),
+        "RQ-VAE": Lever(f"{BOTH} --quantizer rqvae"),
         "random codes": Lever(OURS["random"].tokenizer),
+        "clusters, then own codes": clusters(first),
+        "fewer clusters, then own codes": clusters(sizes.clusters[0]),
+        "more clusters, then own codes": clusters(sizes.clusters[1]),
+        "two shared codes": shared(*below),
+        "three shared codes": shared(*sizes.levels),
+        "four shared codes": shared(first, *below, below[-1]),
+        "three shared codes, falling": shared(4 * first, first, first // 2),
         "text alone": Lever(OURS["text"].tokenizer),
         "collaborative alone": Lever(OURS["collaborative"].tokenizer),
-        "rows start from the mean": Lever(sft="--embedding_init mean"),
+        "text of full weight": Lever("--sources text collaborative --weights 1.0 1.0"),
         "no item left out": Lever(sft="--item_dropout 0"),
-        "dropout 0.1": Lever(sft="--dropout 0.1"),
-        "half the width": Lever(sft="--hidden_size 64 --intermediate_size 192"),
-        "twice the width": Lever(sft="--hidden_size 256 --intermediate_size 768"),
-        "twice the layers": Lever(sft=f"--num_hidden_layers {sizes.layers}"),
-        "softmax over the whole vocabulary": Lever(sft="--normaliser full"),
+        "dropout 0.3": Lever(sft="--dropout 0.3"),
+        "half the width": Lever(sft="--hidden_size 64 --intermediate_size 128"),
+        "twice the width": Lever(sft="--hidden_size 256 --intermediate_size 512"),
+        "another layer more or less": Lever(sft=f"--num_hidden_layers {sizes.layers}"),
+        "additive head": Lever(sft="--depth_head additive"),
+        "transformer head": Lever(sft="--depth_head transformer"),
+        "no smoothing": Lever(sft="--smoothing false"),
     }
 
 
