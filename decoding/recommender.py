@@ -183,6 +183,19 @@ class Recommender:
         open_leaves = torch.ones_like(leaves, dtype=torch.bool) if eligible is None else eligible.contains(leaves)
         return proposals.joined(best, log_pi, open_leaves, trie, k)
 
+    def log_probs_of(self, histories: list[np.ndarray], items: np.ndarray) -> np.ndarray:
+        """float32 [B]: log π of one item a history (int64 [B]), each in the catalogue; nothing is searched."""
+        snapshot, log_probs = self.catalogue.snapshot, np.zeros(len(histories), np.float32)
+        vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
+        scorer, trie = rq_transformer_of(self.model), snapshot.trie
+        scores = 1 if scorer is None else depth_search_scores(scorer.depth, trie, 1)
+        for rows in self._batches(histories, max(1, SCORES_PER_BATCH // scores)):
+            prompts = self._prompts(snapshot, [histories[row] for row in rows])
+            leaves = trie.leaf_of_item(torch.from_numpy(items[rows]).to(trie.device))[:, None]
+            chosen = chosen_log_probs(self.model, *prompts, vocabulary, trie, leaves, normaliser)
+            log_probs[rows] = chosen[:, 0].cpu().numpy()
+        return log_probs
+
     def leaf_log_probs(self, histories: list[np.ndarray], snapshot: Snapshot | None = None) -> torch.Tensor:
         """float32 [B, N]: log π of the item at every leaf of the trie (`trie.item_of_leaf`), for histories of one batch.
 

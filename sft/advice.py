@@ -13,6 +13,7 @@ from sidrec.data.metrics import ndcg_at
 
 EARLY = 0.5  # a best measurement before this share of the last one's steps came early
 FEWEST_MEASUREMENTS = 4
+HELD_BACK = 0.96  # training's loss over valid's; 0.58 on Amazon Beauty, 0.958 on MovieLens-100K
 NEIGHBOURS, SHRINK, DECAY = 50, 5.0, 0.8  # of item-KNN: settings that are seldom far from the best of item-KNN's grid
 MOST_PAIRS, MOST_SCORES = (
     300_000_000,
@@ -37,6 +38,22 @@ def advice(measured: list[dict[str, Any]], best_step: int, *, regularised: bool)
         )
         return f"the best measurement was at step {best_step} of {steps[-1]}, so the model learnt the log by heart after it: {remedy}"
     return None
+
+
+def apart(losses: list[dict[str, Any]], best: dict[str, Any]) -> str | None:
+    """One sentence where training's loss, with its dropout, is hardly below valid's without: the model is held back.
+
+    losses: rows of the log with `loss` and `step`. best: the row of the best measurement, with `eval_loss`. None, too, where a loss is
+    missing.
+    """
+    before = [row["loss"] for row in losses if row["step"] <= best["step"]]
+    valid = best.get("eval_loss")
+    if not before or valid is None or before[-1] < HELD_BACK * valid:
+        return None
+    return (
+        f"the loss in training, {before[-1]:.3f} a code, is hardly below valid's, {valid:.3f}: dropout may hold the model back; lower "
+        "dropout, item_dropout and weight_decay, and see whether NDCG@10 rises"
+    )
 
 
 def item_knn_ndcg(dataset: Dataset, cases: EvalCases) -> float | None:

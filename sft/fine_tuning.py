@@ -21,7 +21,7 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.sft.advice import advice, against_item_knn, item_knn_ndcg
+from sidrec.sft.advice import advice, against_item_knn, apart, item_knn_ndcg
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import ItemBatches
 from sidrec.sft.checkpoints import last_whole_checkpoint
@@ -261,8 +261,11 @@ def finish(
         f"{best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
         f"the model is in {folder}, what training logged in {folder / 'log.txt'}",
     ]
+    losses = [row for row in trainer.state.log_history if "loss" in row]
+    of_codes_alone = getattr(trainer.model.config, "depth_head", None) == "marginal"  # other losses have more parts
     sentences = (
         advice(history, best["step"], regularised=from_scratch),
+        apart(losses, best) if of_codes_alone else None,
         against_item_knn(best["eval_ndcg@10"], knn_ndcg),
     )
     screen.summary("sft", [*lines, *filter(None, sentences)])

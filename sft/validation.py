@@ -33,7 +33,8 @@ class RecommendingValidation:
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Recall@10, NDCG@10 and Recall@50 on the valid cases, seen items excluded, by constrained decoding, shared among the processes."""
+        """Recall@10, NDCG@10 and Recall@50 on the valid cases, seen items excluded, by constrained decoding, and the loss, shared among the
+        processes."""
         metrics = self.measure(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -56,7 +57,8 @@ def sample_cases(cases: EvalCases, n: int, seed: int) -> EvalCases:
 def valid_metrics(trainer: Any, cases: EvalCases, prefix: str) -> dict[str, float]:
     """Recall@10, NDCG@10 and Recall@50 of a trainer's present model; each process takes its share of the cases and all get the mean.
 
-    In float32, as the saved model will be: so these are the figures that `sidrec.evaluation.evaluate` finds on the same cases.
+    loss: the mean -log π of the cases' codes, as training's is, but without dropout. In float32, as the saved model will be: so these are
+    the figures that `sidrec.evaluation.evaluate` finds on the same cases.
     """
     share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
     with whole_model(trainer) as model:
@@ -64,13 +66,15 @@ def valid_metrics(trainer: Any, cases: EvalCases, prefix: str) -> dict[str, floa
         model.eval()
         recommender = Recommender(model, trainer.renderer, LiveCatalogue(trainer.trie))
         lists = recommender.recommend(share.histories, DEEP_K, exclude_seen=True).items
+        loss = -recommender.log_probs_of(share.histories, share.targets).sum() / trainer.trie.n_levels
         model.train(was_training)
     ranks = ranks_in_lists(lists, share.targets)
-    sums = torch.tensor(
-        [recall_at(ranks, VALID_K).sum(), ndcg_at(ranks, VALID_K).sum(), recall_at(ranks, DEEP_K).sum(), len(share)],
-        dtype=torch.float32,
-        device=trainer.args.device,
-    )
-    hits, gains, deep_hits, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
-    names = (f"recall@{VALID_K}", f"ndcg@{VALID_K}", f"recall@{DEEP_K}")
-    return {f"{prefix}_{name}": value / n_cases for name, value in zip(names, (hits, gains, deep_hits), strict=True)}
+    figures = {
+        f"recall@{VALID_K}": recall_at(ranks, VALID_K).sum(),
+        f"ndcg@{VALID_K}": ndcg_at(ranks, VALID_K).sum(),
+        f"recall@{DEEP_K}": recall_at(ranks, DEEP_K).sum(),
+        "loss": loss,
+    }
+    sums = torch.tensor([*figures.values(), len(share)], dtype=torch.float32, device=trainer.args.device)
+    *totals, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
+    return {f"{prefix}_{name}": total / n_cases for name, total in zip(figures, totals, strict=True)}

@@ -9,7 +9,7 @@ from run_dirs import small_dataset
 from sidrec.baselines.item_knn import ItemKnn, fit_item_knn
 from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target
 from sidrec.sft import advice as advice_module
-from sidrec.sft.advice import DECAY, NEIGHBOURS, SHRINK, advice, against_item_knn, item_knn_ndcg
+from sidrec.sft.advice import DECAY, NEIGHBOURS, SHRINK, advice, against_item_knn, apart, item_knn_ndcg
 
 MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
 
@@ -24,6 +24,15 @@ MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
 )
 def test_the_sentence_names_what_to_change(best_step: int, regularised: bool, words: str) -> None:
     assert words in (advice(MEASURED, best_step, regularised=regularised) or "")
+
+
+def test_a_model_that_dropout_holds_back_is_told_by_its_losses() -> None:
+    losses = [{"loss": 9.0, "step": 10}, {"loss": 2.0, "step": 20}, {"loss": 1.0, "step": 30}]
+    assert "2.000 a code, is hardly below valid's, 2.050" in (apart(losses, {"step": 25, "eval_loss": 2.05}) or "")
+    assert apart(losses, {"step": 25, "eval_loss": 2.5}) is None
+    assert apart(losses, {"step": 30, "eval_loss": 2.05}) is None, "what counts is the loss at the best step"
+    assert apart(losses, {"step": 5, "eval_loss": 2.05}) is None
+    assert apart(losses, {"step": 25}) is None
 
 
 def test_a_training_that_ended_well_or_was_hardly_measured_gets_none() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import make_run_dir, run_stage, state, weights
+from run_dirs import logged, make_run_dir, run_stage, state, weights
 from transformers import AutoModelForCausalLM
 
 from sidrec.data.dataset import Dataset
@@ -92,8 +92,16 @@ def test_validation_sees_the_weights_of_its_moment(tmp_path: Path, monkeypatch: 
 def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer) -> None:
     best = max(json.loads((run_dir / "sft" / "valid.json").read_text()), key=lambda row: row["eval_recall@10"])
     cases = Dataset.load(run_dir).cases("valid")
-    lists = Recommender.load(run_dir, "sft").recommend(cases.histories, 10, exclude_seen=True).items
+    recommender = Recommender.load(run_dir, "sft")
+    lists = recommender.recommend(cases.histories, 10, exclude_seen=True).items
     assert (lists == cases.targets[:, None]).any(1).mean() == pytest.approx(best["eval_recall@10"])
+    every = recommender.recommend(cases.histories, recommender.trie.n_items, exclude_seen=False)
+    log_pi = every.log_probs[every.items == cases.targets[:, None]]
+    assert recommender.log_probs_of(cases.histories, cases.targets) == pytest.approx(log_pi, abs=1e-4)
+    logged_loss = next(
+        row["eval_loss"] for row in logged(run_dir / "sft") if row.get("eval_recall@10") == best["eval_recall@10"]
+    )
+    assert -log_pi.mean() / recommender.trie.n_levels == pytest.approx(logged_loss, abs=1e-4)
 
 
 @pytest.mark.parametrize(
