@@ -23,14 +23,13 @@ from torch import Tensor
 from trl import SFTConfig
 
 from benchmarks.harness import announce, check_at_least, plain_console, print_figures
-from benchmarks.plain_loop import step
-from benchmarks.sft_cost import StepClock
+from benchmarks.plain_loop import StepClock, step
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config, parse_configs
-from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.precision import has_bf16
+from sidrec.pipeline.stage import require_finished
 from sidrec.sft.backbone import byte_tokenizer
 from sidrec.sft.batches import ItemBatches
 from sidrec.sft.examples import NO_LABEL, ExampleCollator
@@ -51,13 +50,12 @@ class RqStepConfig:
 
     def __post_init__(self) -> None:
         check_at_least(1, steps=self.steps, repeats=self.repeats)
-        if not (self.run_dir / "sid").is_dir():
-            raise InputError(f"{self.run_dir / 'sid'} does not exist; run `bash run_tokenizer.sh` first.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, console = parse_config(RqStepConfig, arguments), plain_console()
     announce(console, "rq_step", arguments)
+    require_finished(config.run_dir, "sid", f"bash run_tokenizer.sh --run_dir {config.run_dir}")
     asked = ["--run_dir", str(config.run_dir), "--architecture", "rq_transformer", "--batch_items", "4096"]
     settings, tasks, backbone, weights, training = parse_configs(CONFIGS, asked, suited=settings_by_size)
     training = with_hardware(training)

@@ -31,11 +31,10 @@ from rich import get_console
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from transformers import TrainerCallback
 from trl import SFTConfig
 
 from benchmarks.harness import announce, plain_console, print_figures
-from benchmarks.plain_loop import endless_batches, step
+from benchmarks.plain_loop import StepClock, endless_batches, step
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.normaliser import Normaliser
@@ -252,20 +251,6 @@ def large_step(
     loop.optimizer = torch.optim.AdamW(loop.model.parameters(), config.learning_rate, fused=True)
     loop.schedule = torch.optim.lr_scheduler.LambdaLR(loop.optimizer, lambda done: 1.0)
     return loop.step_seconds(LARGE_STEPS)
-
-
-class StepClock(TrainerCallback):
-    """CPU seconds from the second step's begin to the last one's end."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def on_step_end(self, args: object, state: object, control: object, **_: object) -> None:
-        if state.global_step == 1:  # type: ignore[attr-defined]
-            self.seconds = -time.process_time()
-
-    def on_train_end(self, *_: object, **__: object) -> None:
-        self.seconds += time.process_time()
 
 
 def trainer_overhead(loop: PlainLoop, cases: EvalCases) -> float:

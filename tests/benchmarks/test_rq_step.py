@@ -21,5 +21,5 @@ def test_a_short_run_prints_all_keys(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 
 def test_a_folder_without_semantic_ids_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="sid does not exist"):
+    with pytest.raises(InputError, match="holds no finished 'sid' stage"):
         rq_step.main(["--run_dir", str(tmp_path)])

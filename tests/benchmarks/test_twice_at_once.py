@@ -57,7 +57,7 @@ def stage_that(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 @pytest.mark.slow
 def test_it_holds_on_the_stages_themselves(capfd: pytest.CaptureFixture[str]) -> None:
-    stages = ("data", "sid", "sft")
+    stages = ("data", "sid")
     figures = run(capfd, "--tries", "1", "--stages", *stages)
     assert figures["all_held"]
     assert list(figures["stages"]) == list(stages)
