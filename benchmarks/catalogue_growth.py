@@ -33,6 +33,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.node_init import levels_with_own_rows
+from sidrec.sft.recipe import recipe
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 LEVEL_SIZES, START_TOKEN = [64, 256, 256], 258
@@ -48,8 +49,8 @@ class CatalogueGrowthConfig:
         default_factory=lambda: [10_000, 30_000, 100_000, 300_000, 1_000_000],
         metadata={"help": "Items of each catalogue."},
     )
-    depth_head: Literal["marginal", "additive"] = field(
-        default="marginal", metadata={"help": "The model's depth head."}
+    depth_head: Literal["by_size", "marginal", "additive"] = field(
+        default="by_size", metadata={"help": "The model's depth head; by_size: what sft/train.py takes by itself."}
     )
     users: int = field(default=256, metadata={"help": "Histories that are recommended for in one call."})
     repeats: int = field(default=3, metadata={"help": "Timed calls of which the median is taken."})
@@ -67,6 +68,7 @@ class Measured:
     process's largest resident memory."""
 
     items: int
+    head: str
     parameters: int
     step_seconds: float
     recommend_ms_a_user: float
@@ -82,12 +84,12 @@ def main(arguments: list[str] | None = None) -> None:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own_process:
             row = own_process.submit(measure, n_items, config).result()
         console.print(
-            f"{row.items:,} items, {row.parameters / 1e6:.1f}M parameters: a step {row.step_seconds:.2f} s, "
+            f"{row.items:,} items, {row.head}, {row.parameters / 1e6:.1f}M parameters: a step {row.step_seconds:.2f} s, "
             f"{row.users_a_second:,.0f} users/s, {row.peak_gib:.2f} GiB"
         )
         rows.append(row)
     exponents = {name: exponent([row.items for row in rows], [getattr(row, name) for row in rows]) for name in MEASURED}
-    print_figures({"head": config.depth_head, "exponents": exponents, "rows": [asdict(row) for row in rows]})
+    print_figures({"exponents": exponents, "rows": [asdict(row) for row in rows]})
 
 
 def exponent(sizes: list[int], values: list[float]) -> float:
@@ -99,7 +101,8 @@ def measure(n_items: int, config: CatalogueGrowthConfig) -> Measured:
     """In a process of its own, with one thread."""
     torch.set_num_threads(1)
     sids = random_sids(n_items, config.seed)
-    model, vocabulary = random_model(sids, config.depth_head, config.seed)
+    head = config.depth_head if config.depth_head != "by_size" else recipe(n_items, n_items)["depth_head"]
+    model, vocabulary = random_model(sids, head, config.seed)
     rng = np.random.default_rng(config.seed)
     step_seconds = cpu_seconds(training_step(model, vocabulary, sids, rng), config.repeats)
     recommender = Recommender.build(model.eval(), Renderer.build(sids, vocabulary, HISTORY_ITEMS), sids)
@@ -109,7 +112,13 @@ def measure(n_items: int, config: CatalogueGrowthConfig) -> Measured:
     parameters = sum(weight.numel() for weight in model.parameters())
     per_user = seconds / config.users
     return Measured(
-        n_items, parameters, round(step_seconds, 3), round(1000 * per_user, 4), round(1 / per_user, 1), round(peak, 3)
+        n_items,
+        head,
+        parameters,
+        round(step_seconds, 3),
+        round(1000 * per_user, 4),
+        round(1 / per_user, 1),
+        round(peak, 3),
     )
 
 
