@@ -241,3 +241,10 @@ def test_random_codes_are_all_different_and_use_all_codes(n_items: int, sizes: l
     assert (random_codes(n_items, sizes, seed=1) != codes).any()
     for level, size in enumerate(sizes[:7]):
         assert len(np.unique(codes[:, level])) > 0.9 * min(size, n_items) * (1 - np.exp(-n_items / size))
+
+
+def test_fewer_random_codes_than_items_are_shared_evenly() -> None:
+    codes = random_codes(50, [2, 4], seed=0)
+    counts = np.unique(codes, axis=0, return_counts=True)[1]
+    assert (len(counts), set(counts.tolist())) == (8, {6, 7})
+    assert (random_codes(50, [2, 4], seed=1) != codes).any()

@@ -315,8 +315,9 @@ FSQ = ["--quantizer", "fsq", "--fsq_levels", "4", "3", "--fsq_tokens", "2", *SHO
         (FSQ, [12, 12]),
         (["--quantizer", "rqkmeans_fsq", "--level_sizes", "8", "12", "--fsq_levels", "4", "3"], [8, 12]),
         (["--quantizer", "random", "--level_sizes", "8", "8"], [8, 8]),
+        (["--quantizer", "random", "--level_sizes", "8", "--unique", "own_token"], [8, N_ITEMS]),
     ],
-    ids=["fsq", "rqkmeans_fsq", "random"],
+    ids=["fsq", "rqkmeans_fsq", "random", "random_own_token"],
 )
 def test_every_quantizer_gives_unique_semantic_ids(
     run_dir: Path, command: Command, flags: list[str], sizes: list[int], capsys: pytest.CaptureFixture[str]

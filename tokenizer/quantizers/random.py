@@ -27,9 +27,9 @@ class Random(Kind):
     summary: ClassVar[str] = "codes without meaning, to compare with"
 
     def choose_level_sizes(self, asked: list[int], shape: tuple[int, ...], unique: str) -> list[int]:
-        """Any sizes that give every item a path of its own."""
+        """Any sizes that give every item a path of its own, or, with a further token, any at all."""
         sizes = asked or default_level_sizes(shape[0], unique)
-        check_level_sizes(sizes, shape[0], clustered=0)
+        check_level_sizes(sizes, shape[0], clustered=0, unique=unique in ("assign", "none"))
         return sizes
 
     def fit(
@@ -47,10 +47,9 @@ class Random(Kind):
 
 
 def random_codes(n_items: int, level_sizes: list[int], seed: int) -> np.ndarray:
-    """Different codes for every item, int32 [N, L]."""
-    paths = min(math.prod(level_sizes), MOST_PATHS)
-    assert paths >= n_items
-    rest = np.random.default_rng(seed).choice(paths, n_items, replace=False)
+    """Different codes for every item, int32 [N, L]; where there are fewer than items, each as often as the others but for one."""
+    paths, rng = min(math.prod(level_sizes), MOST_PATHS), np.random.default_rng(seed)
+    rest = rng.choice(paths, n_items, replace=False) if paths >= n_items else rng.permutation(n_items) % paths
     codes = np.empty((n_items, len(level_sizes)), dtype=np.int32)
     for level, size in enumerate(level_sizes):
         rest, codes[:, level] = np.divmod(rest, size)
