@@ -35,7 +35,7 @@ from benchmarks.harness import (
     run_stage,
     timed,
 )
-from benchmarks.our_models import BOTH, OURS, PLANS, Ours, training_commands
+from benchmarks.our_models import OURS, PLANS, Ours, training_commands
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
@@ -53,7 +53,7 @@ HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|test
 class Lever:
     """Flags added to the config's: of the tokenizer's stages, and of SFT."""
 
-    tokenizer: str = BOTH
+    tokenizer: str = ""
     sft: str = ""
 
 
@@ -81,16 +81,16 @@ def levers_of(dataset: str) -> dict[str, Lever]:
     first, *below = sizes.levels
 
     def shared(*levels: int) -> Lever:
-        return Lever(f"{BOTH} --unique assign --level_sizes {' '.join(map(str, levels))}")
+        return Lever(f"--unique assign --level_sizes {' '.join(map(str, levels))}")
 
     def clusters(n: int) -> Lever:
-        return Lever(f"{BOTH} --unique own_token --level_sizes {n}")
+        return Lever(f"--unique own_token --level_sizes {n}")
 
     return {
         CONFIG: Lever(),
-        "RQ-Kmeans+": Lever(f"{BOTH} --quantizer rqkmeans_plus"),
-        "LoRA-codebook RQ": Lever(f"{BOTH} --quantizer lora"),
-        "RQ-VAE": Lever(f"{BOTH} --quantizer rqvae"),
+        "RQ-Kmeans+": Lever("--quantizer rqkmeans_plus"),
+        "LoRA-codebook RQ": Lever("--quantizer lora"),
+        "RQ-VAE": Lever("--quantizer rqvae"),
         "random codes": Lever(OURS["random"].tokenizer),
         "clusters, then own codes": clusters(first),
         "fewer clusters, then own codes": clusters(sizes.clusters[0]),

@@ -17,13 +17,12 @@ class Ours:
     models: dict[str, str]
 
 
-BOTH = "--sources text collaborative --weights 0.5 1.0"
 OURS = {
-    "random": Ours(f"{BOTH} --quantizer random", {"sft": "SFT, random codes"}),
+    "random": Ours("--quantizer random", {"sft": "SFT, random codes"}),
     "text": Ours("--sources text --weights 1.0", {"sft": "SFT, text"}),
     "collaborative": Ours("--sources collaborative --weights 1.0", {"sft": "SFT, collaborative"}),
     "both": Ours(
-        BOTH,
+        "",  # as the data set's config says
         {
             "sft": "SFT, both",
             "rl": "SFT + RL, both",

@@ -22,7 +22,7 @@ from sidrec.pipeline.stage import SEEDS, seed_runs
 from sidrec.sft.fine_tuning import fine_tune
 from sidrec.sft.settings import BackboneConfig, SftConfig, SftTrainerConfig, TaskConfig, WeightsConfig
 
-LINKED = ("data", "sid")  # folders that all trainings share
+LINKED = ("data", "embeddings", "sid")  # folders that all trainings share, where they are there
 CASES_TOGETHER = 256
 ENSEMBLE_CASES = 2000  # valid cases, drawn, that the ensemble is measured on
 
@@ -49,7 +49,7 @@ def linked_run(run_dir: Path, number: int) -> Path:
     folder = run_dir / SEEDS / str(number)
     folder.mkdir(parents=True, exist_ok=True)
     for name in LINKED:
-        if not (folder / name).is_symlink():
+        if (run_dir / name).exists() and not (folder / name).is_symlink():
             (folder / name).symlink_to(Path("..") / ".." / name, target_is_directory=True)
     return folder
 

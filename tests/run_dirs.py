@@ -121,11 +121,12 @@ def small_dataset() -> Dataset:
     return Dataset(pl.DataFrame(items), interactions, {"name": "rings", "protocol": "leave_one_out"})
 
 
-def write_sid_stage(run_dir: Path, seed: int = 0) -> None:
-    """Unique SIDs in lexicographic order, so that items of one ring share first codes; another `seed` is another SID set."""
+def write_sid_stage(run_dir: Path, seed: int = 0, vectors: tuple[Path, ...] = ()) -> None:
+    """Unique SIDs in lexicographic order, so that items of one ring share first codes; another `seed` is another SID set. vectors: files
+    that the stage names as its inputs, too."""
     drawn = make_sids(N_ITEMS, LEVEL_SIZES, seed)
     codes = np.unique(drawn.codes, axis=0)
-    stage = Stage(run_dir, "sid", {"seed": seed}, (run_dir / "data" / "items.parquet",))
+    stage = Stage(run_dir, "sid", {"seed": seed}, (run_dir / "data" / "items.parquet", *vectors))
     with stage.building(overwrite=True) as folder:
         SemanticIds(codes, codes, drawn.codebooks).save(folder)
 

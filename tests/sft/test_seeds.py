@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from run_dirs import exit_code, flags, make_run_dir, run_stage, weights
+from run_dirs import exit_code, flags, make_run_dir, run_stage, weights, write_sid_stage
 
 from sidrec.baselines.blend import load_blend
 from sidrec.data.dataset import Dataset
@@ -26,6 +26,10 @@ RQ_FLAGS: dict[str, object] = {"architecture": "rq_transformer", "batch_items": 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run directory with three trainings, and what the command printed."""
     run_dir = make_run_dir(tmp_path_factory.mktemp("seeds") / "run")
+    vectors = run_dir / "embeddings" / "collaborative.npy"  # which the semantic IDs were made from, as by the tokenizer
+    vectors.parent.mkdir()
+    np.save(vectors, np.zeros(3))
+    write_sid_stage(run_dir, vectors=(vectors,))
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("sidrec.pipeline.screen.Screen.say", lambda _, line: lines.append(line))
