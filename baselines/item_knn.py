@@ -12,8 +12,8 @@ import numpy as np
 from scipy import sparse
 
 from sidrec.baselines.histories import history_matrix
-from sidrec.baselines.popularity import TIE_BREAK, train_popularity
-from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.popularity import train_popularity
+from sidrec.baselines.scorer import more_popular_first, valid_recall
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.screen import Screen
@@ -33,7 +33,7 @@ class ItemKnn:
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         votes = history_matrix(histories, len(self.popularity), self.decay) @ self.similarities
-        return (votes.toarray() + TIE_BREAK * self.popularity).astype(np.float32)
+        return more_popular_first(votes.toarray(), self.popularity)
 
 
 def fit_item_knn(

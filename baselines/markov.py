@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from sidrec.baselines.popularity import TIE_BREAK, train_popularity
+from sidrec.baselines.popularity import train_popularity
+from sidrec.baselines.scorer import more_popular_first
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Markov:
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         last = np.array([history[-1] for history in histories])
-        return (self.transitions[last].toarray() + TIE_BREAK * self.popularity).astype(np.float32)
+        return more_popular_first(self.transitions[last].toarray(), self.popularity)
 
 
 def fit_markov(train_sequences: list[np.ndarray], n_items: int) -> Markov:

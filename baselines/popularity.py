@@ -7,18 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.scorer import more_popular_first, valid_recall
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.screen import Screen
 
-TIE_BREAK = 1e-6  # so much of their popularity orders items that a model would leave tied
 HALF_LIVES = tuple(4.0**-power for power in range(8))  # shares of the training log's time span
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """The same list for everyone. popularity: float32 [N], share of the training interactions, or of their weights."""
+    """The same list for everyone. popularity: float [N], share of the training interactions, or of their weights."""
 
     popularity: np.ndarray
     name: str = "popularity"
@@ -41,14 +40,13 @@ def fit_popularity(train_sequences: list[np.ndarray], n_items: int) -> Popularit
 def fit_recent_popularity(items: np.ndarray, times: np.ndarray, n_items: int, half_life: float) -> Popularity:
     """Items by their training interactions, each weighted by 0.5 ** (age / half_life), ages counted from the newest one.
 
-    items: int [interactions]; times: [interactions], in any unit; half_life: in the same unit. Items of about no weight are
+    items: int [interactions]; times: [interactions], in any unit; half_life: in the same unit. Items of no weight, or of the same, are
     ordered by their number of interactions.
     """
     ages = times.max() - times.astype(np.float64)
     weights = np.bincount(items, weights=0.5 ** (ages / half_life), minlength=n_items)
     counts = np.bincount(items, minlength=n_items)
-    popularity = weights / weights.sum() + TIE_BREAK * counts / counts.sum()
-    return Popularity(popularity.astype(np.float32), "recent_popularity")
+    return Popularity(more_popular_first(weights / weights.sum(), counts), "recent_popularity")
 
 
 def tune_recent_popularity(

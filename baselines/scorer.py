@@ -10,6 +10,8 @@ from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import mask_seen, rank_of_target, recall_at
 
 CASES_TOGETHER = 512  # cases whose scores are held at once
+SAME = 2.0**-30  # scores that differ by a smaller part of themselves are equal: rounding makes them differ
+NEXT_TO_NOTHING = 1e-200  # what lifts popular items among those that score 0, below every other score
 
 
 class Scorer(Protocol):
@@ -19,8 +21,15 @@ class Scorer(Protocol):
     def name(self) -> str: ...
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Histories (item indices, oldest first) -> float32 [B, N], higher is better."""
+        """Histories (item indices, oldest first) -> float [B, N], higher is better; as precise as what orders the items needs."""
         ...
+
+
+def more_popular_first(scores: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """float64, of the shape of `scores` [..., N]: their order, and of equal scores that of `popularity` [N], 0 or more."""
+    share = popularity / (2.0 * max(float(popularity.max()), np.finfo(np.float64).tiny))  # at most a half
+    exact = scores.astype(np.float64)
+    return exact + np.where(exact == 0, NEXT_TO_NOTHING, np.abs(exact) * SAME) * share
 
 
 def rank_cases(scorer: Scorer, cases: EvalCases, masked: bool) -> np.ndarray:

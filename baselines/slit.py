@@ -17,8 +17,8 @@ import torch
 from scipy import sparse
 
 from sidrec.baselines.histories import history_matrix
-from sidrec.baselines.popularity import TIE_BREAK, train_popularity
-from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.popularity import train_popularity
+from sidrec.baselines.scorer import more_popular_first, valid_recall
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.screen import Screen
@@ -44,7 +44,7 @@ class Slit:
 
     def scores(self, histories: list[np.ndarray]) -> np.ndarray:
         recent = history_matrix(histories, len(self.popularity), self.decay).astype(np.float32)
-        return (recent @ self.weights + TIE_BREAK * self.popularity).astype(np.float32)
+        return more_popular_first(recent @ self.weights, self.popularity)
 
 
 def fit_slit(

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-import torch
 
 from sidrec.data.metrics import NO_ITEM
-from sidrec.decoding.beams import best_first
 
 LIST_LENGTH = 10
 
@@ -19,19 +17,19 @@ LIST_LENGTH = 10
 def first_items(scores: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
     """The k items of the highest scores, int64 [B, k], best first; -1 where fewer than k are above -inf.
 
-    scores: float32 [B, N]; targets: int [B]. Of equal scores the target comes last and then the lower index first, so that a target at
+    scores: float [B, N]; targets: int [B]. Of equal scores the target comes last and then the lower index first, so that a target at
     rank r < k of `rank_of_target` stands at place r, and one at a rank of k or more is not in the list.
     """
     B, N = scores.shape
     assert targets.shape == (B,)
-    assert scores.dtype == np.float32, "other numbers would be rounded, and what they rank be lost"
     assert not np.isnan(scores).any(), "a score is NaN"
-    order = np.tile(np.arange(N), (B, 1))
-    order[np.arange(B), targets] = N
     width = min(k, N)
-    best = best_first(torch.tensor(scores), torch.tensor(order), width).numpy()
+    least = np.partition(scores, N - width, axis=1)[:, N - width]  # the last score that may be in the list
     items = np.full((B, k), NO_ITEM, dtype=np.int64)
-    items[:, :width] = np.where(np.isneginf(np.take_along_axis(scores, best, axis=1)), NO_ITEM, best)
+    for row, target in enumerate(targets):
+        among = np.flatnonzero((scores[row] >= least[row]) & (scores[row] > -np.inf))
+        best = among[np.lexsort((among, among == target, -scores[row, among]))[:width]]
+        items[row, : len(best)] = best
     return items
 
 

@@ -79,7 +79,6 @@ def test_a_history_is_scored_by_its_items_the_newest_most() -> None:
     model = fit_slit(sequences, N, 0.7, 0.5, ridge=0.1, decay=0.5)
     scores = model.scores([np.array([5, 0, 3]), np.array([1])])
     expected = 0.25 * model.weights[5] + 0.5 * model.weights[0] + model.weights[3]
-    assert scores.dtype == np.float32
     assert scores[0] == pytest.approx(expected, abs=1e-5)
     assert scores[1] == pytest.approx(model.weights[1], abs=1e-5)
     assert scores[0].argmax() == 1
