@@ -77,9 +77,11 @@ class Blend:
     name: str
     latest: LatestLogProbs = field(default_factory=LatestLogProbs)
 
-    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+    def scores(self, histories: list[np.ndarray], exclude_seen: bool = False) -> np.ndarray:
+        """float32 [B, N]. exclude_seen: -inf for the history's items, and no place among those that gain."""
         log_pi = self.latest.mean(self.recommenders, histories, self.n_items)
-        return blended(log_pi, self.memory.gains(histories), self.weight)
+        scores = blended(log_pi, self.memory.gains(histories, exclude_seen), self.weight)
+        return mask_seen(scores, histories) if exclude_seen else scores
 
     def searching(self) -> Recommender:
         """The blend of one recommender as one that searches for the best items instead of scoring all."""
@@ -94,8 +96,7 @@ class Blend:
         Any number of threads may ask.
         """
         alone = replace(self, latest=LatestLogProbs())  # shared by no other thread
-        scores = alone.scores(histories)
-        scores = mask_seen(scores, histories) if exclude_seen else scores
+        scores = alone.scores(histories, exclude_seen)
         items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         log_shares = np.take_along_axis(log_softmax(scores, axis=1), items, axis=1)
         return Recommendations(

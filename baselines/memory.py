@@ -49,15 +49,18 @@ class Memory:
     def n_items(self) -> int:
         return int(self.neighbours.shape[0])
 
-    def gains(self, histories: list[np.ndarray]) -> sparse.csr_array:
+    def gains(self, histories: list[np.ndarray], exclude_seen: bool = True) -> sparse.csr_array:
         """Sparse float32 [B, N]: 1 / log2(1 + place) of the PROPOSED items with the most votes, places 1, 2, …; of equal ones the lower
-        item first. An item of the history gains nothing and takes no place; one that came after the memory was made has no vote."""
+        item first. exclude_seen: an item of the history gains nothing and takes no place. One that came after the memory was made has no
+        vote."""
         votes = (history_matrix(histories, self.n_items, self.decay).astype(np.float32) @ self.neighbours).tocoo()
         seen_rows = np.repeat(np.arange(len(histories)), [len(history) for history in histories])
         items = np.concatenate(histories)
         seen = (seen_rows * self.n_items + items)[items < self.n_items]
-        unseen = ~np.isin(votes.row.astype(np.int64) * self.n_items + votes.col, seen)
-        entries = (votes.data[unseen], (votes.row[unseen], votes.col[unseen]))
+        may_gain = np.ones(len(votes.data), dtype=bool)
+        if exclude_seen:
+            may_gain = ~np.isin(votes.row.astype(np.int64) * self.n_items + votes.col, seen)
+        entries = (votes.data[may_gain], (votes.row[may_gain], votes.col[may_gain]))
         ranked, places = places_in_rows(sparse.csr_array(entries, shape=votes.shape))
         proposed = places < PROPOSED
         discounts = (1 / np.log2(2 + places[proposed])).astype(np.float32)

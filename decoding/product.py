@@ -22,8 +22,8 @@ from sidrec.decoding.trie import SidTrie
 class Proposer(Protocol):
     """What proposes items and says what each gains."""
 
-    def gains(self, histories: list[np.ndarray]) -> sparse.csr_array:
-        """Sparse float32 [B, N], by item index, above 0. An item of the history gains nothing."""
+    def gains(self, histories: list[np.ndarray], exclude_seen: bool = True) -> sparse.csr_array:
+        """Sparse float32 [B, N], by item index, above 0. exclude_seen: an item of the history gains nothing."""
         ...
 
 
@@ -34,9 +34,9 @@ class Expert:
     memory: Proposer
     weight: float
 
-    def proposals(self, histories: list[np.ndarray], trie: SidTrie) -> Proposals:
+    def proposals(self, histories: list[np.ndarray], trie: SidTrie, exclude_seen: bool) -> Proposals:
         """Of every history, for the items that `trie` holds."""
-        gains = self.memory.gains(histories).tocoo()
+        gains = self.memory.gains(histories, exclude_seen).tocoo()
         counts = np.bincount(gains.row, minlength=len(histories))
         order = np.argsort(gains.row, kind="stable")
         place = np.arange(len(order)) - np.repeat(counts.cumsum() - counts, counts)

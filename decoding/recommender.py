@@ -144,7 +144,7 @@ class Recommender:
             eligible = None
             if exclude_seen or allowed is not None:
                 eligible = Eligibility(trie, len(batch), batch if exclude_seen else None, allowed)
-            best = self._best(snapshot, batch, eligible, k, width, exact=exact)
+            best = self._best(snapshot, batch, eligible, k, width, exact=exact, exclude_seen=exclude_seen)
             width_found = min(k, best.items.shape[1])
             items[rows, :width_found] = best.items[:, :width_found].cpu().numpy()
             log_probs[rows, :width_found] = best.log_probs[:, :width_found].cpu().numpy()
@@ -162,11 +162,12 @@ class Recommender:
         width: int,
         *,
         exact: bool,
+        exclude_seen: bool,
     ) -> Beams:
         """The best items of one batch: exactly by scoring every item, or by a search of `width` beams; k of them with an expert."""
         trie, rules = snapshot.trie, (self.renderer.vocabulary, snapshot.trie)
         prompts, normaliser = self._prompts(snapshot, histories), self.renderer.normaliser
-        proposals = None if self.expert is None else self.expert.proposals(histories, trie)
+        proposals = None if self.expert is None else self.expert.proposals(histories, trie, exclude_seen)
         log_pi = None
         if exact:
             scores = leaf_log_probs(self.model, *prompts, *rules, normaliser)

@@ -14,7 +14,7 @@ from sidrec.baselines.slit import Slit
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
-from sidrec.evaluation.ranking import ListRanker, Ranker, ScoreRanker
+from sidrec.evaluation.ranking import BlendRanker, ListRanker, Ranker, ScoreRanker
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import seed_runs
@@ -65,7 +65,7 @@ def load_models(dataset: Dataset, config: EvaluateConfig, screen: Screen) -> Loa
             if n_items > MOST_ITEMS:
                 loaded.rankers[name] = [ListRanker(blend.searching(), n_items) for blend in blends]
             else:
-                loaded.rankers[name] = [ScoreRanker(blend) for blend in blends]
+                loaded.rankers[name] = [BlendRanker(blend) for blend in blends]
         else:
             loaded.generative[name] = recommenders[name][0]
             loaded.rankers[name] = [ListRanker(recommender, n_items) for recommender in recommenders[name]]

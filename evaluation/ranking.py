@@ -14,6 +14,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
+from sidrec.baselines.blend import Blend
 from sidrec.baselines.scorer import CASES_TOGETHER, Scorer
 from sidrec.data.dataset import Dataset, EvalCases, SplitName
 from sidrec.data.metrics import (
@@ -102,10 +103,23 @@ class ScoreRanker:
 
     def rank(self, cases: EvalCases, progress: Progress) -> Ranked:
         scores = self.scorer.scores(cases.histories)
-        masked = mask_seen(scores, cases.histories)
+        masked = self.masked_scores(cases.histories, scores)
         ranks = {True: rank_of_target(masked, cases.targets), False: rank_of_target(scores, cases.targets)}
         progress(2 * len(cases))
         return Ranked(ranks, first_items(masked, cases.targets, LIST_LENGTH))
+
+    def masked_scores(self, histories: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
+        return mask_seen(scores, histories)
+
+
+@dataclass(frozen=True)
+class BlendRanker(ScoreRanker):
+    """A blend, in whose masked ranking seen items take no place among those that gain."""
+
+    scorer: Blend
+
+    def masked_scores(self, histories: list[np.ndarray], scores: np.ndarray) -> np.ndarray:
+        return self.scorer.scores(histories, exclude_seen=True)
 
 
 def summed(checks: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -21,12 +21,12 @@ from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
 from sidrec.baselines.memory import Memory
 from sidrec.baselines.scorer import gains, rank_cases
 from sidrec.baselines.slit import fit_slit
-from sidrec.data.dataset import Dataset
+from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation import evaluate, models
 from sidrec.evaluation.models import load_models
-from sidrec.evaluation.ranking import ScoreRanker, rank_each
+from sidrec.evaluation.ranking import BlendRanker, rank_each
 from sidrec.evaluation.report import figures as report
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
@@ -69,16 +69,24 @@ def test_gains_are_the_discounts_of_the_places_among_unseen_items() -> None:
         assert gain[row].tolist() == pytest.approx(wanted)
 
 
+def masked_ranks(blend: Blend, cases: EvalCases) -> np.ndarray:
+    return rank_of_target(blend.scores(cases.histories, exclude_seen=True), cases.targets)
+
+
 def test_scores_are_log_pi_plus_the_weighted_gain(sft: Recommender, dataset: Dataset) -> None:
     knn = Memory.of(tune_item_knn(dataset, dataset.cases("valid"))[0])
     histories = dataset.cases("valid").histories[:7]
-    scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories)
-    assert scores.dtype == np.float32
-    gain = knn.gains(histories).toarray()
-    for row, history in enumerate(histories):
-        leaves = sft.leaf_log_probs([history])[0]
-        for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
-            assert scores[row, item] == pytest.approx(float(leaves[leaf]) + 2 * gain[row, item], abs=1e-4)
+    for exclude_seen in (False, True):
+        scores = Blend([sft], knn, N_ITEMS, 2.0, "sft_blend").scores(histories, exclude_seen)
+        assert scores.dtype == np.float32
+        gain = knn.gains(histories, exclude_seen).toarray()
+        for row, history in enumerate(histories):
+            assert (gain[row, history] > 0).any() != exclude_seen, "what was taken lately is proposed, too"
+            leaves = sft.leaf_log_probs([history])[0]
+            for leaf, item in enumerate(sft.trie.item_of_leaf[torch.arange(N_ITEMS)].tolist()):
+                wanted = float(leaves[leaf]) + 2 * gain[row, item]
+                seen = exclude_seen and item in history
+                assert scores[row, item] == pytest.approx(-np.inf if seen else wanted, abs=1e-4)
     assert np.exp(Blend([sft], knn, N_ITEMS, 0.0, "sft_blend").scores(histories)).sum(axis=1) == pytest.approx(
         1, abs=1e-3
     )
@@ -101,7 +109,7 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     knn = Memory.of(fit_item_knn(dataset.train_sequences, N_ITEMS, neighbours=N_ITEMS, shrink=0.0, decay=0.7))
     blends, tuning = tune_blend("sft_blend", [sft, sft], [knn], valid, N_ITEMS, seed=0)
     each = [Blend([sft], knn, N_ITEMS, weight, "sft_blend") for weight in WEIGHTS]
-    wanted = [float(ndcg_at(rank_cases(one, valid, masked=True), 10).mean()) for one in each]
+    wanted = [float(ndcg_at(masked_ranks(one, valid), 10).mean()) for one in each]
     assert tuning.values == pytest.approx(wanted)
     assert len(set(wanted)) > 2
     assert [one.weight for one in blends] == [WEIGHTS[int(np.argmax(wanted))]] * 2
@@ -112,7 +120,7 @@ def test_the_weight_is_the_best_of_the_grid_on_valid(
     assert valid.first_of_shuffle(9, seed=4).user_ids != few.user_ids
     monkeypatch.setattr(blend, "VALID_CASES", 9)
     _, tuning = tune_blend("sft_blend", [sft], [knn], valid, N_ITEMS, seed=3)
-    wanted = [float(ndcg_at(rank_cases(one, few, masked=True), 10).mean()) for one in each]
+    wanted = [float(ndcg_at(masked_ranks(one, few), 10).mean()) for one in each]
     assert tuning.values == pytest.approx(wanted)
 
 
@@ -271,9 +279,9 @@ def test_an_ensemble_adds_the_mean_log_probability(sft: Recommender, dataset: Da
     (ensemble,) = blends
     log_pi, others = (log_probs(one, valid.histories, N_ITEMS) for one in (sft, other))
     assert np.abs(log_pi - others).max() > 0.1
-    wanted = (log_pi + others) / 2 + ensemble.weight * knn.gains(valid.histories).toarray()
+    wanted = (log_pi + others) / 2 + ensemble.weight * knn.gains(valid.histories, exclude_seen=False).toarray()
     assert ensemble.scores(valid.histories) == pytest.approx(wanted, abs=1e-5)
-    assert max(tuning.values) == pytest.approx(float(ndcg_at(rank_cases(ensemble, valid, masked=True), 10).mean()))
+    assert max(tuning.values) == pytest.approx(float(ndcg_at(masked_ranks(ensemble, valid), 10).mean()))
 
 
 def test_an_ensemble_is_one_row_of_all_runs(run_dir: Path, tmp_path: Path) -> None:
@@ -308,9 +316,9 @@ def test_blends_that_are_measured_together_score_a_case_once(
     knn = Memory.of(tune_item_knn(dataset, dataset.cases("valid"))[0])
     cases, latest = dataset.cases("test"), LatestLogProbs()
     blends = [Blend([sft], knn, N_ITEMS, weight, "sft_blend", latest) for weight in (0.0, 2.0)]
-    together = rank_each([ScoreRanker(one) for one in blends], cases, "both", Screen("test", quiet=True))
+    together = rank_each([BlendRanker(one) for one in blends], cases, "both", Screen("test", quiet=True))
     assert sum(asked) == len(cases)
     for blended, ranked in zip(blends, together, strict=True):
         alone = replace(blended, latest=LatestLogProbs())
-        assert ranked.ranks[True].tolist() == rank_cases(alone, cases, masked=True).tolist()
+        assert ranked.ranks[True].tolist() == masked_ranks(alone, cases).tolist()
     assert together[0].ranks[True].tolist() != together[1].ranks[True].tolist()

@@ -27,34 +27,36 @@ def random_memory(rng: np.random.Generator, n_items: int, decay: float = 0.8) ->
     return memory, weights
 
 
-def brute_force_gains(weights: np.ndarray, history: np.ndarray, decay: float, proposed: int) -> np.ndarray:
+def brute_force_gains(
+    weights: np.ndarray, history: np.ndarray, decay: float, proposed: int, exclude_seen: bool
+) -> np.ndarray:
     votes = np.zeros(len(weights))
     for item in set(history.tolist()):
         latest = max(place for place, other in enumerate(history) if other == item)
         row = np.where(weights[item] > 0, weights[item], 0)
         first = sorted(range(len(row)), key=lambda other: (-row[other], other))[: memory_module.NEIGHBOURS]
         votes[first] += np.float32(decay ** (len(history) - 1 - latest)) * row[first]
-    unseen = [item for item in range(len(votes)) if votes[item] > 0 and item not in history]
+    may_gain = [item for item in range(len(votes)) if votes[item] > 0 and not (exclude_seen and item in history)]
     gains = np.zeros(len(votes))
-    for place, item in enumerate(sorted(unseen, key=lambda item: (-round(votes[item], 5), item))[:proposed]):
+    for place, item in enumerate(sorted(may_gain, key=lambda item: (-round(votes[item], 5), item))[:proposed]):
         gains[item] = 1 / math.log2(2 + place)
     return gains
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6))
-def test_gains_are_those_of_the_places_among_unseen_votes(seed: int) -> None:
+@given(st.integers(0, 10**6), st.booleans())
+def test_gains_are_those_of_the_places_among_votes(seed: int, exclude_seen: bool) -> None:
     rng = np.random.default_rng(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory_module, "NEIGHBOURS", 4)
         patch.setattr(memory_module, "PROPOSED", 5)
         memory, weights = random_memory(rng, 12, decay=0.5)  # sums of halves are exact
         histories = [rng.integers(0, 12, rng.integers(1, 6)) for _ in range(6)]
-        gains = memory.gains(histories)
+        gains = memory.gains(histories, exclude_seen)
         assert gains.dtype == np.float32
         assert np.diff(memory.neighbours.indptr).max() <= 4
         for row, history in zip(gains.toarray(), histories, strict=True):
-            assert row == pytest.approx(brute_force_gains(weights, history, 0.5, 5))
+            assert row == pytest.approx(brute_force_gains(weights, history, 0.5, 5, exclude_seen))
 
 
 @settings(max_examples=40, deadline=None)

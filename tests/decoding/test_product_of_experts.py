@@ -21,16 +21,16 @@ from sidrec.decoding.trie import SidTrie
 
 @dataclass(frozen=True)
 class Proposes:
-    """Some gains for every history, of items that it does not hold."""
+    """Some gains for every history, where asked only of items that it does not hold."""
 
     gain: np.ndarray
     seed: int
 
-    def gains(self, histories: list[np.ndarray]) -> sparse.csr_array:
+    def gains(self, histories: list[np.ndarray], exclude_seen: bool = True) -> sparse.csr_array:
         rows = np.tile(self.gain, (len(histories), 1)).astype(np.float32)
         rows[:, np.random.default_rng(self.seed).random(len(self.gain)) < 0.6] = 0
         for row, history in zip(rows, histories, strict=True):
-            row[history[history < len(row)]] = 0
+            row[history[history < len(row)]] *= not exclude_seen
         return sparse.csr_array(rows)
 
 
@@ -71,10 +71,10 @@ def test_the_best_are_those_of_the_product_over_all_items(kind: str, whole: bool
     for weight in (0.0, 0.7, 9.0):
         memory = Proposes(rng.random(N_ITEMS), seed=int(weight * 10))
         blended = replace(alone, expert=Expert(memory, weight))
-        gains = np.pad(memory.gains(histories).toarray(), ((0, 0), (0, 1)))
-        product = log_pi + weight * gains
-        product -= np.log(np.exp(product).sum(1, keepdims=True))
         for exclude_seen, allow in ((True, None), (False, "even"), (True, "even")):
+            gains = np.pad(memory.gains(histories, exclude_seen).toarray(), ((0, 0), (0, 1)))
+            product = log_pi + weight * gains
+            product -= np.log(np.exp(product).sum(1, keepdims=True))
             asked = {"exclude_seen": exclude_seen, "allow": allow}
             listed = blended.recommend(histories, 6, beams=6 if whole else N_ITEMS, **asked)
             for row, history in enumerate(histories):

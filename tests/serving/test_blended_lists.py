@@ -63,8 +63,8 @@ def test_the_stored_memory_is_the_one_that_was_chosen(run_dir: Path, tmp_path: P
 def test_probabilities_are_the_softmax_over_what_may_be_recommended(run_dir: Path) -> None:
     loaded, histories = load_blend(run_dir, "sft_ensemble"), Dataset.load(run_dir).cases("test").histories[:5]
     loaded = replace(loaded, weight=3.0)
-    scores = loaded.scores(histories).astype(np.float64)
     for exclude_seen in (True, False):
+        scores = loaded.scores(histories, exclude_seen).astype(np.float64)
         recommended = loaded.recommend(histories, N_ITEMS, exclude_seen)
         for row, history in enumerate(histories):
             seen = set(history.tolist()) if exclude_seen else set()
