@@ -39,6 +39,7 @@ from benchmarks.our_models import OURS, PLANS, training_commands
 from sidrec.baselines.blend import ENSEMBLES
 from sidrec.baselines.neural import NEURAL
 from sidrec.evaluation import table
+from sidrec.evaluation.statistics import p_in_words
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -384,7 +385,7 @@ def table_lines(comparison: Comparison, rows: dict[str, Row], baseline: str | No
                     f"{minus['difference']:+.4f} ({minus['interval'][0]:+.4f} to {minus['interval'][1]:+.4f})"
                     if minus
                     else "",
-                    f"{minus['p_holm']:.4f}" if minus else "",
+                    p_in_words(minus["p_holm"], minus["p"]).removeprefix("= ") if minus else "",
                     *(str(rows[piece].get(cost, "")) * (name == names[0]) for cost in Cost._fields),
                     f"{rows[piece]['seconds'] / 3600:.2f}" if name == names[0] else "",
                 ]

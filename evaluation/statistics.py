@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FLIPS = 10_000  # of signs; the smallest p there can be is 1 in so many and one
 DRAWN_TOGETHER = 4_000_000
 
 
@@ -51,7 +52,7 @@ def paired_test(
     a: np.ndarray,
     b: np.ndarray,
     seed: int,
-    resamples: int = 10_000,
+    resamples: int = FLIPS,
     level: float = 0.95,
     users: np.ndarray | None = None,
 ) -> PairedTest:
@@ -73,6 +74,11 @@ def paired_test(
         extreme += int((np.abs((2 * positive - counts) @ sizes) >= observed - tolerance).sum())
     low, high = bootstrap_interval(a - b, seed, level=level, users=users)
     return PairedTest(float((a - b).mean()), low, high, (1 + extreme) / (1 + resamples))
+
+
+def p_in_words(p: float, raw: float) -> str:
+    """ "= 0.0312", or "≤ 0.0011" where no flip was as extreme: then the number of flips is all that p says. raw: p before correction."""
+    return f"{'≤' if raw <= 1 / (1 + FLIPS) else '='} {p:.4f}"
 
 
 def per_user(values: np.ndarray, users: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import polars as pl
 
 from sidrec.baselines.blend import RIVAL_BLENDS
 from sidrec.data.metrics import CUTOFFS, ndcg_at, recall_at
-from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
+from sidrec.evaluation.statistics import bootstrap_interval, holm, p_in_words, paired_test
 from sidrec.pipeline.files import atomic_path
 from sidrec.tokenizer.report.plots import coinciding
 
@@ -212,7 +212,7 @@ def test_notes(comparison: dict[str, Any]) -> list[str]:
         low, high = row["interval"]
         lines.append(
             f"{row['model']} − {row['against']}, test {row['metric']}, seen {row['seen']}: {row['difference']:+.4f} "
-            f"[{low:+.4f}, {high:+.4f}], p = {row['p_holm']:.4f}."
+            f"[{low:+.4f}, {high:+.4f}], p {p_in_words(row['p_holm'], row['p'])}."
         )
     pairs = len({(row["model"], row["against"]) for row in rows})
     if rows:
@@ -288,8 +288,9 @@ def screen_notes(comparison: dict[str, Any]) -> list[str]:
     best, lines = comparison["best_baseline"], []
     for row in comparison["paired_tests"]:
         if row["against"] == best and row["seen"] == MASK_NAMES[True] and row["metric"] == "recall@10":
+            p = p_in_words(row["p_holm"], row["p"])
             lines.append(
-                f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p = {row['p_holm']:.4f}"
+                f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p {p}"
             )
     if comparison["oracle"]:
         lines.append(oracle_note(comparison["oracle"], comparison["models"]))

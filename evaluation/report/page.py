@@ -10,6 +10,7 @@ import polars as pl
 
 from sidrec.data.metrics import CUTOFFS
 from sidrec.evaluation.report import plots as report_plots
+from sidrec.evaluation.statistics import p_in_words
 from sidrec.evaluation.table import MASK_NAMES, TITLES, Metrics, decoding_notes, notes
 from sidrec.pipeline.html import page, plot, table
 
@@ -106,15 +107,20 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
         for model in comparison["models"]:
             figures, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
             low, high = figures["recall@10_interval"]
-            difference, p = (f"{paired['difference']:+.4f}", _p(paired["p_holm"])) if paired else ("–", "–")
+            difference, p = (
+                (f"{paired['difference']:+.4f}", _p(paired["p_holm"], paired["p"])) if paired else ("–", "–")
+            )
             cells = [f"{figures[f'recall@{k}']:.4f}" for k in CUTOFFS]
             rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", difference, p))
         parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(head, rows))
     return "\n".join(parts)
 
 
-def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}"
+def _p(value: float, raw: float) -> str:
+    if value < 0.001:
+        return "< .001"
+    words = p_in_words(value, raw)
+    return words if words.startswith("≤") else f"{value:.3f}"
 
 
 def _recall_curves(figures: dict[str, Any]) -> str:

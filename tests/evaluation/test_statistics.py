@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sidrec.evaluation import statistics
-from sidrec.evaluation.statistics import bootstrap_interval, holm, paired_test
+from sidrec.evaluation.statistics import bootstrap_interval, holm, p_in_words, paired_test
 
 
 def test_interval_of_a_proportion_is_the_binomial_quantiles() -> None:
@@ -121,3 +121,11 @@ def test_holm_keeps_the_chance_of_any_false_claim() -> None:
     rng = np.random.default_rng(12)
     false_claims = [min(holm(rng.random(10).tolist())) < 0.05 for _ in range(3000)]
     assert 0.03 < np.mean(false_claims) < 0.065
+
+
+def test_a_p_that_the_number_of_flips_bounds_says_so() -> None:
+    rng = np.random.default_rng(0)
+    certain = paired_test(np.ones(60), np.zeros(60), seed=0)
+    assert p_in_words(11 * certain.p, certain.p) == "≤ 0.0011"
+    open_question = paired_test(rng.random(60), rng.random(60), seed=0)
+    assert p_in_words(open_question.p, open_question.p) == f"= {open_question.p:.4f}"
