@@ -56,13 +56,15 @@ def stage_that(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 
 @pytest.mark.slow
-def test_it_holds_on_the_stages_themselves(capfd: pytest.CaptureFixture[str]) -> None:
-    stages = ("data", "sid")
-    figures = run(capfd, "--tries", "1", "--stages", *stages)
+@pytest.mark.parametrize(("stages", "tries"), [(("data", "sid"), 3), (("sft",), 1)], ids=["data-sid", "sft"])
+def test_it_holds_on_the_stages_themselves(
+    stages: tuple[str, ...], tries: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    figures = run(capfd, "--tries", str(tries), "--stages", *stages)
     assert figures["all_held"]
     assert list(figures["stages"]) == list(stages)
     for stage in figures["stages"].values():
-        assert (stage["pairs"], stage["kills"], sum(stage["second"].values())) == (1, 1, 1)
+        assert (stage["pairs"], stage["kills"], sum(stage["second"].values())) == (tries, tries, tries)
         assert set(stage["second"]) <= {"refused", "found it finished"}
 
 
