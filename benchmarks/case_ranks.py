@@ -23,7 +23,7 @@ def rank_splits(recommender: Recommender, cases: dict[SplitName, EvalCases], lab
     """The rank of every case's target by split, int64 [cases], 0 the best, in lists of the whole catalogue without seen items."""
     n_items = recommender.trie.n_items
     return {
-        split: rank_recommender(recommender, cases[split], n_items, True, f"{label}: {split}")[0] for split in SPLITS
+        split: rank_recommender(recommender, cases[split], n_items, True, f"{label}: {split}")[0] for split in cases
     }
 
 

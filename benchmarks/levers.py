@@ -1,13 +1,13 @@
 """What each lever is worth: our model as its config says, and with one thing changed at a time.
 
 python -m benchmarks.levers --dataset ml-100k --raw_dir ml-100k --work_dir outputs/levers_ml
-python -m benchmarks.levers --dataset amazon-beauty --work_dir outputs/levers_beauty --levers "random codes" "text alone" --seeds 0
+python -m benchmarks.levers --dataset amazon-beauty --work_dir outputs/levers_beauty --levers "text alone + three shared codes" --seeds 0
 
-The data set is prepared once; every lever has its own tokenizer and SFT stages for every seed. Leave one out, whole catalogue, seen items
-masked. Levers are judged on valid, by NDCG@10 paired with the config's over the same cases, means over seeds, with Holm's correction for
-the number of levers; checkpoints are chosen on some of these cases, in every row alike. Test stands beside it and decides nothing. Finished
-trainings are kept in --work_dir and not run again, a stopped one goes on (its seconds are then those since). The last line is one JSON
-object.
+A name with " + " in it is several levers at once. The data set is prepared once; every lever has its own tokenizer and SFT stages for every
+seed. Leave one out, whole catalogue, seen items masked. Levers are judged on valid, by NDCG@10 paired with the config's over the same
+cases, means over seeds, with Holm's correction for the number of levers; checkpoints are chosen on some of these cases, in every row
+alike. Test is not looked at. Finished trainings are kept in --work_dir and not run again, a stopped one goes on (its seconds are then
+those since). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.case_ranks import SPLITS, mean_gains, rank_splits, save_ranks
+from benchmarks.case_ranks import mean_gains, rank_splits, save_ranks
 from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
 from benchmarks.harness import (
     PREPARE,
@@ -36,7 +36,7 @@ from benchmarks.harness import (
     timed,
 )
 from benchmarks.our_models import OURS, PLANS, Ours, training_commands
-from sidrec.data.dataset import Dataset, EvalCases, SplitName
+from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.statistics import PairedTest, holm, paired_test
@@ -46,7 +46,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.sft.validation import sample_cases
 
 CONFIG = "as configured"
-HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|test R@10|test N@10|CPU s"
+HEADER = "lever|seeds|valid R@10|valid N@10|N@10 less the config's (95 %)|p|CPU s"
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def levers_of(dataset: str) -> dict[str, Lever]:
 
     return {
         CONFIG: Lever(),
-        "RQ-Kmeans+": Lever("--quantizer rqkmeans_plus"),
+        "residual k-means": Lever("--quantizer rqkmeans"),
         "LoRA-codebook RQ": Lever("--quantizer lora"),
         "RQ-VAE": Lever("--quantizer rqvae"),
         "random codes": Lever(OURS["random"].tokenizer),
@@ -102,6 +102,7 @@ def levers_of(dataset: str) -> dict[str, Lever]:
         "text alone": Lever(OURS["text"].tokenizer),
         "collaborative alone": Lever(OURS["collaborative"].tokenizer),
         "text of full weight": Lever("--sources text collaborative --weights 1.0 1.0"),
+        "more passes, more items left out": Lever(sft="--num_train_epochs 45 --item_dropout 0.3"),
         "no item left out": Lever(sft="--item_dropout 0"),
         "dropout 0.3": Lever(sft="--dropout 0.3"),
         "half the width": Lever(sft="--hidden_size 64 --intermediate_size 128"),
@@ -114,6 +115,15 @@ def levers_of(dataset: str) -> dict[str, Lever]:
 
 
 NAMES = tuple(levers_of("ml-100k"))
+AND = " + "
+
+
+def lever_of(dataset: str, name: str) -> Lever:
+    """By its name, or by several names with AND between them: their flags one after the other."""
+    levers = [levers_of(dataset)[part] for part in name.split(AND)]
+    return Lever(
+        *(" ".join(filter(None, flags)) for flags in zip(*((x.tokenizer, x.sft) for x in levers), strict=True))
+    )
 
 
 @dataclass
@@ -131,18 +141,18 @@ class LeversConfig:
     )
     levers: list[str] = field(
         default_factory=lambda: list(NAMES[1:]),
-        metadata={"help": f"Any of {', '.join(map(repr, NAMES[1:]))}; the config itself always runs."},
+        metadata={
+            "help": f"Any of {', '.join(map(repr, NAMES[1:]))}, or several joined by ' + '; the config itself always runs."
+        },
     )
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of tokenizer and SFT, for every lever."}
     )
-    cases: int = field(
-        default=10_000, metadata={"help": "Valid cases, and test cases, at most; drawn once, the same for every row."}
-    )
+    cases: int = field(default=10_000, metadata={"help": "Valid cases at most; drawn once, the same for every row."})
     threads: int = field(default=1, metadata={"help": "Threads of each stage."})
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.levers if name not in NAMES[1:]]
+        unknown = [part for name in self.levers for part in name.split(AND) if part not in NAMES[1:]]
         if unknown:
             raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
         check_seeds(self.seeds)
@@ -157,12 +167,12 @@ def main(arguments: list[str] | None = None) -> None:
     base.mkdir(parents=True, exist_ok=True)
     run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
     dataset = Dataset.load(base)
-    cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
+    cases = sample_cases(dataset.cases("valid"), config.cases, seed=0)
     finished = FinishedRows(config.work_dir / "rows.json")
     asked = [(name, seed) for name in (CONFIG, *config.levers) for seed in config.seeds]
     rows = [run_or_find(name, seed, finished, config, cases, console) for name, seed in asked]
     table = summarise(rows, config.work_dir)
-    console.print(f"\n## {config.dataset}: {len(cases['valid']):,} cases of valid, {len(cases['test']):,} of test\n")
+    console.print(f"\n## {config.dataset}: {len(cases):,} cases of valid\n")
     console.print(markdown(HEADER.split("|"), [in_words(line) for line in table]))
     print_figures({"dataset": config.dataset, "rows": table})
 
@@ -172,11 +182,11 @@ def run_or_find(
     seed: int,
     finished: FinishedRows,
     config: LeversConfig,
-    cases: dict[SplitName, EvalCases],
+    cases: EvalCases,
     console: Console,
 ) -> Row:
     """One training of a lever, run unless it is finished, with a line on what came out."""
-    commands = stages_of(config.dataset, levers_of(config.dataset)[name], seed)
+    commands = stages_of(config.dataset, lever_of(config.dataset, name), seed)
     row_name, made_from = f"{name} seed {seed}", {"commands": commands, "cases": config.cases}
     row = finished.find(row_name, made_from)
     if row is None:
@@ -195,15 +205,13 @@ def stages_of(dataset: str, lever: Lever, seed: int) -> list[list[str]]:
     return training_commands(replace(plan, sft=f"{plan.sft} {lever.sft}"), Ours(lever.tokenizer, {}), (), seed)
 
 
-def train_and_measure(
-    commands: list[list[str]], run_dir: Path, config: LeversConfig, cases: dict[SplitName, EvalCases]
-) -> Row:
+def train_and_measure(commands: list[list[str]], run_dir: Path, config: LeversConfig, cases: EvalCases) -> Row:
     """The stages in a run directory of their own, going on where they were stopped; the ranks go to its ranks.npz."""
     run_dir.mkdir(parents=True, exist_ok=True)
     if not (run_dir / "data").exists():
         (run_dir / "data").symlink_to((config.work_dir / "base" / "data").resolve(), target_is_directory=True)
     seconds = sum(run_stage(command, run_dir, config.threads) for command in commands)
-    ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), cases, run_dir.name))
+    ranks, measuring = timed(lambda: rank_splits(Recommender.load(run_dir, "sft"), {"valid": cases}, run_dir.name))
     shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
     return save_ranks(run_dir, ranks) | {"seconds": round(seconds + measuring, 1)}
 
@@ -215,7 +223,7 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
     table = []
     for name, trainings in groups.items():
         line: Row = {"lever": name, "seeds": len(trainings), "less": None, "p": None}
-        line |= {split: mean_figures(trainings, split) for split in SPLITS}
+        line["valid"] = mean_figures(trainings, "valid")
         line["seconds"] = float(np.mean([row["seconds"] for row in trainings]))
         if name != CONFIG:
             line["less"] = paired_test(gains[name], gains[CONFIG], seed=0)
@@ -236,8 +244,6 @@ def in_words(line: Row) -> list[str]:
         f"{line['valid']['ndcg@10']:.4f}",
         f"{less.difference:+.4f} ({less.low:+.4f} to {less.high:+.4f})" if less else "",
         f"{line['p']:.4f}" if less else "",
-        f"{line['test']['recall@10']:.4f}",
-        f"{line['test']['ndcg@10']:.4f}",
         f"{line['seconds']:,.0f}",
     ]
 

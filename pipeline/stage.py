@@ -226,25 +226,38 @@ def require_finished(run_dir: Path, name: str, command: str) -> Path:
 
     Raises InputError naming `command` when the stage has not run, and naming the file that has changed since.
     """
-    folder = run_dir / name
-    manifest = read_manifest(folder, command)
-    if manifest is None:
-        raise InputError(f"{folder} holds no finished {name!r} stage; run `{command}` first.")
-    if not manifest["finished"]:
-        raise InputError(f"{folder} is not finished; run `{command}` again to complete it.")
-    hashes = FileHashes(run_dir)
+    folder, hashes = run_dir / name, FileHashes(run_dir)
+    manifest = _finished_manifest(folder, name, command)
     for path, digest in manifest["inputs"].items():
         file = run_dir / path
         if not file.exists() or content_hash(file, hashes) != digest:
             raise InputError(f"{folder} was made from another {file} than the one there now; run `{command}` again.")
-    damaged = changed_output(folder, manifest, hashes)
+    _refuse_if_changed(folder, manifest, hashes, command)
     hashes.save()
+    return folder
+
+
+def require_whole(folder: Path, name: str, command: str) -> None:
+    """For a stage's folder that may have been copied from its run: raises InputError unless it is finished, and its outputs unchanged."""
+    _refuse_if_changed(folder, _finished_manifest(folder, name, command), FileHashes(folder), command)
+
+
+def _finished_manifest(folder: Path, name: str, command: str) -> dict[str, Any]:
+    manifest = read_manifest(folder, command)
+    if manifest is None or manifest["stage"] != name:
+        raise InputError(f"{folder} holds no finished {name!r} stage; run `{command}` first.")
+    if not manifest["finished"]:
+        raise InputError(f"{folder} is not finished; run `{command}` again to complete it.")
+    return manifest
+
+
+def _refuse_if_changed(folder: Path, manifest: dict[str, Any], hashes: FileHashes, command: str) -> None:
+    damaged = changed_output(folder, manifest, hashes)
     if damaged is not None:
         raise InputError(
             f"{folder / damaged} is not the file that {folder / MANIFEST} lists: it was changed, exchanged or lost since; "
             f"run `{command} --overwrite true` to make it again."
         )
-    return folder
 
 
 def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) -> dict[str, Any] | None:

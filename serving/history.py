@@ -24,9 +24,9 @@ def history_of_user(dataset: Dataset, user: str, folder: Path) -> np.ndarray:
     return rows["item_index"].to_numpy().astype(np.int64)
 
 
-def history_of_titles(dataset: Dataset, queries: list[str]) -> np.ndarray:
-    """The items whose titles are asked for, in that order, int64; see `find_title`."""
-    return np.array([find_title(dataset.titles, query) for query in queries], dtype=np.int64)
+def history_of_titles(titles: list[str], queries: list[str]) -> np.ndarray:
+    """The items whose titles are asked for, in that order, int64; see `find_title`. titles: of item i at index i."""
+    return np.array([find_title(titles, query) for query in queries], dtype=np.int64)
 
 
 def find_title(titles: list[str], query: str) -> int:

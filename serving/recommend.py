@@ -3,6 +3,7 @@
 sidrec recommend --run_dir outputs/ml-100k --user 196
 sidrec recommend --run_dir outputs/ml-100k --history "toy story" "fargo"
 sidrec recommend --run_dir outputs/ml-100k --user 196 --model sft_blend
+sidrec recommend --bundle bundle --history "toy story" "fargo"
 
 A blend is the one that `sidrec evaluate` put together on valid, with the memory that it stored.
 """
@@ -24,6 +25,12 @@ class RecommendConfig:
     """Recommend items to a user of the data, or to whoever has taken the items named."""
 
     run_dir: Path = field(default=Path("outputs/demo"), metadata={"help": "Run directory with a trained model."})
+    bundle: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `sidrec bundle` has written, or a copy of it, asked instead of a run directory."
+        },
+    )
     user: str | None = field(
         default=None, metadata={"help": "A user_id of the data; the history is all that they did."}
     )
@@ -45,27 +52,48 @@ class RecommendConfig:
             raise InputError(f"k={self.k} recommendations cannot be made; ask for 1 or more.")
         if (self.user is None) == (self.history is None):
             raise InputError("give either --user ID or --history TITLE [TITLE …], one of the two.")
+        if self.bundle is not None and (self.user is not None or self.model is not None):
+            raise InputError(
+                "a bundle holds one model and no log: give --history TITLE [TITLE …], without --user and --model."
+            )
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(RecommendConfig, arguments)
-    # torch and polars come with these, and --help does not wait for them
-    from sidrec.baselines.blend import BLENDS, load_blend
+    if config.bundle is not None:
+        recommend_by_bundle(config.bundle, config)
+    else:
+        recommend_by_run(config)
+
+
+def recommend_by_bundle(folder: Path, config: RecommendConfig) -> None:
+    from sidrec.serving.bundle import Bundle  # with torch and polars, for which --help does not wait
+    from sidrec.serving.history import history_of_titles
+    from sidrec.serving.table import show
+
+    bundle = Bundle.load(folder)
+    history = history_of_titles(bundle.titles, config.history or [])
+    k = min(config.k, len(bundle.items))
+    recommended = bundle.recommender.recommend([history], k, exclude_seen=not config.keep_seen)
+    show(bundle.titles, bundle.sids, history, recommended.items[0], recommended.log_probs[0], bundle.name)
+
+
+def recommend_by_run(config: RecommendConfig) -> None:
     from sidrec.data.dataset import Dataset
-    from sidrec.decoding.recommender import Recommender
+    from sidrec.serving.bundle import trained_model
     from sidrec.serving.history import history_of_titles, history_of_user
     from sidrec.serving.table import show
     from sidrec.tokenizer.semantic_ids import SemanticIds
 
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     if config.history is not None:
-        history = history_of_titles(dataset, config.history)
+        history = history_of_titles(dataset.titles, config.history)
     else:
         history = history_of_user(dataset, str(config.user), config.run_dir / "data")
     name = config.model or last_trained(config.run_dir)
-    model = load_blend(config.run_dir, name) if name in BLENDS else Recommender.load(config.run_dir, name)
-    recommended = model.recommend([history], min(config.k, dataset.n_items), exclude_seen=not config.keep_seen)
-    show(dataset, sids, history, recommended.items[0], recommended.log_probs[0], name)
+    k = min(config.k, dataset.n_items)
+    recommended = trained_model(config.run_dir, name).recommend([history], k, exclude_seen=not config.keep_seen)
+    show(dataset.titles, sids, history, recommended.items[0], recommended.log_probs[0], name)
 
 
 def last_trained(run_dir: Path) -> str:

@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "evaluate": Command(("sidrec.evaluation.evaluate",), "measure Recall@K of the models beside baselines"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of titles"),
+    "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
     "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),
     "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),

@@ -144,7 +144,7 @@ def test_titles_are_shown_as_they_are(run_dir):
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=200)
-    show(named, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft", console)
+    show(named.titles, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft", console)
     out = console.file.getvalue()
     assert f"history: {titles[0]} → {titles[1]}" in out
     assert [title for line in out.splitlines() for title in titles if title in line and "%" in line] == [
@@ -158,7 +158,7 @@ def test_nothing_is_cut_on_a_narrow_screen(run_dir):
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=40)
-    show(named, sids, np.array([1, 0]), np.array([0, 2]), np.log([0.5, 0.25]), "sft", console)
+    show(named.titles, sids, np.array([1, 0]), np.array([0, 2]), np.log([0.5, 0.25]), "sft", console)
     out = console.file.getvalue()
     assert out.count(titles[0].strip()) == 2
     assert sum(sids.text(item) in out for item in (0, 2)) == 2
