@@ -187,7 +187,7 @@ def start_model(
     texts = dataset.items["text"].to_list()
     if isinstance(model, RqTransformerForCausalLM):  # whose rows start from the trie's centroids instead
         vocabulary = add_sid_tokens(model, tokenizer, sids, texts, "mean", seed)
-        add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed)
+        add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed, own_rows=backbone.own_rows)
         return model, tokenizer, vocabulary
     embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
     return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)

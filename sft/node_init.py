@@ -28,10 +28,15 @@ def add_catalogue(
     sids: SemanticIds,
     sequences: list[np.ndarray],
     seed: int,
+    *,
+    own_rows: bool = True,
 ) -> None:
-    """Give `model`, whose vocabulary holds the SID tokens, the catalogue's nodes. sequences: training items of every user."""
+    """Give `model`, whose vocabulary holds the SID tokens, the catalogue's nodes.
+
+    sequences: training items of every user. own_rows: whether nodes have rows beside their codes'.
+    """
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
-    own_levels = levels_with_own_rows(trie, model.config.hidden_size)
+    own_levels = levels_with_own_rows(trie, model.config.hidden_size) if own_rows else []
     model.add_catalogue(trie, vocabulary.start_token, vocabulary.first_tokens, own_levels)
     counts = torch.from_numpy(np.bincount(np.concatenate(sequences), minlength=sids.n_items))
     model.popularity.copy_(counts / counts.sum())
@@ -39,11 +44,11 @@ def add_catalogue(
     generator = torch.Generator().manual_seed(seed)
     lifted = vectors @ torch.randn(vectors.shape[1], model.config.hidden_size, generator=generator)
     with torch.no_grad():
-        for level, (shared, own_rows) in enumerate(residual_rows(lifted, trie, model.config.initializer_range)):
+        for level, (shared, rest) in enumerate(residual_rows(lifted, trie, model.config.initializer_range)):
             first = vocabulary.first_tokens[level]
             model.embed_tokens.weight[first : first + len(shared)] = shared
             if level in own_levels:
-                model.nodes.own[str(level)].copy_(own_rows)
+                model.nodes.own[str(level)].copy_(rest)
 
 
 def levels_with_own_rows(trie: SidTrie, hidden_size: int) -> list[int]:

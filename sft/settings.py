@@ -210,6 +210,14 @@ class BackboneConfig:
         default=True,
         metadata={"help": "rq_transformer: an exponential mean of the past beside the attention.", "rare": True},
     )
+    own_rows: bool = field(
+        default=True,
+        metadata={
+            "help": "rq_transformer: of codes that several items share, a row for every prefix beside the code's (on levels where all "
+            "take more than 512 MB there are none).",
+            "rare": True,
+        },
+    )
     hidden_size: int = field(default=128, metadata={"help": "From scratch: width of the model."})
     num_hidden_layers: int = field(default=4, metadata={"help": "From scratch: number of decoder layers."})
     num_attention_heads: int = field(
@@ -256,7 +264,7 @@ class BackboneConfig:
             if self.joint_levels is not None and self.joint_levels < 1:
                 raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")
             return
-        for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing"):
+        for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing", "own_rows"):
             if getattr(self, name) != self.__dataclass_fields__[name].default:
                 raise InputError(
                     f"{name} is a part of an rq_transformer from scratch; set --architecture rq_transformer, or leave it out."

@@ -56,6 +56,15 @@ def test_own_rows_are_where_nodes_share_codes_and_memory_lasts(monkeypatch) -> N
     assert levels_with_own_rows(shared, 8) == [1]
 
 
+def test_codes_rows_alone(tmp_path: Path) -> None:
+    run_dir = make_run_dir(tmp_path / "run")
+    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
+    for own_rows in (True, False):
+        backbone = BackboneConfig(architecture="rq_transformer", own_rows=own_rows)
+        model, _, _ = start_model(dataset, sids, SftConfig(run_dir=run_dir), backbone, seed=0)
+        assert bool(model.config.own_levels) == bool(len(model.nodes.own)) == own_rows
+
+
 def test_an_untrained_model_ranks_above_popularity(tmp_path: Path) -> None:
     """By rows that start from co-occurrence, the smoothing branch, and scores that are products with the same rows."""
     run_dir = make_run_dir(tmp_path / "run")
