@@ -37,7 +37,7 @@ BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many tra
     (130, (1, 24, 0.5, 0.2, 1.0, 0.5)),
     (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
 )
-MOST_MARGINAL = 50_000  # items whose scores are one softmax in every training step
+MOST_MARGINAL = 250_000  # items: up to here a marginal head trains and recommends faster than an additive one
 FEWEST_VALID, MOST_VALID, VALID_SCORES = (
     1_000,
     30_000,

@@ -188,7 +188,7 @@ class BackboneConfig:
         default="marginal",
         metadata={
             "help": "rq_transformer: codes by the exact marginals of a softmax over items, by one product a level, or by a small "
-            "transformer over the prefix; where you do not set it, additive above 50,000 items."
+            "transformer over the prefix; where you do not set it, additive above 250,000 items."
         },
     )
     joint_levels: int | None = field(

@@ -20,6 +20,7 @@ DECIDE_VECTORS = {  # settings of one source's vectors only
     "text": ("text_encoder", "text_dim"),
     "collaborative": ("collaborative_dim", "window", "negatives"),
 }
+MOST_OWN_TOKENS = 250_000  # items for which a row each is no burden
 DECIDE_CODES = ("weights", "quantizer", "level_sizes", "unique")  # and no vectors
 
 
@@ -89,7 +90,7 @@ class TokenizerConfig:
         metadata={
             "help": "How items with equal codes are told apart: `assign` (the best free codes nearby, no extra token), `own_token` (an "
             "extra token that is the item's alone, so a row of the model for every item), `dedup_token` (a number in an extra token, as in "
-            "TIGER), or `none` (SIDs to look at, not to train on)."
+            "TIGER), `by_size` (`own_token` up to 250,000 items, beyond `assign`), or `none` (SIDs to look at, not to train on)."
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of all randomness: equal seeds give equal bytes."})
@@ -102,7 +103,7 @@ class TokenizerConfig:
             raise InputError(f"level_sizes is {sizes!r}; give a list of whole numbers of at least 2, such as 64 64 64.")
         if len(sizes) > len(LEVEL_LETTERS):
             raise InputError(f"level_sizes has {len(sizes)} levels; a semantic ID has at most {len(LEVEL_LETTERS)}.")
-        check_choice(self, "unique", ("assign", "own_token", "dedup_token", "none"))
+        check_choice(self, "unique", ("assign", "own_token", "dedup_token", "by_size", "none"))
         for name in ("text_dim", "collaborative_dim", "window", "encoder_batch_size"):
             check_least(self, name, 1)
         check_least(self, "negatives", 1.0)
@@ -132,6 +133,12 @@ class TokenizerConfig:
     def computed_sources(self) -> list[str]:
         """The sources that `sidrec.tokenizer.embed` makes, in their order."""
         return [source for source in self.sources if source in COMPUTED_SOURCES]
+
+    def unique_of(self, n_items: int) -> str:
+        """`unique`, `by_size` decided."""
+        if self.unique != "by_size":
+            return self.unique
+        return "own_token" if n_items <= MOST_OWN_TOKENS else "assign"
 
     def path_of(self, source: str) -> Path:
         """Where a source's vectors lie: in the run's embeddings/, or the user's own file."""

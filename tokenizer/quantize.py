@@ -42,8 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     screen = Screen("sid", quiet=rank > 0)
     dataset = Dataset.load(config.run_dir)
     vectors = ItemVectors(read_sources(config, dataset.n_items), config.weights)  # [N, D]
-    level_sizes = kind.choose_level_sizes(config.level_sizes, vectors.shape, config.unique)
-    check_n_levels(level_sizes, config.unique)
+    unique = config.unique_of(dataset.n_items)
+    level_sizes = kind.choose_level_sizes(config.level_sizes, vectors.shape, unique)
+    check_n_levels(level_sizes, unique)
     kind.check(vectors, level_sizes)
     inputs = (config.run_dir / "data" / "items.parquet", *(config.path_of(source) for source in config.sources))
     inputs += tuple(kind.files().values())
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         leave_processes()
         if rank > 0:
             return  # the first process does the rest
-        sids = semantic_ids(quantizer, vectors, codes_raw, config.unique, screen)
+        sids = semantic_ids(quantizer, vectors, codes_raw, unique, screen)
         sids.save(folder)
         figures = report(folder, sids, vectors, dataset, config.seed, kind)
         lines = [*summary(sids, figures), *kind.summary_lines(folder)]

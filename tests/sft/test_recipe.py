@@ -39,7 +39,7 @@ def test_the_sets_it_was_chosen_on_have_one_row_each() -> None:
     assert [row["num_train_epochs"] for row in rows] == [30, 24, 20]
     assert [row["valid_users"] for row in rows] == [24_791, 30_000, 30_000]  # of Beauty's 22,363: all
     assert [row["depth_head"] for row in rows] == ["marginal"] * 3
-    assert recipe(50_001, 1_000_000)["depth_head"] == "additive"
+    assert [recipe(n, 1_000_000)["depth_head"] for n in (250_000, 250_001)] == ["marginal", "additive"]
 
 
 @pytest.mark.parametrize("name", [*SETS, "own"])

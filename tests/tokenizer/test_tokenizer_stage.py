@@ -386,7 +386,9 @@ def test_a_dedup_token_counts_the_items_with_equal_codes(run_dir: Path, command:
     assert sids.text(0).count("<") == 3
 
 
-def test_an_own_token_is_a_code_for_every_item(run_dir: Path, command: Command) -> None:
+def test_an_own_token_is_a_code_for_every_item(
+    run_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command(embed, *SMALL)
     command(quantize, *SMALL, "--level_sizes", "4", "--unique", "own_token")
     sids = SemanticIds.load(run_dir)
@@ -398,6 +400,13 @@ def test_an_own_token_is_a_code_for_every_item(run_dir: Path, command: Command) 
     np.testing.assert_allclose(whole, vectors[:], atol=1e-6)
     command(quantize, "--unique", "own_token", "--level_sizes", "--overwrite", "true")
     assert SemanticIds.load(run_dir).level_sizes == [2, N_ITEMS]  # chosen: about 16 items a code
+    by_size = Path(shutil.copytree(run_dir, run_dir.with_name("by_size")))
+    command(quantize, "--run_dir", str(by_size), "--unique", "by_size", "--overwrite", "true")
+    assert np.array_equal(SemanticIds.load(by_size).codes, SemanticIds.load(run_dir).codes)
+    monkeypatch.setattr("sidrec.tokenizer.config.MOST_OWN_TOKENS", N_ITEMS - 1)
+    command(quantize, "--run_dir", str(by_size), "--unique", "by_size", "--overwrite", "true")
+    assert len(SemanticIds.load(by_size).level_sizes) == 2
+    assert len(set(SemanticIds.load(by_size).codes[:, 1])) < N_ITEMS
 
 
 def test_codes_may_stay_as_they_are_to_look_at(
