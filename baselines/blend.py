@@ -36,7 +36,10 @@ from sidrec.pipeline.stage import require_finished
 
 ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
-RIVAL_BLENDS = {"sasrec_blend": "sasrec"}  # by name, the baseline in the model's place, whose scores are a softmax's
+RIVAL_BLENDS = {
+    "sasrec_blend": "sasrec",
+    "bsarec_blend": "bsarec",
+}  # by name, the baseline in the model's place, whose scores are a softmax's
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 VALID_CASES = 2000  # most valid cases that weight and baseline are chosen on, drawn by the seed
 MOST_ITEMS = 50_000  # scoring them all takes about 0.1 s a case on one core

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from sidrec.baselines.baseline import Fitted, TrainingPlan
-from sidrec.baselines.sasrec import SasRec, SasRecScorer, SasRecSettings, train_sasrec
+from sidrec.baselines.bsarec import BsaRecSettings
+from sidrec.baselines.sasrec import SasRecSettings
 from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.sequence_model import SequenceScorer, SequenceSettings, on_device, train
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.errors import InputError
@@ -24,49 +25,45 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 
-NEURAL: dict[
-    str, dict[str, Any]
-] = {  # what makes each of them, beside a point of GRID and the defaults of SasRecSettings
-    "sasrec_bce": {"loss": "bce"},
-    "sasrec": {"loss": "softmax"},
-    "sasrec_sampled": {"loss": "sampled_softmax"},
-    "esasrec": {"loss": "sampled_softmax", "block": "ligr"},
+NEURAL: dict[str, SequenceSettings] = {  # what each is untuned, but for the first point of its kind's grid
+    "sasrec_bce": SasRecSettings(loss="bce"),
+    "sasrec": SasRecSettings(loss="softmax"),
+    "sasrec_sampled": SasRecSettings(loss="sampled_softmax"),
+    "esasrec": SasRecSettings(loss="sampled_softmax", block="ligr"),
+    "bsarec": BsaRecSettings(),
 }
-GRID: tuple[dict[str, Any], ...] = (  # the same for every neural baseline; the first is what they are untuned
-    {"dim": 64, "dropout": 0.2, "learning_rate": 2e-3},
-    {"dim": 64, "dropout": 0.5, "learning_rate": 2e-3},
-    {"dim": 128, "dropout": 0.2, "learning_rate": 1e-3},
-    {"dim": 128, "dropout": 0.5, "learning_rate": 1e-3},
-)
 CHECKPOINT, WEIGHTS, CURVE = "training.pt", "model.safetensors", "valid_recall.json"
 
 
 class CutShortError(Exception):
     """The time limit ended a training; its stage is left unfinished, and goes on with a higher limit."""
 
-    def __init__(self, scorer: SasRecScorer) -> None:
+    def __init__(self, scorer: SequenceScorer) -> None:
         super().__init__(scorer.name)
         self.scorer = scorer
 
 
 @dataclass(frozen=True)
 class NeuralBaseline:
-    """A SASRec. settings: a row of NEURAL."""
+    """A model of item sequences. settings: a row of NEURAL."""
 
     name: str
-    settings: dict[str, Any]
+    settings: SequenceSettings
     most_items: int | None = None
 
-    def grid(self, plan: TrainingPlan) -> list[SasRecSettings]:
+    def points(self, plan: TrainingPlan) -> list[dict[str, Any]]:
+        """Of the kind's grid, what is tried."""
+        return list(self.settings.grid if plan.tune else self.settings.grid[:1])
+
+    def grid(self, plan: TrainingPlan) -> list[SequenceSettings]:
         """The settings that are tried."""
-        points = GRID if plan.tune else GRID[:1]
-        return [replace(SasRecSettings(epochs=plan.epochs), **self.settings, **point) for point in points]
+        return [replace(self.settings, epochs=plan.epochs, **point) for point in self.points(plan)]  # type: ignore[type-var]
 
     def fitted(self, dataset: Dataset, valid: EvalCases, plan: TrainingPlan, screen: Screen) -> Fitted:
         """The best settings of the grid by valid Recall@10, tried with the first seed, and one scorer a seed with them."""
         grid = self.grid(plan)
         tried = [train_once(self.name, settings, plan.seed, dataset, valid, plan, screen) for settings in grid]
-        tuning = Tuning(list(GRID[: len(grid)]), [valid_recall(scorer, valid) for scorer in tried])
+        tuning = Tuning(self.points(plan), [valid_recall(scorer, valid) for scorer in tried])
         chosen, seeds = grid[tuning.chosen], range(plan.seed + 1, plan.seed + plan.seeds)
         later = [train_once(self.name, chosen, seed, dataset, valid, plan, screen) for seed in seeds]
         trained = [*tried, *later]
@@ -80,24 +77,26 @@ class NeuralBaseline:
 
 def train_once(
     name: str,
-    settings: SasRecSettings,
+    settings: SequenceSettings,
     seed: int,
     dataset: Dataset,
     valid: EvalCases,
     plan: TrainingPlan,
     screen: Screen,
-) -> SasRecScorer:
+) -> SequenceScorer:
     """One training: loaded where it is finished, continued where it was interrupted or cut short by a smaller time limit."""
-    sizes = f"dim{settings.dim}-dropout{settings.dropout:g}-rate{settings.learning_rate:g}-epochs{settings.epochs}"
+    point = "-".join(f"{setting}{getattr(settings, setting):g}" for setting in settings.grid[0])
     decisive = fingerprint(settings, leave_out=()) | {"seed": seed}
-    stage = Stage(plan.run_dir, f"baselines/{name}-{sizes}-seed{seed}", decisive, (plan.run_dir / "data",))
+    stage = Stage(
+        plan.run_dir, f"baselines/{name}-{point}-epochs{settings.epochs}-seed{seed}", decisive, (plan.run_dir / "data",)
+    )
     overwrite = plan.overwrite and is_of_other_data(stage)
     if not overwrite and stage.is_finished():
         return load(stage.folder, dataset.n_items, settings, name)
-    label = f"{name}, dim {settings.dim}, dropout {settings.dropout:g}, seed {seed}"
+    label = f"{name}, {point}, seed {seed}"
     try:
         with stage.building(overwrite, resumable=True) as folder:
-            scorer = train_sasrec(
+            scorer = train(
                 dataset.train_sequences,
                 valid,
                 dataset.n_items,
@@ -127,15 +126,15 @@ def is_of_other_data(stage: Stage) -> bool:
     return False
 
 
-def save(scorer: SasRecScorer, folder: Path) -> None:
+def save(scorer: SequenceScorer, folder: Path) -> None:
     """Write a fully trained scorer, each file atomically. They hold no clock time, as the checkpoint does."""
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(scorer.model.state_dict(), temporary)
     write_json(folder / CURVE, scorer.valid_recall)
 
 
-def load(folder: Path, n_items: int, settings: SasRecSettings, name: str) -> SasRecScorer:
+def load(folder: Path, n_items: int, settings: SequenceSettings, name: str) -> SequenceScorer:
     """What `save` wrote."""
-    model = SasRec(n_items, settings).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = on_device(settings, n_items)
     model.load_state_dict(load_file(folder / WEIGHTS))
-    return SasRecScorer(model, settings.max_length, read_json(folder / CURVE), False, name)
+    return SequenceScorer(model, read_json(folder / CURVE), False, name)

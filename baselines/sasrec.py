@@ -12,27 +12,19 @@ from a few hundred shared negatives. block: `sasrec`, or `ligr` for gated residu
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sidrec.baselines.losses import PAD, bce_loss, draw_outside, popularity_proposal, sampled_softmax_loss, softmax_loss
-from sidrec.baselines.scorer import valid_recall
+from sidrec.baselines.sequence_model import SequenceModel, TrainingState, autocast, padded
 from sidrec.baselines.transformer_blocks import LigrBlock, SasRecBlock
-from sidrec.data.dataset import EvalCases
-from sidrec.pipeline.files import atomic_path
-from sidrec.pipeline.precision import has_bf16
-from sidrec.pipeline.screen import Screen
 
 BLOCKS = {"sasrec": SasRecBlock, "ligr": LigrBlock}
-SCORED_TOGETHER = 128
-VALID_CASES = 2000
 
 
 @dataclass(frozen=True)
@@ -53,8 +45,27 @@ class SasRecSettings:
     block: Literal["sasrec", "ligr"] = "sasrec"
     negatives: int = 512  # items drawn a batch, shared by its positions; sampled_softmax only
 
+    grid: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"dim": 64, "dropout": 0.2, "learning_rate": 2e-3},
+        {"dim": 64, "dropout": 0.5, "learning_rate": 2e-3},
+        {"dim": 128, "dropout": 0.2, "learning_rate": 1e-3},
+        {"dim": 128, "dropout": 0.5, "learning_rate": 1e-3},
+    )
 
-class SasRec(nn.Module):
+    def build(self, n_items: int) -> SasRec:
+        return SasRec(n_items, self)
+
+    def optimizer(self, model: SequenceModel) -> torch.optim.Optimizer:
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+        vectors = [parameter for parameter in model.parameters() if parameter.dim() != 2]
+        groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.learning_rate, weight_decay=self.weight_decay, betas=(0.9, 0.98))
+
+    def epoch(self, training: TrainingState, sequences: list[np.ndarray], seed: int) -> Iterator[float]:
+        return train_epoch(training, sequences, self, seed)
+
+
+class SasRec(SequenceModel):
     """Item sequences in, one hidden state a position out; the item embeddings score the next item."""
 
     def __init__(self, n_items: int, settings: SasRecSettings) -> None:
@@ -80,50 +91,11 @@ class SasRec(nn.Module):
             hidden = block(hidden)
         return self.norm(hidden)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: [..., dim] -> [..., N]."""
-        return hidden @ self.items.weight.T
-
-
-@dataclass(frozen=True)
-class SasRecScorer:
-    """A trained SASRec as a baseline. `valid_recall`: Recall@10 on valid after each epoch, seen items masked. `cut_short`: the time
-    limit ended its training, so that it depends on the machine's speed."""
-
-    model: SasRec
-    max_length: int
-    valid_recall: list[float]
-    cut_short: bool = False
-    name: str = "sasrec"
-
-    @torch.no_grad()
-    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
-        """Histories (oldest first, the last `max_length` items are read) -> float32 [B, N]."""
-        self.model.eval()
-        device = self.model.items.weight.device
-        scores = np.empty((len(histories), self.model.items.num_embeddings), np.float32)
-        by_length = np.argsort([len(history) for history in histories], kind="stable")
-        for start in range(0, len(histories), SCORED_TOGETHER):
-            chosen = by_length[start : start + SCORED_TOGETHER]
-            recent = [histories[i][-self.max_length :] for i in chosen]
-            last = torch.tensor([len(history) - 1 for history in recent], device=device)
-            with autocast(device):
-                hidden = self.model(padded(recent).to(device))[torch.arange(len(chosen), device=device), last]
-            scores[chosen] = self.model.logits(hidden.float()).cpu().numpy()
-        return scores
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the hardware multiplies in it (a fifth off an epoch's time with AVX512-BF16), else no change."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_bf16(device.type))
-
-
-def padded(sequences: list[np.ndarray]) -> Tensor:
-    """Sequences -> int64 [B, longest], PAD on the right."""
-    rows = torch.full((len(sequences), max(len(sequence) for sequence in sequences)), PAD)
-    for row, sequence in zip(rows, sequences, strict=True):
-        row[: len(sequence)] = torch.from_numpy(sequence)
-    return rows
+    def last_states(self, histories: list[np.ndarray]) -> Tensor:
+        """[B, dim], of the last `max_length` items."""
+        device, recent = self.items.weight.device, [history[-self.positions.num_embeddings :] for history in histories]
+        last = torch.tensor([len(history) - 1 for history in recent], device=device)
+        return self(padded(recent).to(device))[torch.arange(len(recent), device=device), last]
 
 
 def windows(sequences: list[np.ndarray], max_length: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -162,75 +134,11 @@ def learning_rate_factor(progress: float) -> float:
     return min(progress / 0.02, 1.0) * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-@dataclass
-class TrainingState:
-    """The state of a training run: everything that the next epoch depends on, together with the seed."""
-
-    model: SasRec
-    optimizer: torch.optim.AdamW
-    valid_recall: list[float]
-    best_weights: dict[str, Tensor]
-    seconds: float = 0.0
-
-    @property
-    def epoch(self) -> int:
-        return len(self.valid_recall)
-
-    def has_converged(self, settings: SasRecSettings) -> bool:
-        """All epochs done, or no better valid Recall@10 for `patience` epochs."""
-        if not self.valid_recall:
-            return False
-        without_progress = self.epoch - 1 - int(np.argmax(self.valid_recall))
-        return self.epoch >= settings.epochs or without_progress >= settings.patience
-
-    def is_over(self, settings: SasRecSettings, minutes: float) -> bool:
-        """Converged, or the time is up (after one epoch at least)."""
-        return self.has_converged(settings) or (self.epoch > 0 and self.seconds >= minutes * 60)
-
-    def record(self, recall: float) -> None:
-        """Note an epoch's valid Recall@10, and keep the weights if it is the best so far."""
-        if not self.valid_recall or recall > max(self.valid_recall):
-            self.best_weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self.valid_recall.append(recall)
-
-    def save(self, path: Path) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "valid_recall": self.valid_recall,
-            "best_weights": self.best_weights,
-            "seconds": self.seconds,
-        }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.valid_recall, self.best_weights = state["valid_recall"], state["best_weights"]
-        self.seconds = state["seconds"]
-
-
-def start_training(n_items: int, settings: SasRecSettings) -> TrainingState:
-    """A new model and its optimizer, drawn from torch's current random state."""
-    model = SasRec(n_items, settings).to("cuda" if torch.cuda.is_available() else "cpu")
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() != 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(
-        groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.98)
-    )
-    return TrainingState(model, optimizer, [], {})
-
-
 def train_epoch(
     training: TrainingState, sequences: list[np.ndarray], settings: SasRecSettings, seed: int
 ) -> Iterator[float]:
-    """One pass over the training sequences; yields the share of the epoch (0…1) that each batch is.
-
-    The random state is a function of the seed and the epoch, so an epoch is the same whether or not the run was interrupted before.
-    """
+    """See `SequenceSettings.epoch`."""
+    assert isinstance(training.model, SasRec)
     model, optimizer, device = training.model, training.optimizer, training.model.items.weight.device
     torch.manual_seed(seed * 1_000_003 + training.epoch + 1)
     epoch_batches = batches(sequences, settings, np.random.default_rng([seed, training.epoch]))
@@ -266,41 +174,3 @@ def batch_loss(model: SasRec, rows: Tensor, settings: SasRecSettings, proposal: 
         negatives = torch.multinomial(proposal, settings.negatives, replacement=True)
         return sampled_softmax_loss(hidden, items, targets, negatives, proposal)
     return softmax_loss(hidden, items, targets)
-
-
-def train_sasrec(
-    train_sequences: list[np.ndarray],
-    valid: EvalCases,
-    n_items: int,
-    settings: SasRecSettings,
-    seed: int,
-    minutes: float,
-    checkpoint: Path,
-    screen: Screen | None = None,
-    name: str = "sasrec",
-) -> SasRecScorer:
-    """Train until valid Recall@10 (seen items masked, at most 2,000 cases) stops rising; return the best epoch's model.
-
-    `checkpoint` is rewritten after every epoch; a run that finds one goes on from there and ends as if it had not been interrupted.
-    `minutes` caps the training time, summed over interruptions; a run that the cap ends depends on the machine's speed. screen: where
-    its bar is drawn.
-    """
-    watched = valid.first_of_shuffle(VALID_CASES, seed)
-    screen = screen or Screen(name, quiet=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        training = start_training(n_items, settings)
-        if checkpoint.exists():
-            training.restore(checkpoint)
-        with screen.bar(name, settings.epochs, "epochs", done=training.epoch) as bar:
-            while not training.is_over(settings, minutes):
-                started = time.monotonic()
-                for share in train_epoch(training, train_sequences, settings, seed):
-                    bar.advance(share)
-                training.record(valid_recall(SasRecScorer(training.model, settings.max_length, []), watched))
-                training.seconds += time.monotonic() - started
-                training.save(checkpoint)
-                bar.advance(0, f"valid Recall@10 {training.valid_recall[-1]:.3f}")
-    training.model.load_state_dict(training.best_weights)
-    cut_short = not training.has_converged(settings)
-    return SasRecScorer(training.model, settings.max_length, training.valid_recall, cut_short, name)

@@ -36,7 +36,7 @@ from benchmarks.harness import (
     run_stage,
 )
 from benchmarks.our_models import OURS, PLANS, training_commands
-from sidrec.baselines.blend import ENSEMBLES
+from sidrec.baselines.blend import ENSEMBLES, RIVAL_BLENDS
 from sidrec.baselines.neural import NEURAL
 from sidrec.evaluation import table
 from sidrec.evaluation.statistics import p_in_words
@@ -57,6 +57,7 @@ BASELINES = (
     "sasrec",
     "sasrec_sampled",
     "esasrec",
+    "bsarec",
 )
 HEADER = (
     "row|seeds|valid R@10|R@10|R@10 (95 %)|N@10|N@10 (95 %)|R@10, seen not masked|N@10, seen not masked|"
@@ -66,7 +67,8 @@ SIGNIFICANT = 0.05
 PIECES = (*BASELINES[:5], *reversed(OURS), *BASELINES[5:])  # quick ones first
 NOTED = '"training_cpu_seconds"'  # in log.txt, where a training has ended
 OUR_ROWS = {"alone": "sft", "blend": "sft_blend", "ensemble": "sft_ensemble"}  # of the JSON object: models of `both`
-BLEND_WITH = ("item_knn", "slit")  # what our rows may be blended with, chosen on valid
+BLEND_WITH = ("item_knn", "slit")  # what our rows, and rivals', may be blended with, chosen on valid
+RIVAL_ROWS = {baseline: blend for blend, baseline in RIVAL_BLENDS.items()}  # by piece, its second row
 
 
 @dataclass
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     figures |= {name: rows.get("both", {}).get(name) for name in ("cpu_seconds", "validation_cpu_seconds", "peak_gib")}
     console.print(f"\n## {config.dataset}\n")
     console.print(markdown(HEADER.split("|"), table_lines(comparison, rows, figures["best_baseline"])))
-    notes = [*notes_on(figures, rows, data, command), *training_notes(config, rows)]
+    notes = [*notes_on(figures, rows, data, command), *rival_notes(comparison), *training_notes(config, rows)]
     console.print("\n" + "\n".join(f"* {note}" for note in notes))
     if config.json:
         print_figures(figures)
@@ -150,6 +152,8 @@ def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
         if piece in NEURAL:
             baseline |= {"minutes": plan.minutes, "tune_baselines": config.tune_baselines}
             baseline |= {"seeds": config.baseline_seeds or config.seeds}
+        if piece in RIVAL_ROWS:
+            baseline |= {"blend_with": BLEND_WITH}
         return baseline
     ours = {"plan": asdict(plan), "tokenizer": OURS[piece].tokenizer, "models": models_of(piece, config)}
     return ours | {"blend_with": BLEND_WITH, "data": data, "seeds": config.seeds}
@@ -201,7 +205,8 @@ def run_piece(piece: str, config: ResultsConfig) -> Row:
         tune = str(config.tune_baselines).lower()
         seeds = str(config.baseline_seeds or config.seeds)
         flags = ["--seeds", seeds, "--tune_baselines", tune, "--sasrec_minutes", minutes]
-        return evaluate(first, [piece, *flags], config)._asdict()
+        blend = [RIVAL_ROWS[piece], "--blend_with", *BLEND_WITH] if piece in RIVAL_ROWS else []
+        return evaluate(first, [piece, *blend, *flags], config)._asdict()
     models = models_of(piece, config)
     for seed in range(config.seeds):
         for command in training_commands(PLANS[config.dataset], OURS[piece], models, seed):
@@ -279,12 +284,14 @@ def joined(work_dir: Path, rows: dict[str, Row]) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Comparison:
-    """ours, baselines: the table's rows. metrics: see `table.summarise`. tests: of Recall@10, seen items masked, by pair: each of our rows
-    against each baseline, corrected for the number of these pairs. best_baseline: by valid Recall@10."""
+    """ours, baselines: the table's rows. rivals: its rows of a baseline with a memory. metrics: see `table.summarise`. tests: of Recall@10,
+    seen items masked, by pair: each of our rows against each baseline and rival, corrected for the number of these pairs. best_baseline: by
+    valid Recall@10, no rival."""
 
     ranks: pl.DataFrame
     ours: list[str]
     baselines: list[str]
+    rivals: list[str]
     metrics: table.Metrics
     tests: dict[tuple[str, str], dict[str, Any]]
     best_baseline: str | None
@@ -293,8 +300,10 @@ class Comparison:
     def of(cls, ranks: pl.DataFrame) -> Comparison:
         """ranks: as `joined` gives them."""
         names = ranks["model"].unique(maintain_order=True).to_list()
-        ours, baselines = ([name for name in names if (name in BASELINES) == wanted] for wanted in (False, True))
-        pairs = [(our_row, baseline) for our_row in ours for baseline in baselines]
+        baselines = [name for name in names if name in BASELINES]
+        rivals = [name for name in names if name in RIVAL_BLENDS]
+        ours = [name for name in names if name not in (*baselines, *rivals)]
+        pairs = [(our_row, other) for our_row in ours for other in (*baselines, *rivals)]
         compared = table.compare_pairs(ranks, pairs, seed=0) if pairs else []
         tests = {
             (row["model"], row["against"]): row
@@ -303,7 +312,8 @@ class Comparison:
         }
         metrics = table.summarise(ranks, seed=0) if names else {}
         of_baselines = ranks.filter(pl.col("model").is_in(baselines))
-        return cls(ranks, ours, baselines, metrics, tests, table.best_baseline(of_baselines) if baselines else None)
+        best = table.best_baseline(of_baselines) if baselines else None
+        return cls(ranks, ours, baselines, rivals, metrics, tests, best)
 
 
 def figures_of(comparison: Comparison) -> dict[str, Any]:
@@ -353,6 +363,20 @@ def notes_on(figures: dict[str, Any], rows: dict[str, Row], data: str, command: 
     return notes
 
 
+def rival_notes(comparison: Comparison) -> list[str]:
+    """Our blend less each baseline with a memory, chosen by the same rule."""
+    blend = OURS["both"].models["sft_blend"]
+    notes = []
+    for rival in comparison.rivals if blend in comparison.ours else []:
+        minus = comparison.tests[blend, rival]
+        low, high = minus["interval"]
+        notes.append(
+            f"{blend}, less {rival}: Recall@10 {minus['difference']:+.4f} ({low:+.4f} to {high:+.4f}), p "
+            f"{p_in_words(minus['p_holm'], minus['p'])}."
+        )
+    return notes
+
+
 def training_notes(config: ResultsConfig, rows: dict[str, Row]) -> list[str]:
     """What the evaluations say of seeds, tuning and trainings that were cut short, each after its piece's name."""
     notes = []
@@ -367,9 +391,8 @@ def table_lines(comparison: Comparison, rows: dict[str, Row], baseline: str | No
     """The cells of the table, under HEADER: baselines, then ours. A piece's hours stand in its first row."""
     lines = []
     for piece in [name for name in [*BASELINES, *OURS] if name in rows]:
-        names = (
-            [name for name in OURS[piece].models.values() if name in comparison.metrics] if piece in OURS else [piece]
-        )
+        named = OURS[piece].models.values() if piece in OURS else [piece, RIVAL_ROWS.get(piece)]
+        names = [name for name in named if name in comparison.metrics]
         for name in names:
             metrics, minus = comparison.metrics[name], comparison.tests.get((name, baseline or ""))
             valid, test, unmasked = metrics["valid"]["masked"], metrics["test"]["masked"], metrics["test"]["unmasked"]

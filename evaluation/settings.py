@@ -23,10 +23,10 @@ class EvaluateConfig:
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
             "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble, "
-            "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend, to compare a blend "
-            "with. Baselines: popularity, "
+            "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend and bsarec_blend, to "
+            "compare a blend with. Baselines: popularity, "
             "recent_popularity, item_knn, markov, slit "
-            "(catalogues of 20,000 items at most, minutes for thousands), sasrec, sasrec_bce, sasrec_sampled, esasrec."
+            "(catalogues of 20,000 items at most, minutes for thousands), sasrec, sasrec_bce, sasrec_sampled, esasrec, bsarec."
         },
     )
     blend_with: list[str] = field(
@@ -59,7 +59,7 @@ class EvaluateConfig:
     tune_baselines: bool = field(
         default=False,
         metadata={
-            "help": "Choose each neural baseline's width, dropout and learning rate from the same grid of 4 by valid Recall@10; false: the "
+            "help": "Choose each neural baseline's settings from a grid of 4 by valid Recall@10; false: the "
             "grid's first. Item-KNN and recent popularity are always tuned on valid."
         },
     )

@@ -9,8 +9,9 @@ import pytest
 
 from sidrec.baselines import neural, sasrec, scorer
 from sidrec.baselines.baseline import TrainingPlan
-from sidrec.baselines.neural import GRID, NEURAL, NeuralBaseline, train_once
-from sidrec.baselines.sasrec import SasRecScorer
+from sidrec.baselines.neural import NEURAL, NeuralBaseline, train_once
+from sidrec.baselines.sasrec import SasRecSettings
+from sidrec.baselines.sequence_model import SequenceScorer
 from sidrec.data.dataset import Dataset
 from sidrec.data.split import leave_one_out
 from sidrec.pipeline.errors import InputError
@@ -36,17 +37,18 @@ def prepared(run_dir: Path, step: int = 1) -> Dataset:
     return dataset
 
 
-def once(run_dir: Path, dataset: Dataset, plan: TrainingPlan, name: str = "sasrec_sampled") -> SasRecScorer:
+def once(run_dir: Path, dataset: Dataset, plan: TrainingPlan, name: str = "sasrec_sampled") -> SequenceScorer:
     plan, settings = replace(plan, run_dir=run_dir), NeuralBaseline(name, NEURAL[name]).grid(plan)[0]
     return train_once(name, settings, plan.seed, dataset, dataset.cases("valid"), plan, QUIET)
 
 
 def test_every_baseline_has_a_grid_of_the_same_size_that_keeps_its_loss_and_block() -> None:
     grids = {name: NeuralBaseline(name, NEURAL[name]).grid(replace(PLAN, tune=True)) for name in NEURAL}
-    assert {len(grid) for grid in grids.values()} == {len(GRID)} == {4}
+    assert {len(grid) for grid in grids.values()} == {4}
     for name, grid in grids.items():
-        for settings, point in zip(grid, GRID, strict=True):
-            assert all(getattr(settings, key) == value for key, value in (point | NEURAL[name]).items())
+        assert len(set(grid)) == 4
+        for settings, point in zip(grid, NEURAL[name].grid, strict=True):
+            assert settings == replace(NEURAL[name], epochs=PLAN.epochs, **point)
         assert NeuralBaseline(name, NEURAL[name]).grid(PLAN) == grid[:1]
 
 
@@ -56,12 +58,12 @@ def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
     dataset = prepared(tmp_path)
     seen = []
 
-    def pretend(*arguments: object) -> SasRecScorer:
+    def pretend(*arguments: object) -> SequenceScorer:
         _, settings, seed, *_ = arguments
         seen.append((settings.dim, settings.dropout, seed))
-        return SasRecScorer(sasrec.SasRec(30, settings), 8, [], name=f"{settings.dim} {settings.dropout}")
+        return SequenceScorer(sasrec.SasRec(30, settings), [], name=f"{settings.dim} {settings.dropout}")
 
-    def rank(one: SasRecScorer, cases: object, masked: bool) -> np.ndarray:
+    def rank(one: SequenceScorer, cases: object, masked: bool) -> np.ndarray:
         assert masked
         return np.array([0 if one.name == "128 0.2" else 99])
 
@@ -70,9 +72,12 @@ def test_the_setting_that_is_best_on_valid_is_kept_for_every_seed(
     plan = replace(PLAN, run_dir=tmp_path, tune=True, seeds=3)
     fitted = NeuralBaseline("sasrec", NEURAL["sasrec"]).fitted(dataset, dataset.cases("valid"), plan, QUIET)
     assert fitted.tuning.values == [0.0, 0.0, 1.0, 0.0]
-    assert fitted.tuning.grid[fitted.tuning.chosen] == GRID[2]
+    assert fitted.tuning.grid[fitted.tuning.chosen] == SasRecSettings.grid[2]
     assert [one.name for one in fitted.scorers] == ["128 0.2"] * 3
-    assert seen == [(point["dim"], point["dropout"], 3) for point in GRID] + [(128, 0.2, 4), (128, 0.2, 5)]
+    assert seen == [(point["dim"], point["dropout"], 3) for point in SasRecSettings.grid] + [
+        (128, 0.2, 4),
+        (128, 0.2, 5),
+    ]
     assert (fitted.trainings, fitted.cut_short) == (6, 0)
 
 
@@ -95,7 +100,7 @@ def test_a_finished_training_is_loaded_and_scores_the_same(
 ) -> None:
     dataset = prepared(tmp_path)
     first = once(tmp_path, dataset, PLAN, name)
-    monkeypatch.setattr(neural, "train_sasrec", None)
+    monkeypatch.setattr(neural, "train", None)
     again = once(tmp_path, dataset, replace(PLAN, minutes=1e-9, overwrite=True), name)
     assert again.name == first.name == name
     assert again.valid_recall == first.valid_recall

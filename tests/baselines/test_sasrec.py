@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.baselines import sasrec
+from sidrec.baselines import sasrec, sequence_model
 from sidrec.baselines import scorer as scorer_module
-from sidrec.baselines.sasrec import PAD, SasRec, SasRecScorer, SasRecSettings, batches, padded, train_sasrec, windows
+from sidrec.baselines.sasrec import PAD, SasRec, SasRecSettings, batches, windows
 from sidrec.baselines.scorer import rank_cases
+from sidrec.baselines.sequence_model import SequenceScorer, TrainingState, padded
 from sidrec.baselines.transformer_blocks import LigrBlock
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import recall_at
@@ -37,8 +38,8 @@ def cases(sequences: list[np.ndarray]) -> EvalCases:
     return EvalCases(names, [walk[:-1] for walk in sequences], np.array([walk[-1] for walk in sequences]))
 
 
-def train(folder: Path, settings: SasRecSettings = TINY, seed: int = 0, minutes: float = 5.0) -> SasRecScorer:
-    return train_sasrec(walks(240, 1), cases(walks(60, 2)), N, settings, seed, minutes, folder / "sasrec.pt")
+def train(folder: Path, settings: SasRecSettings = TINY, seed: int = 0, minutes: float = 5.0) -> SequenceScorer:
+    return sequence_model.train(walks(240, 1), cases(walks(60, 2)), N, settings, seed, minutes, folder / "sasrec.pt")
 
 
 @pytest.mark.parametrize(
@@ -128,13 +129,13 @@ def test_training_is_fitted_on_the_given_sequences_alone(
     """Valid decides which epoch is kept and nothing else: with other valid cases every epoch's weights are the same."""
     weights: dict[str, list[torch.Tensor]] = {"a": [], "b": []}
 
-    def remember(training: sasrec.TrainingState, path: Path) -> None:
+    def remember(training: TrainingState, path: Path) -> None:
         weights[path.parent.name].append(training.model.items.weight.detach().clone())
 
-    monkeypatch.setattr(sasrec.TrainingState, "save", remember)
+    monkeypatch.setattr(TrainingState, "save", remember)
     for name, seed in (("a", 2), ("b", 3)):
         settings = replace(TINY, loss=loss, epochs=2)
-        train_sasrec(walks(100, 1), cases(walks(60, seed)), N, settings, 0, 5.0, tmp_path / name / "x.pt")
+        sequence_model.train(walks(100, 1), cases(walks(60, seed)), N, settings, 0, 5.0, tmp_path / name / "x.pt")
     assert len(weights["a"]) == 2
     assert all(torch.equal(first, second) for first, second in zip(weights["a"], weights["b"], strict=True))
 
@@ -178,11 +179,11 @@ def test_it_stops_by_patience_and_by_time_and_keeps_the_best(tmp_path: Path, mon
     def recall(ranks: np.ndarray, k: int) -> np.ndarray:
         return np.array([next(recalls)])
 
-    def remember(training: sasrec.TrainingState, path: Path) -> None:
+    def remember(training: TrainingState, path: Path) -> None:
         weights.append(training.model.items.weight.detach().clone())
 
     monkeypatch.setattr(scorer_module, "recall_at", recall)
-    monkeypatch.setattr(sasrec.TrainingState, "save", remember)
+    monkeypatch.setattr(TrainingState, "save", remember)
     scorer = train(tmp_path, replace(TINY, epochs=6, patience=3))
     assert scorer.valid_recall == [0.1, 0.5, 0.3, 0.5, 0.2]
     assert torch.equal(scorer.model.items.weight, weights[1])
@@ -200,7 +201,7 @@ def test_a_position_does_not_see_later_items_or_padding(block: str) -> None:
 
 def test_scores_do_not_depend_on_the_company_and_use_the_newest_items() -> None:
     torch.manual_seed(0)
-    scorer = SasRecScorer(SasRec(N, TINY), TINY.max_length, [])
+    scorer = SequenceScorer(SasRec(N, TINY), [])
     histories = [np.arange(length) for length in (1, 20, 5, 8)]
     together = scorer.scores(histories)
     assert together.shape == (4, N)

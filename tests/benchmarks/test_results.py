@@ -228,6 +228,20 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     assert "NOT FINISHED: popularity recent_popularity slit collaborative random sasrec_bce" in text
 
 
+def test_a_rival_with_a_memory_is_a_row_and_no_baseline(
+    stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "--seeds", "1", "--pieces", "sasrec", "both", "--json")
+    asked = next(command for run, command in stages.calls if run == "sasrec" and "--models" in command)
+    evaluated = parse_config(EvaluateConfig, asked[3:])
+    assert (evaluated.models, evaluated.blend_with) == (["sasrec_blend", "sasrec"], ["item_knn", "slit"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split(" | ")[0] for line in lines if line.startswith("| ")][2:]
+    assert rows[:2] == ["| sasrec", "| sasrec_blend"]
+    assert json.loads(lines[-1])["baselines"] == 1
+    assert any(line.startswith("* SFT, blended, less sasrec_blend: Recall@10 ") for line in lines)
+
+
 def test_what_is_not_finished_has_no_figure(
     stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

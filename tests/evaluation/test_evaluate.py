@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from sidrec.baselines import neural, sasrec
+from sidrec.baselines import sasrec
 from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import mask_seen
 from sidrec.decoding.diagnostics import Diagnosis
@@ -269,7 +269,7 @@ def test_tuned_baselines_say_what_was_tried_and_a_time_limit_says_that_it_cut(
     comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
     for name in ("sasrec_bce", "esasrec"):
         tuned = comparison["tuning"][name]
-        assert tuned["grid"] == [dict(point) for point in neural.GRID]
+        assert tuned["grid"] == [dict(point) for point in sasrec.SasRecSettings.grid]
         assert tuned["valid_recall@10"][tuned["chosen"]] == max(tuned["valid_recall@10"])
         assert f"{name}: best of 4 settings by valid Recall@10" in (run_dir / "evaluation" / "table.md").read_text()
     flags = ("--models", "popularity", "sasrec", "--overwrite", "true")
