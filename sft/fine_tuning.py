@@ -21,7 +21,7 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.sft.advice import advice, against_item_knn, apart, item_knn_ndcg
+from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, order_counts
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import ItemBatches
 from sidrec.sft.checkpoints import last_whole_checkpoint
@@ -157,8 +157,8 @@ def train_model(
         base, _, _ = start_model(start.dataset, start.sids, config, backbone, arguments.seed)
         merge(base, folder / "adapter").save_pretrained(folder)
         start.tokenizer.save_pretrained(folder)
-    knn_ndcg = item_knn_ndcg(start.dataset, start.valid_cases)
-    finish(folder, trainer, start.sids, screen, knn_ndcg, from_scratch=backbone.model_name_or_path is None)
+    ndcgs = baseline_ndcgs(start.dataset, start.valid_cases)
+    finish(folder, trainer, start.sids, screen, ndcgs, from_scratch=backbone.model_name_or_path is None)
 
 
 def item_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> ItemBatches | None:
@@ -248,11 +248,11 @@ def finish(
     trainer: SidSFTTrainer,
     sids: SemanticIds,
     screen: Screen,
-    knn_ndcg: float | None,
+    ndcgs: BaselineNdcgs | None,
     *,
     from_scratch: bool,
 ) -> None:
-    """Write what makes the model folder complete, and say where it is. knn_ndcg: item-KNN's on the valid cases, where it is known."""
+    """Write what makes the model folder complete, and say where it is. ndcgs: baselines' on the valid cases, where they are known."""
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(folder, trainer.renderer, sids, history)
     best = next(row for row in history if row["step"] == trainer.state.best_global_step)
@@ -262,10 +262,12 @@ def finish(
         f"the model is in {folder}, what training logged in {folder / 'log.txt'}",
     ]
     losses = [row for row in trainer.state.log_history if "loss" in row]
-    of_codes_alone = getattr(trainer.model.config, "depth_head", None) == "marginal"  # other losses have more parts
+    config = trainer.model.config
+    of_codes_alone = getattr(config, "depth_head", None) == "marginal"  # other losses have more parts
     sentences = (
+        losses_in_words(losses, best) if of_codes_alone else None,
         advice(history, best["step"], regularised=from_scratch),
-        apart(losses, best) if of_codes_alone else None,
-        against_item_knn(best["eval_ndcg@10"], knn_ndcg),
+        order_counts(ndcgs, getattr(config, "dropout", 0.0)),
+        against_item_knn(best["eval_ndcg@10"], ndcgs),
     )
     screen.summary("sft", [*lines, *filter(None, sentences)])

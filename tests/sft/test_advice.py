@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 from run_dirs import small_dataset
 
-from sidrec.baselines.item_knn import ItemKnn, fit_item_knn
+from sidrec.baselines.item_knn import fit_item_knn
+from sidrec.baselines.markov import fit_markov
 from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target
 from sidrec.sft import advice as advice_module
-from sidrec.sft.advice import DECAY, NEIGHBOURS, SHRINK, advice, against_item_knn, apart, item_knn_ndcg
+from sidrec.sft.advice import (
+    DECAY,
+    NEIGHBOURS,
+    SHRINK,
+    BaselineNdcgs,
+    advice,
+    against_item_knn,
+    baseline_ndcgs,
+    losses_in_words,
+    order_counts,
+)
 
 MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
 
@@ -26,13 +37,20 @@ def test_the_sentence_names_what_to_change(best_step: int, regularised: bool, wo
     assert words in (advice(MEASURED, best_step, regularised=regularised) or "")
 
 
-def test_a_model_that_dropout_holds_back_is_told_by_its_losses() -> None:
+def test_both_losses_of_the_best_step_are_said() -> None:
     losses = [{"loss": 9.0, "step": 10}, {"loss": 2.0, "step": 20}, {"loss": 1.0, "step": 30}]
-    assert "2.000 a code, is hardly below valid's, 2.050" in (apart(losses, {"step": 25, "eval_loss": 2.05}) or "")
-    assert apart(losses, {"step": 25, "eval_loss": 2.5}) is None
-    assert apart(losses, {"step": 30, "eval_loss": 2.05}) is None, "what counts is the loss at the best step"
-    assert apart(losses, {"step": 5, "eval_loss": 2.05}) is None
-    assert apart(losses, {"step": 25}) is None
+    said = losses_in_words(losses, {"step": 25, "eval_loss": 2.05}) or ""
+    assert "2.000 in training, with dropout, 2.050 on valid" in said
+    assert losses_in_words(losses, {"step": 5, "eval_loss": 2.05}) is None
+    assert losses_in_words(losses, {"step": 25}) is None
+
+
+def test_dropout_is_questioned_where_the_order_counts() -> None:
+    ordered, unordered = BaselineNdcgs(item_knn=0.1, markov=0.13), BaselineNdcgs(item_knn=0.1, markov=0.11)
+    assert "try --dropout 0.2" in (order_counts(ordered, 0.5) or "")
+    assert order_counts(ordered, 0.2) is None
+    assert order_counts(unordered, 0.5) is None
+    assert order_counts(None, 0.5) is None
 
 
 def test_a_training_that_ended_well_or_was_hardly_measured_gets_none() -> None:
@@ -40,18 +58,21 @@ def test_a_training_that_ended_well_or_was_hardly_measured_gets_none() -> None:
     assert advice(MEASURED[:3], 30, regularised=True) is None
 
 
-def test_item_knn_is_measured_on_the_same_cases_unless_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_baselines_are_measured_on_the_same_cases_unless_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = small_dataset()
     cases = dataset.cases("valid").take(np.arange(20))
     knn = fit_item_knn(dataset.train_sequences, dataset.n_items, NEIGHBOURS, SHRINK, DECAY)
-    assert isinstance(knn, ItemKnn)
-    ranks = rank_of_target(mask_seen(knn.scores(cases.histories), cases.histories), cases.targets)
-    assert item_knn_ndcg(dataset, cases) == pytest.approx(ndcg_at(ranks, 10).mean())
+    expected = []
+    for scorer in (knn, fit_markov(dataset.train_sequences, dataset.n_items)):
+        ranks = rank_of_target(mask_seen(scorer.scores(cases.histories), cases.histories), cases.targets)
+        expected.append(ndcg_at(ranks, 10).mean())
+    assert baseline_ndcgs(dataset, cases) == pytest.approx(expected)
     monkeypatch.setattr(advice_module, "MOST_PAIRS", 10)
-    assert item_knn_ndcg(dataset, cases) is None
+    assert baseline_ndcgs(dataset, cases) is None
 
 
 def test_a_model_below_item_knn_is_told_so() -> None:
-    assert "a plain item-KNN has NDCG@10 0.2000" in (against_item_knn(0.1, 0.2) or "")
-    assert against_item_knn(0.2, 0.2) is None
+    ndcgs = BaselineNdcgs(item_knn=0.2, markov=0.0)
+    assert "a plain item-KNN has NDCG@10 0.2000" in (against_item_knn(0.1, ndcgs) or "")
+    assert against_item_knn(0.2, ndcgs) is None
     assert against_item_knn(0.1, None) is None
