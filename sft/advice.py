@@ -87,6 +87,6 @@ def against_item_knn(ndcg: float, ndcgs: BaselineNdcgs | None) -> str | None:
     if ndcgs is None or ndcg >= ndcgs.item_knn:
         return None
     return (
-        f"a plain item-KNN has NDCG@10 {ndcgs.item_knn:.4f} on the same cases, which is more: train longer (num_train_epochs), lower dropout "
-        "and weight_decay, or look whether timestamps and item ids are right; `sidrec evaluate --models sft_blend` joins the two"
+        f"a plain item-KNN has NDCG@10 {ndcgs.item_knn:.4f} on the same cases, which is more: train longer (num_train_epochs), lower "
+        "dropout and weight_decay, or look whether timestamps and item ids are right; `sidrec evaluate --models sft_blend` joins the two"
     )
