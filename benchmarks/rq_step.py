@@ -31,9 +31,9 @@ from sidrec.pipeline.config import parse_config, parse_configs
 from sidrec.pipeline.precision import has_bf16
 from sidrec.pipeline.stage import require_finished
 from sidrec.sft.backbone import byte_tokenizer
-from sidrec.sft.batches import ItemBatches
+from sidrec.sft.batches import LengthBatches
 from sidrec.sft.examples import NO_LABEL, ExampleCollator
-from sidrec.sft.fine_tuning import TrainingStart, item_batches, prepare
+from sidrec.sft.fine_tuning import TrainingStart, length_batches, prepare
 from sidrec.sft.recipe import settings_by_size
 from sidrec.sft.settings import CONFIGS, SftTrainerConfig
 from sidrec.sft.trainer import SidSFTTrainer, answer_loss
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     training = with_hardware(training)
     start = prepare(settings, tasks, backbone, weights, training.seed)
     with tempfile.TemporaryDirectory() as folder:
-        batches = item_batches(start, settings.batch_items, sft_arguments(training, Path(folder)))
+        batches = length_batches(start, settings.batch_items, sft_arguments(training, Path(folder)))
     assert batches is not None
     collate = ExampleCollator(start.render, start.tokenizer.pad_token_id, start.drop)
     began = time.process_time()
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     print_figures(figures)
 
 
-def endless(batches: ItemBatches) -> Iterator[list[int]]:
+def endless(batches: LengthBatches) -> Iterator[list[int]]:
     """The rows of every batch, pass after pass."""
     while True:
         yield from batches

@@ -211,8 +211,8 @@ def estimate_of(trainer: Any, row_tokens: Sequence[int], words: bool) -> Estimat
     """The estimate of a trainer that is about to train rows of these lengths on this machine as it is now."""
     shape, lengths = ModelShape.of(trainer.model), np.asarray(row_tokens)
     hardware = measure_hardware(trainer.accelerator, shape)
-    n_levels, batches = trainer.trie.n_levels, trainer.batches
-    batch_tokens = None if batches is None else batches.batch_items * n_levels // hardware.processes
+    n_levels, batch_items = trainer.trie.n_levels, getattr(trainer.batches, "batch_items", None)
+    batch_tokens = None if batch_items is None else batch_items * n_levels // hardware.processes
     levels = level_widths(trainer.trie)
     estimate = estimate_training(shape, trainer.args, lengths, levels, hardware, words, batch_tokens)
     if rq_transformer_of(trainer.model) is None:

@@ -23,7 +23,7 @@ from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, order_counts
 from sidrec.sft.backbone import add_dropout, load_backbone
-from sidrec.sft.batches import ItemBatches
+from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.embedding_init import usable_init
@@ -139,7 +139,7 @@ def train_model(
         renderer=start.render.renderer,
         trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
         valid_cases=start.valid_cases,
-        batches=item_batches(start, config.batch_items, arguments),
+        batches=length_batches(start, config.batch_items, arguments),
         callbacks=[start.drop, *early_stopping(config.early_stopping_patience)],
     )
     estimate = estimate_of(trainer, start.rows["length"], start.with_text)
@@ -161,15 +161,18 @@ def train_model(
     finish(folder, trainer, start.sids, screen, ndcgs, from_scratch=backbone.model_name_or_path is None)
 
 
-def item_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> ItemBatches | None:
-    """Batches of about `batch_items` items, or less where a pass would have too few steps; None for 0: the trainer makes them."""
+def length_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> LengthBatches | None:
+    """Batches of about `batch_items` items, or less where a pass would have too few steps; for 0 of as many rows as the trainer's settings
+    say; None where those ask for another order."""
+    process = (arguments.seed, arguments.process_index, arguments.world_size)
     if not batch_items:
-        return None
+        parts = arguments.gradient_accumulation_steps
+        rows = arguments.train_batch_size * arguments.world_size * parts
+        by_length = arguments.train_sampling_strategy == "group_by_length"
+        return LengthBatches.of_rows(list(start.rows["length"]), rows, *process, parts) if by_length else None
     lengths = [length // start.sids.n_levels for length in start.rows["length"]]
     small_log = max(FEWEST_BATCH_ITEMS, sum(lengths) // FEWEST_STEPS)
-    return ItemBatches(
-        lengths, min(batch_items, small_log), arguments.seed, arguments.process_index, arguments.world_size
-    )
+    return LengthBatches.of_items(lengths, min(batch_items, small_log), *process)
 
 
 def start_model(

@@ -15,7 +15,7 @@ from sidrec.decoding.policy import item_log_probs
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.trie import SidTrie
-from sidrec.sft.batches import ItemBatches
+from sidrec.sft.batches import LengthBatches
 from sidrec.sft.examples import NO_ITEM, NO_LABEL
 from sidrec.sft.validation import RecommendingValidation
 
@@ -24,14 +24,14 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
     """Overrides of TRL 1.16's SFTTrainer: `compute_loss`, the batches where `batches` makes them, no decay of vectors, and, as
     `RecommendingValidation`, `evaluate`."""
 
-    def __init__(self, *args: Any, batches: ItemBatches | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batches: LengthBatches | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
         if batches is not None:
             self.add_callback(batches)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Not sharded by accelerate: `ItemBatches` gives every process its own rows."""
+        """Not sharded by accelerate: `LengthBatches` gives every process its own rows."""
         if self.batches is None:
             return super().get_train_dataloader()
         return DataLoader(

@@ -44,7 +44,6 @@ SFT = {
     "intermediate_size": 320,
     "learning_rate": 0.003,
     "dropout": 0,
-    "train_sampling_strategy": "sequential",
     "max_steps": 6,
     "eval_steps": 3,
     "save_steps": 3,
