@@ -29,8 +29,8 @@ class LengthBatches(TrainerCallback, Sampler[list[int]]):
         parts: int = 1,
         batch_items: int | None = None,
     ) -> None:
-        """lengths: of every row. ends: where each global batch ends, the rows sorted by length (rising). batch_items: most items of a global
-        batch, where its rows follow from that."""
+        """lengths: of every row. ends: where each global batch ends, the rows sorted by length (rising). batch_items: most items of a
+        global batch, where its rows follow from that."""
         self.lengths, self.ends, self.batch_items = np.asarray(lengths), ends, batch_items
         self.seed, self.process, self.n_processes, self.parts, self.epoch = seed, process, n_processes, parts, 0
 

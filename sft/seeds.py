@@ -6,14 +6,15 @@ The first is the run directory's own; each of the others has a run directory in 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sidrec.baselines.blend import MOST_ITEMS, LatestLogProbs
-from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.metrics import mask_seen, ndcg_at, rank_of_target, recall_at
+from sidrec.baselines.scorer import rank_cases
+from sidrec.data.dataset import Dataset
+from sidrec.data.metrics import ndcg_at, recall_at
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.files import read_json
 from sidrec.pipeline.launch import decided_by_the_first
@@ -23,7 +24,6 @@ from sidrec.sft.fine_tuning import fine_tune
 from sidrec.sft.settings import BackboneConfig, SftConfig, SftTrainerConfig, TaskConfig, WeightsConfig
 
 LINKED = ("data", "embeddings", "sid")  # folders that all trainings share, where they are there
-CASES_TOGETHER = 256
 ENSEMBLE_CASES = 2000  # valid cases, drawn, that the ensemble is measured on
 
 
@@ -67,8 +67,10 @@ def summarise(run_dir: Path, seeds: int, seed: int) -> None:
     if dataset.n_items <= MOST_ITEMS:
         cases = dataset.cases("valid").first_of_shuffle(ENSEMBLE_CASES, seed)
         recommenders = [Recommender.load(run, "sft") for run in runs]
+        screen.say(f"sft: ranking {len(cases):,} valid cases by {len(runs)} models together")
         alone, together = (
-            ranks_of_ensemble(members, cases, dataset.n_items, screen) for members in (recommenders[:1], recommenders)
+            rank_cases(Ensemble(members, dataset.n_items), cases, masked=True)
+            for members in (recommenders[:1], recommenders)
         )
         lines.append(
             f"their ensemble on {len(cases):,} valid cases: Recall@10 {recall_at(together, 10).mean():.4f}, NDCG@10 "
@@ -82,14 +84,14 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 
 
-def ranks_of_ensemble(recommenders: list[Recommender], cases: EvalCases, n_items: int, screen: Screen) -> np.ndarray:
-    """int64 [cases]: ranks of the targets by the mean log π, seen items masked."""
-    ranks = []
-    label = f"valid, {len(recommenders)} model{'s' if len(recommenders) > 1 else ''}"
-    with screen.bar(label, len(cases), "cases") as bar:
-        for start in range(0, len(cases), CASES_TOGETHER):
-            part = cases.take(np.arange(start, min(start + CASES_TOGETHER, len(cases))))
-            log_pi = LatestLogProbs().mean(recommenders, part.histories, n_items)
-            ranks.append(rank_of_target(mask_seen(log_pi, part.histories), part.targets))
-            bar.advance(len(part))
-    return np.concatenate(ranks)
+@dataclass
+class Ensemble:
+    """Scores by the mean log π of several models."""
+
+    recommenders: list[Recommender]
+    n_items: int
+    name: str = "ensemble"
+
+    def scores(self, histories: list[np.ndarray]) -> np.ndarray:
+        """float32 [B, N]."""
+        return LatestLogProbs().mean(self.recommenders, histories, self.n_items)
