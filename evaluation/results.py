@@ -8,7 +8,7 @@ from typing import Any
 from sidrec.data.dataset import Dataset
 from sidrec.evaluation import table
 from sidrec.evaluation.ranking import Ranking
-from sidrec.evaluation.report.figures import write_report
+from sidrec.evaluation.report.figures import spreads_of, write_report
 from sidrec.pipeline.files import atomic_path, read_json, write_json
 from sidrec.pipeline.screen import Screen
 
@@ -27,12 +27,13 @@ def save(
     for name, frame in (("ranks.parquet", ranking.ranks), ("lists.parquet", ranking.lists)):
         with atomic_path(folder / name) as temporary:
             frame.write_parquet(temporary)
+    spreads = spreads_of(dataset, ranking.lists)
     write_json(folder / "metrics.json", metrics)
     write_json(folder / "comparison.json", comparison)
     with atomic_path(folder / TABLE) as temporary:
-        temporary.write_text(table.markdown(metrics, comparison), encoding="utf-8")
+        temporary.write_text(table.markdown(metrics, comparison, spreads), encoding="utf-8")
     table.plot_recall(ranking.ranks, folder / "recall.png")
-    write_report(folder, run_dir, dataset, ranking.ranks, ranking.lists, metrics, comparison)
+    write_report(folder, run_dir, dataset, ranking.ranks, ranking.lists, metrics, comparison, spreads)
 
 
 def table_of(folder: Path) -> str:

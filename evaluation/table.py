@@ -27,10 +27,12 @@ OWN_PAIRS = (
     ("rl_blend", "rl"),
     ("sft_ensemble", "sft_blend"),
     ("sft_blend", "sasrec_blend"),
+    ("sft_blend", "bsarec_blend"),
 )  # compared too
 MASK_NAMES = {True: "masked", False: "unmasked"}
 TITLES = {True: "seen items masked", False: "seen items not masked"}
 METRIC_NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
+LISTS_HEADER = ["model", "coverage", "Gini", "entropy, nats", "novelty, bits", "diversity"]
 METRICS = {"recall": recall_at, "ndcg": ndcg_at}
 Metrics = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
@@ -256,12 +258,24 @@ def decoding_notes(metrics: Metrics) -> list[str]:
     return lines
 
 
-def markdown(metrics: Metrics, comparison: dict[str, Any]) -> str:
-    """The whole of table.md."""
+def lists_body(spreads: dict[str, dict[str, float | None]]) -> list[list[str]]:
+    """What the first ten are like, under LISTS_HEADER, a row a model, and one of what users took."""
+    rows = []
+    for name, of_lists in spreads.items():
+        figures = [of_lists[figure] for figure in ("coverage", "gini", "entropy", "novelty", "diversity")]
+        forms = (".1%", ".3f", ".2f", ".2f", ".3f")
+        rows.append([name, *("" if x is None else format(x, form) for x, form in zip(figures, forms, strict=True))])
+    return rows
+
+
+def markdown(metrics: Metrics, comparison: dict[str, Any], spreads: dict[str, dict[str, float | None]]) -> str:
+    """The whole of table.md. spreads: see `sidrec.evaluation.report.figures.spreads_of`."""
     parts = []
     for masked, title in TITLES.items():
         lines = [header(), ["---"] + ["---:"] * (len(header()) - 1), *body(metrics, comparison["models"], masked)]
         parts.append(f"Test, {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    lines = [LISTS_HEADER, ["---"] + ["---:"] * (len(LISTS_HEADER) - 1), *lists_body(spreads)]
+    parts.append("The lists of ten\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts.append("\n".join(f"* {note}" for note in [*notes(comparison), *decoding_notes(metrics)]))
     return "\n\n".join(parts) + "\n"
 

@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from sidrec.data.dataset import Dataset
-from sidrec.data.metrics import CUTOFFS, recall_at
+from sidrec.data.metrics import CUTOFFS, NO_ITEM, recall_at
 from sidrec.evaluation.calibration import calibrate_lists
 from sidrec.evaluation.coverage import count_items, spread
 from sidrec.evaluation.lists import items_of, log_probs_of
@@ -20,6 +20,7 @@ from sidrec.evaluation.report.page import render
 from sidrec.evaluation.sid_levels import by_chance, prefix_hits
 from sidrec.evaluation.slices import slice_table, training_counts
 from sidrec.evaluation.table import GENERATIVE, MASK_NAMES, Metrics, ranks_by_repeat
+from sidrec.evaluation.variety import diversity, novelty, takers_of
 from sidrec.pipeline.files import atomic_path, write_json
 from sidrec.pipeline.provenance import code_version, file_hashes, machine, software
 
@@ -36,21 +37,36 @@ def write_report(
     lists: pl.DataFrame,
     metrics: Metrics,
     comparison: dict[str, Any],
+    spreads: dict[str, dict[str, float | None]],
 ) -> None:
     """Write slices.json, report.json and report.html into `folder`, each atomically.
 
     run_dir: whose models were measured; ranks: as ranks.parquet; lists: as lists.parquet; metrics, comparison: what the JSON files of
-    these names hold.
+    these names hold; spreads: as `spreads_of` gives them.
     """
     slices = slice_table(ranks, dataset, comparison["best_baseline"], comparison["seed"])
     counts = item_counts(dataset, lists)
     figures = measure(run_dir, dataset, ranks, lists, metrics, comparison)
-    figures["spread"] = {name: spread(count) for name, count in counts.items() if count.any()}
+    figures["spread"] = spreads
     figures = rounded(figures)
     write_json(folder / "slices.json", rounded(slices.to_dicts()))
     write_json(folder / "report.json", figures)
     with atomic_path(folder / "report.html") as temporary:
         temporary.write_text(render(figures, slices, counts, dataset.titles, metrics, comparison), encoding="utf-8")
+
+
+def spreads_of(dataset: Dataset, lists: pl.DataFrame) -> dict[str, dict[str, float | None]]:
+    """Of each model's lists, and of what users took: coverage, evenness, novelty and diversity; see `spread`, `novelty`, `diversity`."""
+    sequences, n_items = dataset.train_sequences, dataset.n_items
+    takers, taken = takers_of(sequences, n_items), count_items(np.concatenate(sequences), n_items)
+    shown = {name: items_of(lists, name) for name in lists["model"].unique(maintain_order=True)}
+    shown[TARGETS] = dataset.cases("test").targets[:, None]
+    spreads: dict[str, dict[str, float | None]] = {}
+    for name, items in shown.items():
+        if (items != NO_ITEM).any():
+            of_lists = {"novelty": novelty(items, taken), "diversity": diversity(items, takers)}
+            spreads[name] = {**spread(count_items(items, n_items)), **of_lists}
+    return spreads
 
 
 def item_counts(dataset: Dataset, lists: pl.DataFrame) -> dict[str, np.ndarray]:

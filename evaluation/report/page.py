@@ -176,7 +176,7 @@ def _figure(value: float | None, form: str) -> str:
 
 
 def _spread(figures: dict[str, Any], counts: dict[str, np.ndarray], models: list[str]) -> str:
-    head = ("", "coverage", "Gini", "entropy, nats", "items in effect")
+    head = ("", "coverage", "Gini", "entropy, nats", "items in effect", "novelty, bits", "diversity")
     rows = [
         (
             name,
@@ -184,6 +184,8 @@ def _spread(figures: dict[str, Any], counts: dict[str, np.ndarray], models: list
             f"{spread['gini']:.3f}",
             f"{spread['entropy']:.2f}",
             f"{spread['effective_items']:,.0f} of {figures['data']['items']:,}",
+            f"{spread['novelty']:.2f}",
+            _figure(spread["diversity"], ".3f"),
         )
         for name, spread in figures["spread"].items()
     ]
@@ -340,8 +342,10 @@ RARE_CAPTION = (
 SPREAD_TEXT = """
 <p>A model can be right often by showing everyone the same few items. Of all top-ten lists together: <b>coverage</b> is the share of the
 catalogue that is in somebody's list; <b>Gini</b> is 0 when all items are shown equally often and near 1 when one has all places; <b>items
-in effect</b> (e to the <b>entropy</b>) says how many equally frequent items would be as varied. The last row is the same of what the users
-really took next, one item a case ({test:,}) where lists have ten, so its coverage is lower by itself.</p>"""
+in effect</b> (e to the <b>entropy</b>) says how many equally frequent items would be as varied; <b>novelty</b> is how seldom the shown
+items are taken, -log<sub>2</sub> of their share of the training interactions; <b>diversity</b> is 1 less the mean cosine of the users of
+two items of one list. The last row is the same of what the users really took next, one item a case ({test:,}) where lists have ten, so
+its coverage is lower by itself.</p>"""
 FIRST_TRAINING_TEXT = """
 <p>Of a model that was trained several times, with other seeds, the table and the gains are means; here and below its lists are those of the
 first training.</p>"""

@@ -117,8 +117,22 @@ def test_what_the_reader_must_know_of_the_training_is_said(ranks: pl.DataFrame) 
 
 
 def test_markdown_holds_every_model_and_every_caveat(ranks: pl.DataFrame) -> None:
-    text = table.markdown(table.summarise(ranks, seed=0), comparison(ranks))
+    of_lists = {
+        "coverage": 0.5,
+        "gini": 0.25,
+        "entropy": 1.0,
+        "effective_items": 3.0,
+        "novelty": 9.5,
+        "diversity": None,
+    }
+    text = table.markdown(table.summarise(ranks, seed=0), comparison(ranks), {"sft": of_lists})
     rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows[-3:] == [
+        "| model | coverage | Gini | entropy, nats | novelty, bits | diversity |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        "| sft | 50.0% | 0.250 | 1.00 | 9.50 |  |",
+    ]
+    rows = rows[:-3]
     widths = {line.count("|") for line in rows}
     assert widths == {len(table.header()) + 1}
     assert len(rows) == 2 * (2 + 3)
