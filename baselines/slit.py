@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.screen import Screen
 
-MOST_ITEMS = 20_000  # six matrices of items x items float32 numbers are held while it is tuned, 10 GB
+MOST_ITEMS = 20_000  # four matrices of items x items float32 numbers are held while it is tuned, 7 GB
+DENSE = 0.1  # share of entries that are not 0, above which a matrix is multiplied as a dense one
 REACH = 30  # items before and after a position that are counted
 MOST_CASES = 8000  # valid cases, drawn, that it is tuned on
 LEAST_WEIGHT = 0.01  # those that would weigh less are not
@@ -52,51 +52,60 @@ def fit_slit(
 ) -> Slit:
     """past, future, decay: 0 (the nearest item alone) to 1; ridge: above 0."""
     squares, products = moments(train_sequences, n_items, past, future)
-    weights = ridge_regression(squares, products, ridge)
+    weights = times(ridge_inverse(squares, ridge), products)
     return Slit(weights, train_popularity(train_sequences, n_items), decay)
 
 
 def tune_slit(dataset: Dataset, valid: EvalCases, screen: Screen | None = None) -> tuple[Slit, Tuning]:
-    """The SLIT with the best Recall@10 on MOST_CASES valid cases, seen items masked; of equal ones the first of the grid of PASTS, FUTURES,
-    RIDGES, DECAYS. screen: where its bar is drawn."""
+    """The SLIT with the best Recall@10 on MOST_CASES valid cases, seen items masked; of equal ones the first of the grid of PASTS, RIDGES,
+    FUTURES, DECAYS. screen: where its bar is drawn."""
     sequences, n_items = dataset.train_sequences, dataset.n_items
     cases = valid.first_of_shuffle(MOST_CASES, seed=0)
     popularity = train_popularity(sequences, n_items)
     best, grid, recalls = None, [], []
     screen = screen or Screen("SLIT", quiet=True)
     with screen.bar("SLIT", len(PASTS) * len(FUTURES) * len(RIDGES) * len(DECAYS), "settings") as bar:
-        for past, future in product(PASTS, FUTURES):
-            squares, products = moments(sequences, n_items, past, future)
+        for past in PASTS:
+            of_futures = {future: moments(sequences, n_items, past, future) for future in FUTURES}
+            squares = of_futures[FUTURES[0]][0]  # the same for all
             for ridge in RIDGES:
-                weights = ridge_regression(squares, products, ridge)
-                for decay in DECAYS:
-                    candidate = Slit(weights, popularity, decay)
-                    recall = valid_recall(candidate, cases)
-                    if best is None or recall > max(recalls):
-                        best = candidate
-                    grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
-                    recalls.append(recall)
-                    bar.advance()
+                inverse = ridge_inverse(squares, ridge)
+                for future, (_, products) in of_futures.items():
+                    weights = times(inverse, products)
+                    for decay in DECAYS:
+                        candidate = Slit(weights, popularity, decay)
+                        recall = valid_recall(candidate, cases)
+                        if best is None or recall > max(recalls):
+                            best = candidate
+                        grid.append({"past": past, "future": future, "ridge": ridge, "decay": decay})
+                        recalls.append(recall)
+                        bar.advance()
     assert best is not None
     return best, Tuning(grid, recalls)
 
 
-def ridge_regression(squares: np.ndarray, products: np.ndarray, ridge: float) -> np.ndarray:
-    """(squares + ridge · I)⁻¹ products, all float32 [N, N]; squares is symmetric."""
-    assert squares.shape == products.shape == (len(squares), len(squares))
-    system = torch.from_numpy(squares).clone()
+def ridge_inverse(squares: sparse.csr_array, ridge: float) -> np.ndarray:
+    """(squares + ridge · I)⁻¹, float32 [N, N]; squares is symmetric."""
+    system = torch.from_numpy(squares.toarray())
     system.diagonal().add_(ridge)
-    return torch.cholesky_solve(torch.from_numpy(products), torch.linalg.cholesky(system)).numpy()
+    return torch.cholesky_inverse(torch.linalg.cholesky(system)).numpy()
+
+
+def times(inverse: np.ndarray, products: sparse.csr_array) -> np.ndarray:
+    """inverse · products, float32 [N, N]; inverse is symmetric. Few items follow one another, so products are seldom dense."""
+    assert inverse.shape == products.shape == (len(inverse), len(inverse))
+    if products.nnz > DENSE * len(inverse) ** 2:
+        return (torch.from_numpy(inverse) @ torch.from_numpy(products.toarray())).numpy()
+    return np.ascontiguousarray((products.T @ inverse).T)
 
 
 def moments(
     train_sequences: list[np.ndarray], n_items: int, past: float, future: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """SᵀS and SᵀT over all positions of all training sequences, both float32 [N, N]."""
-    squares, products = (np.zeros((n_items, n_items), dtype=np.float32) for _ in range(2))
+) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """SᵀS and SᵀT over all positions of all training sequences, both sparse float32 [N, N]."""
+    squares, products = (sparse.csr_array((n_items, n_items), dtype=np.float32) for _ in range(2))
     for before, after in positions(train_sequences, n_items, weights_of(past), weights_of(future)):
-        squares += (before.T @ before).toarray()
-        products += (before.T @ after).toarray()
+        squares, products = squares + before.T @ before, products + before.T @ after
     return squares, products
 
 

@@ -7,10 +7,11 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from sidrec.baselines import slit
 from sidrec.baselines.scorer import rank_cases
-from sidrec.baselines.slit import fit_slit, moments, ridge_regression, tune_slit
+from sidrec.baselines.slit import fit_slit, moments, ridge_inverse, times, tune_slit
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import recall_at
 
@@ -40,8 +41,8 @@ def rows_by_a_loop(
 def test_moments_against_a_loop(sequences: list[np.ndarray], past: float, future: float) -> None:
     before, after = rows_by_a_loop(sequences, past, future, slit.REACH)
     squares, products = moments(sequences, N, past, future)
-    assert squares == pytest.approx(before.T @ before, abs=1e-4)
-    assert products == pytest.approx(before.T @ after, abs=1e-4)
+    assert squares.toarray() == pytest.approx(before.T @ before, abs=1e-4)
+    assert products.toarray() == pytest.approx(before.T @ after, abs=1e-4)
 
 
 def test_blocks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +51,15 @@ def test_blocks_of_positions_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = moments(sequences, N, 0.7, 0.5)
     monkeypatch.setattr(slit, "ROWS_TOGETHER", 8)
     for moment, expected in zip(moments(sequences, N, 0.7, 0.5), whole, strict=True):
-        assert moment == pytest.approx(expected, rel=1e-5)
+        assert moment.toarray() == pytest.approx(expected.toarray(), rel=1e-5)
 
 
 def test_no_item_beyond_the_reach_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slit, "REACH", 2)
     before, after = rows_by_a_loop([np.arange(6)], 1.0, 1.0, reach=2)
     squares, products = moments([np.arange(6)], N, 1.0, 1.0)
-    assert squares == pytest.approx(before.T @ before)
-    assert products == pytest.approx(before.T @ after)
+    assert squares.toarray() == pytest.approx(before.T @ before)
+    assert products.toarray() == pytest.approx(before.T @ after)
 
 
 def test_the_weights_are_the_minimum_of_the_objective() -> None:
@@ -68,10 +69,19 @@ def test_the_weights_are_the_minimum_of_the_objective() -> None:
     weights = fit_slit(sequences, N, past=0.7, future=0.5, ridge=3.0, decay=0.7).weights
     gradient = 2 * before.T @ (before @ weights - after) + 2 * 3.0 * weights
     assert gradient == pytest.approx(np.zeros((N, N)), abs=1e-3)
-    assert weights == pytest.approx(
-        ridge_regression(*(matrix.astype(np.float32) for matrix in (before.T @ before, before.T @ after)), 3.0),
-        abs=1e-4,
-    )
+    assert weights == pytest.approx(np.linalg.solve(before.T @ before + 3.0 * np.eye(N), before.T @ after), abs=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_sparse_and_dense_products_are_the_same(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slit, "DENSE", share)
+    rng = np.random.default_rng(2)
+    root = rng.random((N, N), dtype=np.float32)
+    squares, products = sparse.csr_array(root @ root.T), sparse.random_array((N, N), density=0.3, rng=rng)
+    products = products.tocsr().astype(np.float32)
+    weights = times(ridge_inverse(squares, 2.0), products)
+    assert weights == pytest.approx(np.linalg.solve(squares.toarray() + 2 * np.eye(N), products.toarray()), abs=1e-4)
+    assert weights.flags.c_contiguous
 
 
 def test_a_history_is_scored_by_its_items_the_newest_most() -> None:
