@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from sidrec.baselines.baseline import Baseline, DirectBaseline
 from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
-from sidrec.baselines.markov import fit_markov
+from sidrec.baselines.markov import fit_markov, fit_markov_decay, tune_markov_decay
 from sidrec.baselines.neural import NEURAL, NeuralBaseline
 from sidrec.baselines.popularity import fit_popularity, fit_recent_popularity, tune_recent_popularity
 from sidrec.baselines.slit import MOST_ITEMS, fit_slit, tune_slit
@@ -15,6 +15,7 @@ BASELINES: dict[str, Baseline] = {
     "recent_popularity": DirectBaseline(fit_recent_popularity, tune_recent_popularity),
     "item_knn": DirectBaseline(fit_item_knn, tune_item_knn, blends=True),
     "markov": DirectBaseline(fit_markov),
+    "markov_decay": DirectBaseline(fit_markov_decay, tune_markov_decay),
     "slit": DirectBaseline(fit_slit, tune_slit, blends=True, most_items=MOST_ITEMS),
     **{name: NeuralBaseline(name, settings) for name, settings in NEURAL.items()},
 }

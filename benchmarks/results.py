@@ -52,6 +52,7 @@ BASELINES = (
     "recent_popularity",
     "item_knn",
     "markov",
+    "markov_decay",
     "slit",
     "sasrec_bce",
     "sasrec",
@@ -64,7 +65,7 @@ HEADER = (
     "R@10 less the best baseline's (95 %)|p|CPU s|peak GiB|hours"
 )
 SIGNIFICANT = 0.05
-PIECES = (*BASELINES[:5], *reversed(OURS), *BASELINES[5:])  # quick ones first
+PIECES = (*BASELINES[:6], *reversed(OURS), *BASELINES[6:])  # quick ones first
 NOTED = '"training_cpu_seconds"'  # in log.txt, where a training has ended
 OUR_ROWS = {"alone": "sft", "blend": "sft_blend", "ensemble": "sft_ensemble"}  # of the JSON object: models of `both`
 BLEND_WITH = ("item_knn", "slit")  # what our rows, and rivals', may be blended with, chosen on valid

@@ -25,7 +25,7 @@ class EvaluateConfig:
             "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble, "
             "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend and bsarec_blend, to "
             "compare a blend with. Baselines: popularity, "
-            "recent_popularity, item_knn, markov, slit "
+            "recent_popularity, item_knn, markov, markov_decay, slit "
             "(catalogues of 20,000 items at most, minutes for thousands), sasrec, sasrec_bce, sasrec_sampled, esasrec, bsarec."
         },
     )

@@ -10,9 +10,9 @@ import pytest
 
 from sidrec.baselines.histories import history_matrix
 from sidrec.baselines.item_knn import fit_item_knn, keep_largest, tune_item_knn
-from sidrec.baselines.markov import fit_markov
+from sidrec.baselines.markov import DECAYS, fit_markov, fit_markov_decay, tune_markov_decay
 from sidrec.baselines.popularity import fit_popularity, fit_recent_popularity, tune_recent_popularity
-from sidrec.baselines.scorer import more_popular_first, rank_cases
+from sidrec.baselines.scorer import more_popular_first, rank_cases, valid_recall
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import ndcg_at, recall_at
 
@@ -60,9 +60,24 @@ def test_markov_against_loops_and_falls_back_on_popularity(sequences: list[np.nd
     for item in range(N - 1):
         expected = counts[item] / max(counts[item].sum(), 1)
         assert scorer.scores([np.array([0, item])])[0] == pytest.approx(expected, abs=2e-6)
+    history, decaying = np.array([0, 4, 2]), fit_markov_decay(sequences, N, decay=0.3)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    assert decaying.scores([history])[0] == pytest.approx(shares[2] + 0.3 * shares[4] + 0.09 * shares[0], abs=2e-6)
     popularity = fit_popularity(sequences, N).popularity
     unseen = scorer.scores([np.array([0, N - 1])])[0]
     assert np.argsort(-unseen, kind="stable").tolist() == np.argsort(-popularity, kind="stable").tolist()
+
+
+def test_the_decay_of_markov_is_the_best_on_valid(sequences: list[np.ndarray]) -> None:
+    valid = EvalCases(
+        [f"u{u}" for u in range(len(sequences))], [s[:-1] for s in sequences], np.array([s[-1] for s in sequences])
+    )
+    data = Dataset(pl.DataFrame({"item_index": range(N)}), pl.DataFrame({"user_id": ["u"]}), {})
+    data.__dict__["train_sequences"] = sequences
+    best, tuning = tune_markov_decay(data, valid)
+    recalls = [valid_recall(fit_markov_decay(sequences, N, decay), valid) for decay in DECAYS]
+    assert tuning.values == recalls
+    assert best.decay == DECAYS[int(np.argmax(recalls))]
 
 
 def test_of_equal_scores_the_more_popular_is_first_and_nothing_else_moves() -> None:

@@ -225,7 +225,7 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
     assert "Code: a commit. sha256 of interactions.parquet: " in text
     assert "Command: python -m benchmarks.results --dataset ml-100k --work_dir" in text
     assert "text: sft: mean of 2 trainings" in text
-    assert "NOT FINISHED: popularity recent_popularity slit collaborative random sasrec_bce" in text
+    assert "NOT FINISHED: popularity recent_popularity markov_decay slit collaborative random sasrec_bce" in text
 
 
 def test_a_rival_with_a_memory_is_a_row_and_no_baseline(
