@@ -16,7 +16,6 @@ import shutil
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,18 +24,14 @@ from rich.console import Console
 from benchmarks.case_ranks import mean_gains, rank_splits, save_ranks
 from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
 from benchmarks.harness import (
-    PREPARE,
     announce,
-    check_at_least,
-    check_seeds,
     plain_console,
-    prepare_flags,
     print_figures,
     run_stage,
     timed,
 )
-from benchmarks.our_models import OURS, PLANS, Ours, training_commands
-from sidrec.data.dataset import Dataset, EvalCases
+from benchmarks.our_models import OURS, PLANS, ManyRunsConfig, Ours, training_commands
+from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import ndcg_at
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.statistics import PairedTest, holm, paired_test
@@ -127,47 +122,28 @@ def lever_of(dataset: str, name: str) -> Lever:
 
 
 @dataclass
-class LeversConfig:
+class LeversConfig(ManyRunsConfig):
     """Train the config's model with one thing changed at a time, and compare on valid."""
 
-    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "Whose config."})
-    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
-    raw_dir: Path | None = field(
-        default=None,
-        metadata={
-            "help": "The publisher's unpacked files, or a folder with interactions.parquet and items.csv, taken as they are. Left out: "
-            "a download."
-        },
-    )
     levers: list[str] = field(
         default_factory=lambda: list(NAMES[1:]),
         metadata={
             "help": f"Any of {', '.join(map(repr, NAMES[1:]))}, or several joined by ' + '; the config itself always runs."
         },
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of tokenizer and SFT, for every lever."}
-    )
-    cases: int = field(default=10_000, metadata={"help": "Valid cases at most; drawn once, the same for every row."})
-    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [part for name in self.levers for part in name.split(AND) if part not in NAMES[1:]]
         if unknown:
             raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
-        check_seeds(self.seeds)
-        check_at_least(1, cases=self.cases, threads=self.threads)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, console = parse_config(LeversConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
     announce(console, "levers", arguments)
-    base = config.work_dir / "base"
-    base.mkdir(parents=True, exist_ok=True)
-    run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
-    dataset = Dataset.load(base)
-    cases = sample_cases(dataset.cases("valid"), config.cases, seed=0)
+    cases = sample_cases(config.prepared().cases("valid"), config.cases, seed=0)
     finished = FinishedRows(config.work_dir / "rows.json")
     asked = [(name, seed) for name in (CONFIG, *config.levers) for seed in config.seeds]
     rows = [run_or_find(name, seed, finished, config, cases, console) for name, seed in asked]

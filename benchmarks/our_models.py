@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
-from benchmarks.harness import RL, SFT, TOKENIZE
+from benchmarks.harness import PREPARE, RL, SFT, TOKENIZE, check_at_least, check_seeds, prepare_flags, run_stage
+from sidrec.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,37 @@ PLANS = {
         minutes=240,
     ),
 }
+
+
+@dataclass
+class ManyRunsConfig:
+    """Of a benchmark that trains our model of a data set many times, each in a run directory under --work_dir/runs."""
+
+    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "Whose config."})
+    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
+    raw_dir: Path | None = field(
+        default=None,
+        metadata={
+            "help": "The publisher's unpacked files, or a folder with interactions.parquet and items.csv, taken as they are. Left out: "
+            "a download."
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of tokenizer and SFT, for every row."}
+    )
+    cases: int = field(default=10_000, metadata={"help": "Valid cases at most; drawn once, the same for every row."})
+    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+        check_at_least(1, cases=self.cases, threads=self.threads)
+
+    def prepared(self) -> Dataset:
+        """The data set, prepared in --work_dir/base unless it is there."""
+        base = self.work_dir / "base"
+        base.mkdir(parents=True, exist_ok=True)
+        run_stage([*PREPARE, *prepare_flags(self.dataset, self.raw_dir)], base, self.threads)
+        return Dataset.load(base)
 
 
 def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) -> list[list[str]]:

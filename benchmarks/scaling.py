@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -22,16 +21,12 @@ import torch
 
 from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown
 from benchmarks.harness import (
-    PREPARE,
     announce,
-    check_at_least,
-    check_seeds,
     plain_console,
-    prepare_flags,
     print_figures,
     run_stage,
 )
-from benchmarks.our_models import PLANS, Ours, training_commands
+from benchmarks.our_models import PLANS, ManyRunsConfig, Ours, training_commands
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.command import run_as_command
@@ -46,27 +41,8 @@ HEADER = "changed|size|seeds|nats an item|CPU s"
 
 
 @dataclass
-class ScalingConfig:
+class ScalingConfig(ManyRunsConfig):
     """Train a data set's model in several sizes and fit power laws to its valid loss."""
-
-    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "Whose config."})
-    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
-    raw_dir: Path | None = field(
-        default=None,
-        metadata={
-            "help": "The publisher's unpacked files, or a folder with interactions.parquet and items.csv, taken as they are. Left out: "
-            "a download."
-        },
-    )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of tokenizer and SFT, for every size."}
-    )
-    cases: int = field(default=10_000, metadata={"help": "Valid cases at most, the same for every row."})
-    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
-
-    def __post_init__(self) -> None:
-        check_seeds(self.seeds)
-        check_at_least(1, cases=self.cases, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -91,15 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     config, console = parse_config(ScalingConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
     announce(console, "scaling", arguments)
-    base = config.work_dir / "base"
-    base.mkdir(parents=True, exist_ok=True)
-    run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], base, config.threads)
-    cases = sample_cases(Dataset.load(base).cases("valid"), config.cases, seed=0)
+    dataset = config.prepared()
+    cases = sample_cases(dataset.cases("valid"), config.cases, seed=0)
     finished = FinishedRows(config.work_dir / "rows.json")
     rows = []
     for size in SIZES:
         for seed in config.seeds:
-            row = run_or_find(size, seed, finished, config, cases)
+            row = run_or_find(size, seed, finished, config, dataset, cases)
             console.print(
                 f"{time.strftime('%H:%M:%S')}  {size.changed} {size.value:g} seed {seed}: {row['loss']:.4f} nats"
             )
@@ -110,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
     print_figures({"dataset": config.dataset, "laws": laws(lines), "rows": lines})
 
 
-def run_or_find(size: Size, seed: int, finished: FinishedRows, config: ScalingConfig, cases: EvalCases) -> Row:
+def run_or_find(
+    size: Size, seed: int, finished: FinishedRows, config: ScalingConfig, dataset: Dataset, cases: EvalCases
+) -> Row:
     """One training, run unless it is finished."""
     plan = PLANS[config.dataset]
     commands = training_commands(replace(plan, sft=f"{plan.sft} {size.sft}"), Ours(size.tokenizer, {}), (), seed)
@@ -121,7 +97,7 @@ def run_or_find(size: Size, seed: int, finished: FinishedRows, config: ScalingCo
     row = finished.find(name, made_from)
     if row is None:
         run_dir = config.work_dir / "runs" / name.replace(" ", "_")
-        with_users(Dataset.load(config.work_dir / "base"), size.share, run_dir)
+        with_users(dataset, size.share, run_dir)
         seconds = sum(run_stage(command, run_dir, config.threads) for command in commands)
         shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
         about = {"changed": size.changed, "value": size.value, "seed": seed, "seconds": seconds}

@@ -58,13 +58,13 @@ def write_report(
 def spreads_of(dataset: Dataset, lists: pl.DataFrame) -> dict[str, dict[str, float | None]]:
     """Of each model's lists, and of what users took: coverage, evenness, novelty and diversity; see `spread`, `novelty`, `diversity`."""
     sequences, n_items = dataset.train_sequences, dataset.n_items
-    takers, taken = takers_of(sequences, n_items), count_items(np.concatenate(sequences), n_items)
+    takers, popularity = takers_of(sequences, n_items), count_items(np.concatenate(sequences), n_items)
     shown = {name: items_of(lists, name) for name in lists["model"].unique(maintain_order=True)}
     shown[TARGETS] = dataset.cases("test").targets[:, None]
     spreads: dict[str, dict[str, float | None]] = {}
     for name, items in shown.items():
         if (items != NO_ITEM).any():
-            of_lists = {"novelty": novelty(items, taken), "diversity": diversity(items, takers)}
+            of_lists = {"novelty": novelty(items, popularity), "diversity": diversity(items, takers)}
             spreads[name] = {**spread(count_items(items, n_items)), **of_lists}
     return spreads
 

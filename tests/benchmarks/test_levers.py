@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_dirs import ROOT, small_dataset
 
-from benchmarks import case_ranks, levers
+from benchmarks import case_ranks, levers, our_models
 from benchmarks.case_ranks import save_ranks
 from benchmarks.harness import name_of
 from benchmarks.levers import CONFIG, NAMES, SIZES, LeversConfig, lever_of, levers_of, stages_of, summarise
@@ -98,6 +98,7 @@ def test_trainings_are_kept_and_compared_with_the_configs(
         ranks_of[label] = np.where(rng.random(len(cases)) < hits, rng.integers(0, 10, len(cases)), 50)
         return (ranks_of[label],)
 
+    monkeypatch.setattr(our_models, "run_stage", stages)
     monkeypatch.setattr(levers, "run_stage", stages)
     monkeypatch.setattr(levers.Recommender, "load", load)
     monkeypatch.setattr(case_ranks, "rank_recommender", ranked)

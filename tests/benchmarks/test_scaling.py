@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_dirs import N_ITEMS, N_USERS, small_dataset
 
-from benchmarks import scaling
+from benchmarks import our_models, scaling
 from benchmarks.harness import name_of
 from benchmarks.scaling import SIZES, laws, measured, with_users
 from sidrec.data.dataset import Dataset
@@ -77,6 +77,7 @@ def test_every_size_is_trained_once(
             ran.append((run_dir.name, name_of(command)))
         return 1.0
 
+    monkeypatch.setattr(our_models, "run_stage", run_stage)
     monkeypatch.setattr(scaling, "run_stage", run_stage)
     monkeypatch.setattr(scaling.Recommender, "load", lambda run_dir, stage: run_dir)
     monkeypatch.setattr(
