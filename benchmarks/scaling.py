@@ -34,10 +34,12 @@ from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.stage import Stage
 from sidrec.sft.validation import sample_cases
 
-WIDTHS = (32, 64, 128, 256)
-CLUSTERS = (4, 16, 64, 256)
-SHARES = (0.125, 0.25, 0.5, 1.0)  # of the users
-HEADER = "changed|size|seeds|nats an item|CPU s"
+WIDTHS = (32, 64, 256)
+CLUSTERS = (4, 16, 256)
+SHARES = (0.125, 0.25, 0.5)  # of the users
+CONFIG = "as configured"  # a point of every law
+LAWS = {"width": "parameters", "clusters": "clusters", "users": "users"}  # by what was changed, what the law is in
+HEADER = "changed|parameters|clusters|users|seeds|nats an item|CPU s"
 
 
 @dataclass
@@ -47,16 +49,17 @@ class ScalingConfig(ManyRunsConfig):
 
 @dataclass(frozen=True)
 class Size:
-    """changed: what the law is in. tokenizer, sft: flags. share: of the users that are trained on."""
+    """changed: CONFIG, or a key of LAWS, to `value`. tokenizer, sft: flags. share: of the users that are trained on."""
 
     changed: str
-    value: float
+    value: float = 1.0
     tokenizer: str = ""
     sft: str = ""
     share: float = 1.0
 
 
 SIZES = (
+    Size(CONFIG),
     *(Size("width", width, sft=f"--hidden_size {width} --intermediate_size {2 * width}") for width in WIDTHS),
     *(Size("clusters", n, tokenizer=f"--unique own_token --level_sizes {n}") for n in CLUSTERS),
     *(Size("users", share, share=share) for share in SHARES),
@@ -74,9 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     for size in SIZES:
         for seed in config.seeds:
             row = run_or_find(size, seed, finished, config, dataset, cases)
-            console.print(
-                f"{time.strftime('%H:%M:%S')}  {size.changed} {size.value:g} seed {seed}: {row['loss']:.4f} nats"
-            )
+            console.print(f"{time.strftime('%H:%M:%S')}  {row_name(size, seed)}: {row['loss']:.4f} nats")
             rows.append(row)
     lines = [mean_of(trainings) for trainings in grouped(rows, "changed", "value").values()]
     console.print(f"\n## {config.dataset}, {len(cases):,} valid cases\n")
@@ -90,19 +91,21 @@ def run_or_find(
     """One training, run unless it is finished."""
     plan = PLANS[config.dataset]
     commands = training_commands(replace(plan, sft=f"{plan.sft} {size.sft}"), Ours(size.tokenizer, {}), (), seed)
-    name, made_from = (
-        f"{size.changed} {size.value:g} seed {seed}",
-        {"commands": commands, "cases": config.cases, "share": size.share},
-    )
+    name, made_from = row_name(size, seed), {"commands": commands, "cases": config.cases, "share": size.share}
     row = finished.find(name, made_from)
     if row is None:
         run_dir = config.work_dir / "runs" / name.replace(" ", "_")
         with_users(dataset, size.share, run_dir)
         seconds = sum(run_stage(command, run_dir, config.threads) for command in commands)
         shutil.rmtree(run_dir / "sft" / "checkpoints", ignore_errors=True)
-        about = {"changed": size.changed, "value": size.value, "seed": seed, "seconds": seconds}
+        about = {"changed": size.changed, "value": size.value, "users": size.share, "seed": seed, "seconds": seconds}
         row = finished.keep(name, made_from, about | measured(Recommender.load(run_dir, "sft"), cases))
     return row
+
+
+def row_name(size: Size, seed: int) -> str:
+    changed = size.changed if size.changed == CONFIG else f"{size.changed} {size.value:g}"
+    return f"{changed} seed {seed}"
 
 
 def with_users(dataset: Dataset, share: float, run_dir: Path, seed: int = 0) -> None:
@@ -124,28 +127,26 @@ def with_users(dataset: Dataset, share: float, run_dir: Path, seed: int = 0) -> 
 
 
 def measured(recommender: Recommender, cases: EvalCases) -> Row:
-    """parameters; loss: mean -log π of the cases' items."""
+    """parameters; clusters: codes of the first level; loss: mean -log π of the cases' items."""
     losses = -recommender.log_probs_of(cases.histories, cases.targets)
     parameters = sum(weight.numel() for weight in recommender.model.parameters())
-    return {"parameters": parameters, "loss": float(losses.mean())}
+    return {"parameters": parameters, "clusters": recommender.trie.level_sizes[0], "loss": float(losses.mean())}
 
 
 def mean_of(trainings: list[Row]) -> Row:
     """One line of the table: of all seeds of a size."""
-    first = trainings[0]
-    means = {name: float(np.mean([row[name] for row in trainings])) for name in ("loss", "seconds", "parameters")}
-    return {"changed": first["changed"], "value": first["value"], "seeds": len(trainings)} | means
+    means = {name: float(np.mean([row[name] for row in trainings])) for name in (*LAWS.values(), "loss", "seconds")}
+    return {"changed": trainings[0]["changed"], "seeds": len(trainings)} | means
 
 
 def laws(lines: list[Row]) -> dict[str, dict[str, float]]:
-    """Of every size that was changed: exponent, a and r2 of loss = a · size^-exponent. Of the width, the size is the parameters."""
+    """By what the law is in: exponent, a and r2 of loss = a · size^-exponent, from the config's line and those with that size changed."""
     fitted = {}
-    for (changed,), part in grouped(lines, "changed").items():
-        sizes = np.log([line["parameters"] if changed == "width" else line["value"] for line in part])
-        losses = np.log([line["loss"] for line in part])
+    for changed, name in LAWS.items():
+        part = [line for line in lines if line["changed"] in (CONFIG, changed)]
+        sizes, losses = (np.log([line[figure] for line in part]) for figure in (name, "loss"))
         slope, intercept = np.polyfit(sizes, losses, 1)
         unexplained = ((losses - slope * sizes - intercept) ** 2).sum() / ((losses - losses.mean()) ** 2).sum()
-        name = "parameters" if changed == "width" else changed
         fitted[name] = {
             "exponent": round(float(-slope), 4),
             "a": round(float(np.exp(intercept)), 4),
@@ -156,10 +157,8 @@ def laws(lines: list[Row]) -> dict[str, dict[str, float]]:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    size = f"{line['value']:g}" + (
-        f" ({line['parameters'] / 1e6:.2f}M parameters)" if line["changed"] == "width" else ""
-    )
-    return [line["changed"], size, str(line["seeds"]), f"{line['loss']:.4f}", f"{line['seconds']:,.0f}"]
+    sizes = [f"{line['parameters'] / 1e6:.2f}M", f"{line['clusters']:.0f}", f"{line['users']:.1%}"]
+    return [line["changed"], *sizes, str(line["seeds"]), f"{line['loss']:.4f}", f"{line['seconds']:,.0f}"]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from run_dirs import N_ITEMS, N_USERS, small_dataset
 
 from benchmarks import our_models, scaling
 from benchmarks.harness import name_of
-from benchmarks.scaling import SIZES, laws, measured, with_users
+from benchmarks.scaling import CONFIG, SIZES, laws, measured, with_users
 from sidrec.data.dataset import Dataset
 from sidrec.pipeline.stage import Stage
 
@@ -38,16 +38,15 @@ def test_shares_of_users_are_nested_and_keep_the_catalogue(tmp_path: Path) -> No
 
 
 def test_a_law_is_the_line_through_the_logarithms() -> None:
-    lines = [
-        {"changed": "users", "value": share, "parameters": 1, "loss": 3 * share**-0.25} for share in (0.125, 0.5, 1.0)
-    ]
-    lines += [
-        {"changed": "width", "value": width, "parameters": 100 * width, "loss": loss}
-        for width, loss in ((1, 2.0), (2, 2.5), (4, 1.9))
-    ]
+    line = {"parameters": 1000, "clusters": 64, "users": 1.0, "loss": 3.0}
+    lines = [line | {"changed": CONFIG}]
+    lines += [line | {"changed": "users", "users": share, "loss": 3 * share**-0.25} for share in (0.125, 0.5)]
+    lines += [line | {"changed": "width", "parameters": n, "loss": loss} for n, loss in ((100, 4.0), (10_000, 2.9))]
+    lines += [line | {"changed": "clusters", "clusters": n, "loss": 3 * (n / 64) ** 0.1} for n in (4, 256)]
     fitted = laws(lines)
     assert fitted["users"] == {"exponent": 0.25, "a": 3.0, "r2": 1.0}
-    assert 0 <= fitted["parameters"]["r2"] < 1
+    assert (fitted["clusters"]["exponent"], fitted["clusters"]["r2"]) == (-0.1, 1.0)
+    assert 0 < fitted["parameters"]["r2"] < 1
 
 
 def test_the_loss_is_the_mean_over_the_cases() -> None:
@@ -58,8 +57,10 @@ def test_the_loss_is_the_mean_over_the_cases() -> None:
         assert len(histories) == len(items) == N_USERS
         return -np.arange(N_USERS, dtype=np.float32)
 
-    figures = measured(SimpleNamespace(model=model, log_probs_of=log_probs_of), cases)  # type: ignore[arg-type]
-    assert figures == {"parameters": 16, "loss": (N_USERS - 1) / 2}
+    figures = measured(
+        SimpleNamespace(model=model, log_probs_of=log_probs_of, trie=SimpleNamespace(level_sizes=[8, 9])), cases
+    )  # type: ignore[arg-type]
+    assert figures == {"parameters": 16, "clusters": 8, "loss": (N_USERS - 1) / 2}
 
 
 def test_every_size_is_trained_once(
@@ -83,7 +84,11 @@ def test_every_size_is_trained_once(
     monkeypatch.setattr(
         scaling,
         "measured",
-        lambda run_dir, cases: {"parameters": len(str(run_dir)), "loss": 5.0 + len(cases) + len(str(run_dir))},
+        lambda run_dir, cases: {
+            "parameters": len(str(run_dir)),
+            "clusters": len(run_dir.name),
+            "loss": 5.0 + len(cases) + len(str(run_dir)),
+        },
     )
     flags = ["--dataset", "ml-100k", "--work_dir", str(tmp_path), "--seeds", "0"]
     scaling.main(flags)
