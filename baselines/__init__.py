@@ -8,7 +8,7 @@ from sidrec.baselines.item_knn import fit_item_knn, tune_item_knn
 from sidrec.baselines.markov import fit_markov, fit_markov_decay, tune_markov_decay
 from sidrec.baselines.neural import NEURAL, NeuralBaseline
 from sidrec.baselines.popularity import fit_popularity, fit_recent_popularity, tune_recent_popularity
-from sidrec.baselines.slit import MOST_ITEMS, fit_slit, tune_slit
+from sidrec.baselines.slit import MATRICES, fit_slit, tune_slit
 
 BASELINES: dict[str, Baseline] = {
     "popularity": DirectBaseline(fit_popularity),
@@ -16,6 +16,6 @@ BASELINES: dict[str, Baseline] = {
     "item_knn": DirectBaseline(fit_item_knn, tune_item_knn, blends=True),
     "markov": DirectBaseline(fit_markov),
     "markov_decay": DirectBaseline(fit_markov_decay, tune_markov_decay),
-    "slit": DirectBaseline(fit_slit, tune_slit, blends=True, most_items=MOST_ITEMS),
+    "slit": DirectBaseline(fit_slit, tune_slit, blends=True, matrices=MATRICES),
     **{name: NeuralBaseline(name, settings) for name, settings in NEURAL.items()},
 }

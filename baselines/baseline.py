@@ -42,8 +42,8 @@ class Baseline(Protocol):
     """A row of the table that is no model of this project."""
 
     @property
-    def most_items(self) -> int | None:
-        """The largest catalogue that it takes; None: any."""
+    def matrices(self) -> int:
+        """How many matrices of items x items float32 numbers it holds at once."""
         ...
 
     def fitted(self, dataset: Dataset, valid: EvalCases, plan: TrainingPlan, screen: Screen) -> Fitted:
@@ -57,12 +57,13 @@ class DirectBaseline:
 
     fit: (train sequences, number of items, settings by keyword) -> scorer. tune: (data set, valid cases, screen) -> the scorer with the
     best settings on valid and what was tried; None: there is nothing to choose. blends: whether generative models may be blended with it.
+    matrices: see `Baseline`.
     """
 
     fit: Callable[..., Scorer]
     tune: Callable[[Dataset, EvalCases, Screen], tuple[Scorer, Tuning]] | None = None
     blends: bool = False
-    most_items: int | None = None
+    matrices: int = 0
 
     def fitted(self, dataset: Dataset, valid: EvalCases, plan: TrainingPlan, screen: Screen) -> Fitted:
         if self.tune is None:

@@ -49,7 +49,7 @@ class NeuralBaseline:
 
     name: str
     settings: SequenceSettings
-    most_items: int | None = None
+    matrices: int = 0
 
     def points(self, plan: TrainingPlan) -> list[dict[str, Any]]:
         """Of the kind's grid, what is tried."""

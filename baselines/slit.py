@@ -22,7 +22,7 @@ from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.pipeline.screen import Screen
 
-MOST_ITEMS = 20_000  # four matrices of items x items float32 numbers are held while it is tuned, 7 GB
+MATRICES = 6  # of items x items float32 numbers are held while it is tuned, at most
 DENSE = 0.1  # share of entries that are not 0, above which a matrix is multiplied as a dense one
 REACH = 30  # items before and after a position that are counted
 MOST_CASES = 8000  # valid cases, drawn, that it is tuned on

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
+
 from sidrec.baselines import BASELINES
 from sidrec.baselines.blend import BLENDS, ENSEMBLES
 from sidrec.data.dataset import Dataset
@@ -28,11 +30,11 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
     check_models(config)
     check_data(dataset, config)
     for name in needed_baselines(config):
-        most = BASELINES[name].most_items
-        if most is not None and dataset.n_items > most:
+        needed, free = 4 * BASELINES[name].matrices * dataset.n_items**2, psutil.virtual_memory().available
+        if needed > free:
             raise InputError(
-                f"{name} holds matrices of items x items, and the {dataset.n_items:,} items of {config.run_dir / 'data'} are more than "
-                f"its {most:,}; leave it out of --models and --blend_with."
+                f"{name} holds matrices of items x items, which take {needed / 1e9:.1f} GB for the {dataset.n_items:,} items of "
+                f"{config.run_dir / 'data'}, and {free / 1e9:.1f} GB of memory are free; leave it out of --models and --blend_with."
             )
     check_leaks(dataset, config.run_dir / "data" / "interactions.parquet")
 

@@ -254,9 +254,12 @@ def test_a_blend_is_made_with_the_baselines_that_are_asked_for(run_dir: Path, mo
     for names, words in ((["markov"], r"\['markov'\]"), ([], "nothing")):
         with pytest.raises(InputError, match=f"--blend_with has {words}; give one or both of item_knn slit"):
             EvaluateConfig(run_dir, blend_with=names)
-    monkeypatch.setitem(BASELINES, "slit", replace(BASELINES["slit"], most_items=N_ITEMS - 1))
+    monkeypatch.setitem(BASELINES, "slit", replace(BASELINES["slit"], matrices=10**9))
     for flags in (["--blend_with", "item_knn"], ["--blend_with", "slit", "--models", "sft_blend"]):
-        with pytest.raises(InputError, match=r"the 60 items of .* are more than its 59; leave it out"):
+        with pytest.raises(
+            InputError,
+            match=r"slit holds .* take 14400\.0 GB for the 60 items of .* GB of memory are free; leave it out",
+        ):
             run(*flags)
     run("--models", "sft_blend")
 
