@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = ["--run_dir", str(config.run_dir), "--architecture", "rq_transformer", "--batch_items", "4096"]
     settings, tasks, backbone, weights, training = parse_configs(CONFIGS, asked, suited=settings_by_size)
     training = with_hardware(training)
-    start = prepare(settings, tasks, backbone, weights, training.seed)
+    start = prepare(settings, tasks, backbone, weights, training)
     with tempfile.TemporaryDirectory() as folder:
         batches = length_batches(start, settings.batch_items, sft_arguments(training, Path(folder)))
     assert batches is not None

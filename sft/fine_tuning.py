@@ -71,7 +71,7 @@ def fine_tune(
         stage = Stage(config.run_dir, "sft", settings | {"world_size": arguments.world_size}, inputs)
         hub = HubRepository.asked_for(training)
         if not finished_already(stage, config.overwrite, screen):
-            start = prepare(config, tasks, backbone, weights, training.seed)
+            start = prepare(config, tasks, backbone, weights, training)
             with building_together(stage, config.overwrite) as folder:
                 screen.log_on_to(folder / "log.txt")
                 train_model(folder, start, config, backbone, weights, arguments, screen)
@@ -96,11 +96,16 @@ class TrainingStart:
 
 
 def prepare(
-    config: SftConfig, tasks: TaskConfig, backbone: BackboneConfig, weights: WeightsConfig, seed: int
+    config: SftConfig,
+    tasks: TaskConfig,
+    backbone: BackboneConfig,
+    weights: WeightsConfig,
+    training: SftTrainerConfig,
 ) -> TrainingStart:
     """Load and make all that training begins with. Raises InputError for what does not fit; writes nothing."""
+    seed = training.seed
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
-    check(dataset, sids, config, tasks)
+    check(dataset, sids, config, tasks, training)
     if backbone.model_name_or_path is None and backbone.architecture == "rq_transformer":
         refuse_for_rq_transformer(config, tasks, weights)
     if (backbone.joint_levels or 1) > sids.n_levels:
@@ -149,6 +154,8 @@ def train_model(
     show_progress(trainer, screen, estimate.in_words())
     trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints", arguments.world_size))
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
+    if trainer.args.eval_strategy == "no":
+        trainer.evaluate()
 
     trainer.save_model(str(folder if weights.train_weights == "full" else folder / "adapter"))
     if not trainer.accelerator.is_main_process:
@@ -219,12 +226,18 @@ def example_renderer(
     )
 
 
-def check(dataset: Dataset, sids: SemanticIds, config: SftConfig, tasks: TaskConfig) -> None:
+def check(
+    dataset: Dataset, sids: SemanticIds, config: SftConfig, tasks: TaskConfig, training: SftTrainerConfig
+) -> None:
     """Raise InputError for what would fail, or mean nothing, after hours of training."""
     if sids.n_items != dataset.n_items:
         raise InputError(
             f"{config.run_dir / 'sid'} has {sids.n_items} items, {config.run_dir / 'data'} has {dataset.n_items}; "
             "run `bash run_tokenizer.sh` again."
+        )
+    if training.eval_strategy == "no" and config.early_stopping_patience:
+        raise InputError(
+            f"early_stopping_patience={config.early_stopping_patience} needs measurements, and eval_strategy=no makes none; set it to 0."
         )
     if tasks.next_item_windows and tasks.window_items >= config.max_items:
         raise InputError(
@@ -258,7 +271,8 @@ def finish(
     """Write what makes the model folder complete, and say where it is. ndcgs: baselines' on the valid cases, where they are known."""
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(folder, trainer.renderer, sids, history)
-    best = next(row for row in history if row["step"] == trainer.state.best_global_step)
+    kept_step = history[-1]["step"] if trainer.args.eval_strategy == "no" else trainer.state.best_global_step
+    best = next(row for row in history if row["step"] == kept_step)
     lines = [
         f"{ModelShape.of(trainer.model).parameters / 1e6:.2f}M parameters, valid Recall@10 {best['eval_recall@10']:.4f}, NDCG@10 "
         f"{best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",

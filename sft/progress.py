@@ -63,6 +63,8 @@ class TimeLeft:
 
 def validations_to_come(args: Any, state: Any) -> int:
     """How often a trainer will still validate, if it is not stopped early."""
+    if str(args.eval_strategy.value) == "no":
+        return 0
     if str(args.eval_strategy.value) == "epoch":
         an_epoch = state.global_step / state.epoch if state.epoch else state.max_steps
         return math.ceil(state.max_steps / an_epoch - 1e-6) - int(state.global_step / an_epoch + 1e-6)

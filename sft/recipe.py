@@ -76,6 +76,8 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     if not counts or not counts.get("items") or "train" not in counts:
         return {}
     left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
+    if named.get("eval_strategy") == "no":
+        left_to_user |= {"early_stopping_patience"}
     if named.get("next_item") == 0:
         left_to_user |= {"item_dropout", "history_overlap"}
     chosen = {

@@ -317,8 +317,12 @@ class SftTrainerConfig(TrainerConfig):
         default="group_by_length",
         metadata={"help": "Batches of similar length, of random rows, or of rows as they stand.", "rare": True},
     )
-    eval_strategy: Literal["steps", "epoch"] = field(
-        default="epoch", metadata={"help": "When to measure valid Recall@10: every epoch, or every eval_steps steps."}
+    eval_strategy: Literal["steps", "epoch", "no"] = field(
+        default="epoch",
+        metadata={
+            "help": "When to measure valid Recall@10: every epoch, every eval_steps steps, or `no`: once, after the last step, whose model "
+            "is then the one that is kept."
+        },
     )
     save_strategy: Literal["steps", "epoch", "best"] = field(
         default="epoch", metadata={"help": "When to write a checkpoint; must equal eval_strategy.", "rare": True}

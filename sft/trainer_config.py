@@ -112,7 +112,7 @@ class TrainerConfig:
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations to save memory.", "rare": True}
     )
-    eval_strategy: Literal["steps", "epoch"] = field(
+    eval_strategy: Literal["steps", "epoch", "no"] = field(
         default="steps", metadata={"help": "When to measure valid Recall@10: every eval_steps steps, or every epoch."}
     )
     eval_steps: float | None = field(
@@ -221,6 +221,10 @@ def refuse_bad_numbers(config: Any, at_least: Mapping[str, float], above_zero: t
 
 def refuse_unsaved_measurements(config: TrainerConfig) -> None:
     """Raise InputError when a model would be measured and not saved: it might be the best, and could not be kept."""
+    if config.eval_strategy == "no":
+        if config.save_strategy == "best":
+            raise InputError("save_strategy=best needs measurements, and eval_strategy=no makes none; change one.")
+        return
     if config.save_strategy not in (config.eval_strategy, "best"):
         raise InputError(
             f"save_strategy={config.save_strategy} is not eval_strategy={config.eval_strategy}: a model that is measured but not saved "

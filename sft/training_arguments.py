@@ -25,7 +25,6 @@ TAKES_NOTHING = (
     "inverse_sqrt",
 )  # schedules; transformers drops what they are given
 SAME_FOR_ALL: dict[str, Any] = {
-    "load_best_model_at_end": True,
     "greater_is_better": True,
     "restore_callback_states_from_checkpoint": True,
     "remove_unused_columns": False,
@@ -58,7 +57,7 @@ def trl_arguments(kind: type[Arguments], training: TrainerConfig, output_dir: Pa
     """
     refuse_bad_schedule(training)
     chosen = {field.name: getattr(training, field.name) for field in fields(training)}
-    chosen |= {"hub_token": None, "push_to_hub": False}
+    chosen |= {"hub_token": None, "push_to_hub": False, "load_best_model_at_end": training.eval_strategy != "no"}
     try:
         return kind(output_dir=str(output_dir), **SAME_FOR_ALL | chosen | given)
     except (ValueError, ImportError) as error:

@@ -65,6 +65,8 @@ def test_flags_win_and_take_what_belongs_together_with_them(tmp_path: Path) -> N
     assert (settings["save_strategy"], settings["eval_steps"]) == ("epoch", plain["eval_steps"])
     assert settings["lr_scheduler_kwargs"] == plain["lr_scheduler_kwargs"]
     assert settings["batch_items"] == 4096
+    unmeasured = read(run_dir, "--eval_strategy", "no")
+    assert (unmeasured["eval_strategy"], unmeasured["early_stopping_patience"]) == ("no", 0)
     for group in TOGETHER:
         assert any(name in FOR_ALL for name in group)
 

@@ -166,7 +166,7 @@ MISTAKES = {
     "weight_decay": ("-0.1", "weight_decay=-0.1 is negative"),
     "warmup_steps": ("inf", "warmup_steps=inf cannot be"),
     "adam_beta2": ("1", "adam_beta2=1.0 is no decay"),
-    "eval_strategy": ("no", "eval_strategy is 'no'; it must be one of"),
+    "eval_strategy": ("never", "eval_strategy is 'never'; it must be one of"),
     "eval_steps": ("0", "eval_steps=0.0 cannot be"),
     "logging_steps": ("nan", "logging_steps=nan cannot be"),
     "lr_scheduler_type": ("cosin", "lr_scheduler_type is 'cosin'; it must be one of `linear`"),
