@@ -13,6 +13,8 @@ from typing import Any
 
 from sidrec.pipeline.errors import InputError
 
+UMASK = os.umask(0o077)  # it can be read only by being set
+os.umask(UMASK)
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<process>\d+)\.tmp")
 
 
@@ -35,9 +37,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        let_others_read(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def let_others_read(file: Path) -> None:
+    """Give a file the rights of any new file here: safetensors writes for the owner alone, and who serves a model is often another user."""
+    file.chmod(0o666 & ~UMASK)
 
 
 def write_json(path: Path, value: Any) -> None:

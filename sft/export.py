@@ -12,7 +12,7 @@ from sidrec.decoding.recommender import SIDS_FOLDER, TRIE_FILE
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.decoding.trie_file import save_trie
-from sidrec.pipeline.files import write_json
+from sidrec.pipeline.files import let_others_read, write_json
 from sidrec.sft.checkpoints import remove_checkpoints
 from sidrec.sft.model_card import write_model_card
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -28,6 +28,8 @@ def complete_folder(folder: Path, renderer: Renderer, sids: SemanticIds, measure
     for arguments in folder.glob("**/training_args.bin"):
         if "checkpoints" not in arguments.relative_to(folder).parts:
             arguments.unlink()
+    for file in folder.glob("*.safetensors"):
+        let_others_read(file)
     sids.save(folder / SIDS_FOLDER)
     save_trie(SidTrie(torch.from_numpy(sids.codes), sids.level_sizes), folder / SIDS_FOLDER / TRIE_FILE)
     renderer.save(folder)

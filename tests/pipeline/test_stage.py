@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from sidrec.pipeline.command import means_disk_full, run_as_command
 from sidrec.pipeline.errors import InputError
@@ -311,6 +313,14 @@ def test_folder_digest_sees_names_and_contents(tmp_path: Path) -> None:
     second = sha256(tmp_path / "a")
     (tmp_path / "a" / "y").write_text("2")
     assert len({first, second, sha256(tmp_path / "a")}) == 3
+
+
+def test_what_is_written_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    """safetensors writes for the owner alone."""
+    (tmp_path / "ordinary").touch()
+    with atomic_path(tmp_path / "x.safetensors") as temporary:
+        save_file({"x": np.zeros(2)}, temporary)
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
 def test_atomic_path_keeps_the_old_file_on_failure(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ def test_the_output_is_an_ordinary_model_folder(run_dir, trainer):
         logits = model(torch.tensor([ids])).logits
         torch.testing.assert_close(logits, trainer.model.eval()(torch.tensor([ids])).logits, rtol=0, atol=0)
     assert SemanticIds.read(folder / "semantic_ids").digest == SemanticIds.load(run_dir).digest
+    assert {path.stat().st_mode for path in folder.rglob("*.safetensors")} == {(folder / "valid.json").stat().st_mode}
 
 
 def test_the_saved_model_has_the_recall_that_chose_it(run_dir, trainer):
