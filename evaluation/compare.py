@@ -1,7 +1,7 @@
 """Two rows of a table, case by case: the paired difference, its interval and p, without any model.
 
 sidrec compare --ranks outputs/ml-100k:sft outputs/ml-100k:slit
-sidrec compare --ranks sft.ranks docs/logs/amazon-beauty-bsarec.ranks
+sidrec compare --ranks outputs/amazon-beauty:sft docs/logs/amazon-beauty/slit.ranks
 sidrec compare --ranks outputs/ml-100k:sft outputs/ml-100k:slit --write logs
 """
 

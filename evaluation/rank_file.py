@@ -72,10 +72,11 @@ class RankFile:
                 if about.get("format") != FORMAT:
                     raise InputError(f"{path} has format {about.get('format')}, and this version reads {FORMAT}.")
                 ranks = stored.get_tensor("ranks")
+                name, masked, cases = about["name"], about["masked"], about["cases"]
                 users = stored.get_tensor("users") if "users" in stored.keys() else np.arange(ranks.shape[1])  # noqa: SIM118
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a file of ranks ({error}); write it again.") from error
-        return cls(about["name"], about["masked"], about["cases"], users, ranks)
+        return cls(name, masked, cases, users, ranks)
 
     def save(self, path: Path) -> None:
         about: dict[str, Any] = {"format": FORMAT, "name": self.name, "masked": self.masked, "cases": self.cases}

@@ -6,23 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 
 from sidrec.baselines.scorer import Scorer, gains
+from sidrec.evaluation.variety import takers_of
 from sidrec.rl.prompts import NO_TARGET
 
 
 def collaborative_score(sequences: Sequence[np.ndarray], n_items: int) -> Callable[..., list[float]]:
     """Cosine of two items' users in the training interactions, 0 to 1 (1 for the target itself): what is taken by the same people."""
-    users = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
-    users_of = sp.csr_matrix((np.ones(len(users)), (np.concatenate(sequences), users)), shape=(n_items, len(sequences)))
-    users_of.data[:] = 1  # an item taken twice counts once
-    lengths = np.sqrt(np.asarray(users_of.sum(1)).ravel())
+    takers = takers_of(list(sequences), n_items)
 
     def collaborative_score(items: list[int], target: list[int], **_columns: Any) -> list[float]:
-        together = np.asarray(users_of[items].multiply(users_of[target]).sum(1)).ravel()
-        norms = lengths[items] * lengths[target]
-        score = np.divide(together, norms, out=np.zeros(len(norms)), where=norms > 0)
+        score = takers[items].multiply(takers[target]).sum(1)
         return np.where(np.asarray(items) == np.asarray(target), 1.0, score).tolist()
 
     return collaborative_score

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 from run_dirs import assert_one_sentence, exit_code
+from safetensors.numpy import save_file
 
 from sidrec.evaluation import table
 from sidrec.evaluation.rank_file import BEYOND, RankFile
@@ -83,6 +84,8 @@ def test_what_cannot_be_compared_is_refused(run_dir: Path, tmp_path: Path, capsy
     other = evaluated(tmp_path / "other", ranks_of({"sft": 20}, targets=1))
     broken = tmp_path / "broken.ranks"
     broken.write_bytes(b"no safetensors")
+    foreign = tmp_path / "foreign.ranks"
+    save_file({"x": np.zeros(2)}, foreign, metadata={"about": json.dumps({"format": 1})})
     row = f"{run_dir}:sft"
     for flags, words in (
         ([row, f"{other}:sft"], "are of other test cases, 300 and 300"),
@@ -91,6 +94,7 @@ def test_what_cannot_be_compared_is_refused(run_dir: Path, tmp_path: Path, capsy
         ([row, str(tmp_path / "nothing.ranks")], "is no file, and not of the form RUN:MODEL"),
         ([row, f"{tmp_path}:sft"], "holds no finished 'evaluation' stage"),
         ([row, str(broken)], "cannot be read as a file of ranks"),
+        ([row, str(foreign)], "cannot be read as a file of ranks"),
     ):
         assert exit_code(COMPARE, "--ranks", *flags) == 2
         said = capsys.readouterr().err
