@@ -92,21 +92,22 @@ class BsaRec(SequenceModel):
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
 
-    def forward(self, sequences: Tensor) -> Tensor:
-        """sequences: int64 [B, window], PAD on the left -> states [B, window, dim]."""
+    def forward(self, sequences: Tensor, newest: int | None = None) -> Tensor:
+        """sequences: int64 [B, window], PAD on the left -> states [B, window, dim], or of the `newest` positions alone [B, newest, dim]."""
         assert sequences.shape[1] == self.positions.num_embeddings
         is_item = sequences != PAD
         hidden = self.items(sequences.clamp(min=0)) * is_item[..., None] + self.positions.weight
         hidden = self.dropout(self.norm(hidden))
         earlier = torch.ones(2 * (sequences.shape[1],), dtype=torch.bool, device=sequences.device).tril()
         attends = (earlier & is_item[:, None])[:, None]  # [B, 1, window, window]
-        for block in self.blocks:
+        *lower, top = self.blocks
+        for block in lower:
             hidden = block(hidden, attends)
-        return hidden
+        return top(hidden, attends, newest)
 
     def last_states(self, histories: list[np.ndarray]) -> Tensor:
         """[B, dim], of the last `window` items."""
-        return self(padded(histories, self.positions.num_embeddings).to(self.items.weight.device))[:, -1]
+        return self(padded(histories, self.positions.num_embeddings).to(self.items.weight.device), newest=1)[:, -1]
 
 
 class BsaBlock(nn.Module):
@@ -124,18 +125,22 @@ class BsaBlock(nn.Module):
         self.attention_norm, self.network_norm = nn.LayerNorm(settings.dim), nn.LayerNorm(settings.dim)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, hidden: Tensor, attends: Tensor) -> Tensor:
-        """hidden: [B, T, dim]. attends: bool [B, 1, T, T], whether a position (third) looks at another (last)."""
-        attended = self.attention_norm(hidden + self.dropout(self.out(self._attention(hidden, attends))))
-        mixed = self.alpha * self.filter(hidden) + (1 - self.alpha) * attended
+    def forward(self, hidden: Tensor, attends: Tensor, newest: int | None = None) -> Tensor:
+        """hidden: [B, T, dim]. attends: bool [B, 1, T, T], whether a position (third) looks at another (last). newest: positions whose
+        states are asked for; all, where none is given. -> [B, newest or T, dim]."""
+        asked = slice(-newest if newest else None, None)
+        attended = self.dropout(self.out(self._attention(hidden, attends, asked)))
+        attended = self.attention_norm(hidden[:, asked] + attended)
+        mixed = self.alpha * self.filter(hidden, asked) + (1 - self.alpha) * attended
         return self.network_norm(mixed + self.dropout(self.network(mixed)))
 
-    def _attention(self, hidden: Tensor, attends: Tensor) -> Tensor:
+    def _attention(self, hidden: Tensor, attends: Tensor, asked: slice) -> Tensor:
         B, T, dim = hidden.shape
         query, key, value = self.query_key_value(hidden).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, attends = query[:, :, asked], attends[:, :, asked]
         scores = (query @ key.transpose(2, 3)).float() * query.shape[-1] ** -0.5
         weights = functional.softmax(scores.masked_fill(~attends, -1e4), dim=-1)  # padding looks at everything alike
-        return (self.dropout(weights).to(value.dtype) @ value).transpose(1, 2).reshape(B, T, dim)
+        return (self.dropout(weights).to(value.dtype) @ value).transpose(1, 2).reshape(B, -1, dim)
 
 
 class FrequencyFilter(nn.Module):
@@ -148,10 +153,11 @@ class FrequencyFilter(nn.Module):
         self.norm = nn.LayerNorm(settings.dim)
         self.dropout = nn.Dropout(settings.dropout)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden, and what is returned: [B, T, dim]."""
+    def forward(self, hidden: Tensor, asked: slice = slice(None)) -> Tensor:
+        """hidden: [B, T, dim] -> of the positions that are asked for."""
         whole = hidden.float()
         frequencies = torch.fft.rfft(whole, dim=1, norm="ortho")
         passing = torch.arange(frequencies.shape[1], device=hidden.device) < self.passing
-        low = torch.fft.irfft(frequencies * passing[:, None], n=hidden.shape[1], dim=1, norm="ortho")
+        low = torch.fft.irfft(frequencies * passing[:, None], n=hidden.shape[1], dim=1, norm="ortho")[:, asked]
+        whole = whole[:, asked]
         return self.norm(whole + self.dropout(low + self.beta**2 * (whole - low)))

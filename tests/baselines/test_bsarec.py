@@ -48,6 +48,15 @@ def test_a_block_is_the_papers_sum() -> None:
     assert torch.allclose(block(hidden, attends)[0], block.network_norm(mixed + block.network(mixed)), atol=1e-5)
 
 
+def test_the_newest_state_alone_is_that_of_all() -> None:
+    torch.manual_seed(0)
+    model = BsaRec(20, BsaRecSettings(dim=8, heads=2, window=6)).eval()
+    sequences = torch.tensor([[-1, -1, 3, 4, 9, 1], [5, 5, 2, 0, 19, 7]])
+    whole = model(sequences)
+    assert torch.allclose(model(sequences, newest=1), whole[:, -1:], atol=1e-6)
+    assert torch.allclose(model(sequences, newest=3), whole[:, -3:], atol=1e-6)
+
+
 def test_a_window_is_padded_on_the_left_and_holds_the_newest_items() -> None:
     rows = padded([np.array([3, 1]), np.arange(10)], left_to=4)
     assert rows.tolist() == [[-1, -1, 3, 1], [6, 7, 8, 9]]
