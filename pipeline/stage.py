@@ -88,6 +88,7 @@ class Stage:
             identity = self._identity(hashes)
             self._end_exchange()
             manifest = read_manifest(self.folder, refuse_older=not overwrite)
+            self._refuse_folders(manifest)
             if manifest is not None and not overwrite:
                 self._refuse_if_different(manifest, identity)
                 if manifest["finished"] and changed_output(self.folder, manifest, hashes) is None:
@@ -202,6 +203,14 @@ class Stage:
                 raise InputError(
                     f"{self.folder} holds files that no stage made ({strangers[0]}); choose another --run_dir."
                 )
+
+    def _refuse_folders(self, manifest: dict[str, Any] | None) -> None:
+        """A folder in the place of a listed file is somebody's work, and in the way."""
+        in_the_way = next((name for name in (manifest or {}).get("outputs", []) if (self.folder / name).is_dir()), None)
+        if in_the_way is not None:
+            raise InputError(
+                f"{self.folder / in_the_way} is a folder where this stage's file would be; move it elsewhere."
+            )
 
     def _refuse_if_different(self, made: dict[str, Any], wanted: dict[str, Any]) -> None:
         for field in sorted(set(made["fingerprint"]) | set(wanted["fingerprint"])):
