@@ -9,7 +9,6 @@ Files, in the run directory's `data/`:
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.pipeline.files import atomic_path, read_json, write_json
 from sidrec.pipeline.stage import require_finished
 
 SplitName = Literal["valid", "test"]
@@ -110,5 +109,5 @@ class Dataset:
         return cls(
             pl.read_parquet(folder / "items.parquet", glob=False),
             pl.read_parquet(folder / "interactions.parquet", glob=False),
-            json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
+            read_json(folder / "dataset.json"),
         )

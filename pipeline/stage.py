@@ -285,6 +285,27 @@ def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) ->
     return manifest
 
 
+def recorded_settings(run_dir: Path, name: str, overwrite: bool) -> dict[str, Any] | None:
+    """What a stage was last made with, None where nothing says it.
+
+    overwrite: whether its files are made again anyway. If not, raises InputError where the manifest lists others than are there: either may
+    be of another run, and so may the settings.
+    """
+    folder, hashes = run_dir / name, FileHashes(run_dir)
+    content = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
+        return None
+    if not overwrite and _is_manifest(content) and content["format"] == FORMAT and content["finished"]:
+        changed = changed_output(folder, content, hashes)
+        hashes.save()
+        if changed is not None:
+            raise InputError(
+                f"{folder / changed} is not the file that {folder / MANIFEST} lists, so the last settings may be of another run; name them "
+                "by --config FILE, or pass --overwrite true to make the stage again with those of the manifest."
+            )
+    return dict(content["fingerprint"])
+
+
 def _is_manifest(content: Any) -> bool:
     """Whether JSON has a manifest's shape, and lists no file outside the manifest's folder."""
     if not isinstance(content, dict) or not {"stage", "inputs", "outputs", "finished", "packages"} <= content.keys():

@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     [
         ("vq", [8, 8], {}, r"vector quantization has one level, but level_sizes gives 2 \(8 8\)"),
         ("rqvae", [8, 4], {"shared_codebook": True}, "shared_codebook needs equal level_sizes, not 8 4"),
-        ("rqvae", SIZES, {"codebook_init": "nowhere.npz"}, "nowhere.npz cannot be read as codebooks"),
+        ("rqvae", SIZES, {"codebook_init": "nowhere.npz"}, "nowhere.npz cannot be read as an .npz file"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_work(

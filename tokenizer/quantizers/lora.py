@@ -5,13 +5,12 @@ See sidrec.tokenizer.autoencoders.lora_codebook for the formulas, and lora_autoe
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import write_json
+from sidrec.pipeline.files import read_json, write_json
 from sidrec.pipeline.ranges import check_choice, check_least, refuse_idle
 from sidrec.tokenizer.autoencoders.settings import CodebookTrainingSettings, LatentSettings
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
@@ -192,12 +191,12 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     def summary_lines(self, folder: Path) -> list[str]:
         from sidrec.tokenizer.report.lora import summary
 
-        return [summary(json.loads((folder / REPORT).read_text(encoding="utf-8")))]
+        return [summary(read_json(folder / REPORT))]
 
     def report_tables(self, folder: Path) -> list[str]:
         from sidrec.tokenizer.report.lora import table_of_levels
 
-        return [table_of_levels(json.loads((folder / REPORT).read_text(encoding="utf-8")))]
+        return [table_of_levels(read_json(folder / REPORT))]
 
 
 def source_widths(vectors: Rows) -> list[int]:
