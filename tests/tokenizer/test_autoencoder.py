@@ -103,6 +103,41 @@ def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: st
     assert float(gradients(losses["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
 
 
+@pytest.mark.parametrize(
+    ("assignment", "weights"),
+    [("soft", "softmax"), ("soft", "sinkhorn"), *(("topk", w) for w in ("softmax", "sinkhorn", "uniform", "learnt"))],
+)
+def test_a_soft_level_is_coded_by_its_mixture_and_the_others_by_one_code(assignment: str, weights: str) -> None:
+    """Level 1 alone mixes: r_2 = r_1 - Q C_1, and the loss and its gradient follow from r_l and e_l."""
+    soft = {"assignment": assignment, "soft_weights": weights, "soft_levels": [1], "commitment_weight": 0.4}
+    model, x = model_of(**soft), batch()
+    losses, quantized = model(x, 0.3)
+    z = model.encoder(x)
+    books = [book.weight for book in model.codebooks]
+    r, e, total = z, [], 0
+    for level, book in enumerate(books):
+        if level == 1:
+            ranks = model.ranks[1] if weights == "learnt" else None
+            mixture = model.soft.weights(r.detach(), book.detach(), 0.3, ranks)  # has tests of its own
+            assert float((mixture.detach() > 1e-9).double().sum(1).mean()) > 2
+            e.append(mixture @ book)
+        else:
+            e.append(book[nearest(r, book)])
+        total = total + ((e[-1] - r.detach()) ** 2).mean() / L + 0.4 * ((e[-1].detach() - r) ** 2).mean() / L
+        r = r - e[-1].detach()
+    torch.testing.assert_close(quantized.zq, sum(e))
+    wanted = ((model.decoder(z + (sum(e) - z).detach()) - x) ** 2).mean() + total
+    assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    by_model, formula = gradients(losses["loss"], model), gradients(wanted, model)
+    for name in by_model:
+        torch.testing.assert_close(by_model[name], formula[name], rtol=1e-7, atol=1e-10, msg=name)
+    if weights == "learnt":
+        assert float(by_model["ranks.1"].abs().max()) > 0
+    hard = model_of()
+    hard.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model.eval().quantize(z, 0.3).zq, hard.quantize(z).zq), "outside training codes are hard"
+
+
 @pytest.mark.parametrize("levels", ["all", "first"])
 def test_which_levels_commitment_reaches_the_latents(levels: str) -> None:
     """As published only level 0 trains the encoder; with all levels every one does."""

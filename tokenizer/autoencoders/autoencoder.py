@@ -10,8 +10,9 @@ by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's commitmen
 codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a
 tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
 
-`ResidualAutoencoder.forward` is `encode`, `quantize` (per level: `assign`, `look_up`, `pass_on`), `pass_through`, `decode` and `losses`;
-a variant overrides one of them and keeps the rest.
+`ResidualAutoencoder.forward` is `encode`, `quantize` (per level: `told`, `assign`, `look_up` or `mix`, `pass_on`), `pass_through`, `decode`
+and `losses`; a variant overrides one of them and keeps the rest. Where assignment is soft, e_l is in training a mixture of codes
+(sidrec.tokenizer.autoencoders.soft_assignment); the same mixture is summed and taken from the residual.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.rotation import rotate
 from sidrec.tokenizer.autoencoders.settings import CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.sinkhorn import balanced_codes
+from sidrec.tokenizer.autoencoders.soft_assignment import SoftAssignment
 from sidrec.tokenizer.autoencoders.soft_usage import unevenness
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.kmeans.nearest import distances
@@ -78,12 +80,16 @@ class Codebook(nn.Module):
 
 @dataclass
 class Quantized:
-    """What the levels make of latents [n, e]: zq [n, e] without gradient trick, codes [n, L], and per level r_l and e_l [n, e]."""
+    """What the levels make of latents [n, e]: zq [n, e] without gradient trick, codes [n, L], and per level r_l and e_l [n, e].
+
+    coded: per level, what was compared with its codes, [n, e]: the residual, plus what the code before adds to it.
+    """
 
     zq: Tensor
     codes: Tensor
     residuals: list[Tensor]
     chosen: list[Tensor]
+    coded: list[Tensor]
 
 
 class ResidualAutoencoder(nn.Module):
@@ -106,6 +112,9 @@ class ResidualAutoencoder(nn.Module):
         self.scale = scale
         self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.codebooks: Any = nn.ModuleList(codebooks)
+        self.soft = soft_assignment(settings)
+        if self.soft and self.soft.form == "learnt":
+            self.ranks = nn.ParameterList(torch.zeros(settings.top_k) for _ in codebooks)
 
     def forward(self, x: Tensor, progress: float = 1.0) -> tuple[dict[str, Tensor], Quantized]:
         """`loss`, what training lowers, with its parts for the log; and the codes. x: [n, D].
@@ -126,16 +135,40 @@ class ResidualAutoencoder(nn.Module):
         return self.encoder(x)
 
     def quantize(self, z: Tensor, progress: float = 1.0) -> Quantized:
-        """Code latents [n, e] level by level."""
-        residual, residuals, chosen, codes = z, [], [], []
-        for codebook in self.codebooks:
+        """Code latents [n, e] level by level; in training and where assignment is soft, with the mixtures of `progress`."""
+        return self.quantize_at(z, progress if self.soft and self.training else None)
+
+    def quantize_at(self, z: Tensor, progress: float | None) -> Quantized:
+        """As `quantize`, with the mixtures of `progress`, or hard codes for None."""
+        residual, choice = z, None
+        residuals, chosen, codes, coded = [], [], [], []
+        for level, codebook in enumerate(self.codebooks):
             vectors = codebook.vectors()
-            code = self.assign(residual.detach(), vectors.detach())
+            told = self.told(level, choice)
             residuals.append(residual)
-            codes.append(code)
-            chosen.append(self.look_up(code, vectors))
+            coded.append(residual if told is None else residual + told)
+            codes.append(self.assign(coded[-1].detach(), vectors.detach()))
+            if progress is None or not self.mixes(level):
+                choice = self.look_up(codes[-1], vectors)
+            else:
+                choice = self.mix(level, coded[-1], vectors, progress)
+            chosen.append(choice if told is None else choice - told)
             residual = self.pass_on(residual, chosen[-1])
-        return Quantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen)
+        return Quantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen, coded)
+
+    def told(self, level: int, before: Tensor | None) -> Tensor | None:
+        """What the code before, of vectors [n, e], adds to a level's residual before it is coded, [n, e]; None: nothing."""
+        return None
+
+    def mixes(self, level: int) -> bool:
+        """Whether the level's vector is a mixture of codes in training."""
+        return self.soft is not None and (not self.settings.soft_levels or level in self.settings.soft_levels)
+
+    def mix(self, level: int, rows: Tensor, vectors: Tensor, progress: float) -> Tensor:
+        """The mixture sum_k Q_k C[k] of each row, [n, e], with no gradient to the rows. rows: [n, e]; vectors: [K, e]."""
+        assert self.soft is not None
+        ranks = self.ranks[level] if self.soft.form == "learnt" else None
+        return self.soft.weights(rows, vectors, progress, ranks) @ vectors
 
     def assign(self, residual: Tensor, vectors: Tensor) -> Tensor:
         """A level's codes, int64 [n]: the nearest; in training, by Sinkhorn where it is on. residual: [n, e], vectors: [K, e]."""
@@ -177,8 +210,8 @@ class ResidualAutoencoder(nn.Module):
 
     def diversity(self, quantized: Quantized) -> Tensor:
         """The mean over levels of how unevenly the batch uses the codes; its gradient reaches codebooks and encoder."""
-        pairs = zip(quantized.residuals, self.codebooks, strict=True)
-        return torch.stack([unevenness(residual, book.vectors()) for residual, book in pairs]).mean()
+        pairs = zip(quantized.coded, self.codebooks, strict=True)
+        return torch.stack([unevenness(rows, book.vectors()) for rows, book in pairs]).mean()
 
     def distinct_codebooks(self) -> dict[Any, list[int]]:
         """Every codebook once, with the levels that it codes."""
@@ -191,11 +224,11 @@ class ResidualAutoencoder(nn.Module):
     def after_step(self, quantized: Quantized, step: int, rng: np.random.Generator) -> int:
         """Moving averages follow the batch, and every `reset_every` steps dead codes are revived. Returns how many.
 
-        Each codebook sees the residuals of its own level (of all levels, when it is shared). step: from 1.
+        Each codebook sees what its own level coded (all levels, when it is shared). step: from 1.
         """
         revived = 0
         for book, levels in self.distinct_codebooks().items():
-            residuals = torch.cat([quantized.residuals[level].detach() for level in levels])
+            residuals = torch.cat([quantized.coded[level].detach() for level in levels])
             book.observe(residuals, torch.cat([quantized.codes[:, level] for level in levels]))
             if self.settings.reset_every and step % self.settings.reset_every == 0:
                 revived += book.revive(residuals, self.settings.threshold_dead_code, rng)
@@ -218,3 +251,13 @@ class ResidualAutoencoder(nn.Module):
         return Quantizer(
             Codebooks(books), self.encoder.rescaled(scale, 1 / latent), self.decoder.rescaled(latent, 1 / scale)
         )
+
+
+def soft_assignment(settings: CodebookTrainingSettings) -> SoftAssignment | None:
+    """How codes are mixed in training; None: they are not."""
+    if settings.assignment == "hard":
+        return None
+    top_k = settings.top_k if settings.assignment == "topk" else None
+    return SoftAssignment(
+        top_k, settings.temperature_start, settings.temperature_end, settings.soft_weights, settings.sinkhorn_iterations
+    )

@@ -66,7 +66,82 @@ class TrainingSettings:
 
 
 @dataclass
-class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
+class SoftSettings:
+    """How many codes make a level's vector in training (sidrec.tokenizer.autoencoders.soft_assignment)."""
+
+    assignment: str = field(
+        default="hard",
+        metadata={
+            "help": "What a level's vector is in training: its nearest code (`hard`), or a mixture of all codes (`soft`) or of the best "
+            "few (`topk`), which ends as one code."
+        },
+    )
+    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level.", "rare": True})
+    soft_weights: str = field(
+        default="softmax",
+        metadata={
+            "help": "soft, topk: a code's share in the mixture, by its distance (`softmax`), or that and equal use of the codes in the "
+            "batch (`sinkhorn`, slower); topk only: `uniform` (1/k each) or `learnt` (a weight a rank), with k falling from --top_k to 1.",
+            "rare": True,
+        },
+    )
+    soft_levels: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "soft, topk: levels that mix codes, 0 the first; the others are hard. Default: all.",
+            "rare": True,
+        },
+    )
+    temperature_start: float = field(
+        default=1.0,
+        metadata={
+            "help": "softmax, sinkhorn: temperature at the first step, in units of the gap between nearest and second code.",
+            "rare": True,
+        },
+    )
+    temperature_end: float = field(
+        default=0.01, metadata={"help": "softmax, sinkhorn: temperature at the last step.", "rare": True}
+    )
+
+    def __post_init__(self) -> None:
+        check_choice(self, "assignment", ("hard", "soft", "topk"))
+        check_choice(self, "soft_weights", ("softmax", "sinkhorn", "uniform", "learnt"))
+        check_least(self, "top_k", 1)
+        for name in ("temperature_start", "temperature_end"):
+            check_least(self, name, 0.0)
+        if not 0 < self.temperature_end <= self.temperature_start:
+            raise InputError(
+                f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
+                "fall, and end above 0."
+            )
+        levels = self.soft_levels
+        if not isinstance(levels, list) or not all(isinstance(level, int) and level >= 0 for level in levels):
+            raise InputError(f"soft_levels is {levels!r}; give a list of levels, 0 the first, such as 0 1.")
+        if self.soft_levels and self.assignment == "hard":
+            raise InputError("soft_levels is set, but has no effect while assignment is `hard`; leave it out.")
+        refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
+        refuse_idle(self, "soft_weights", self.assignment != "hard", "assignment is `hard`")
+        counted = self.soft_weights in ("uniform", "learnt")
+        if counted and self.assignment == "soft":
+            raise InputError(
+                f"soft_weights `{self.soft_weights}` mixes the nearest few codes; set assignment to `topk`."
+            )
+        for name in ("temperature_start", "temperature_end"):
+            refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
+            refuse_idle(self, name, not counted, f"soft_weights is `{self.soft_weights}`")
+
+    def check_soft_levels(self, level_sizes: list[int]) -> None:
+        """Raise InputError for a soft level that does not exist, or one with fewer codes than are mixed."""
+        levels = self.soft_levels or list(range(len(level_sizes)))
+        if max(levels) >= len(level_sizes):
+            raise InputError(f"soft_levels names level {max(levels)}, but the last level is {len(level_sizes) - 1}.")
+        fewest = min(level_sizes[level] for level in levels)
+        if self.assignment == "topk" and self.top_k > fewest:
+            raise InputError(f"top_k {self.top_k} is more than the {fewest} codes of a level; lower it.")
+
+
+@dataclass
+class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
     """Residual codebooks that are trained with an encoder and a decoder (sidrec.tokenizer.autoencoders.autoencoder).
 
     The settings of k-means count where `codebook_init` is `kmeans`.
@@ -131,6 +206,7 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
     def __post_init__(self) -> None:
         KmeansSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
+        SoftSettings.__post_init__(self)
         if self.codebook_init not in ("kmeans", "random") and not str(self.codebook_init).endswith(".npz"):
             raise InputError(
                 f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
@@ -143,7 +219,12 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
         refuse_zero(self, "quantization_weight")
         check_share(self, "threshold_dead_code")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
-        refuse_idle(self, "sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
+        if self.sinkhorn_epsilon > 0 and self.assignment != "hard":
+            raise InputError(
+                f"sinkhorn_epsilon is set, but training mixes codes (assignment `{self.assignment}`); leave it out."
+            )
+        balances = self.sinkhorn_epsilon > 0 or self.soft_weights == "sinkhorn"
+        refuse_idle(self, "sinkhorn_iterations", balances, "sinkhorn_epsilon is 0")
 
     def files(self) -> dict[str, Path]:
         """The .npz file that codebooks start from, if it is one."""
@@ -183,6 +264,11 @@ class AutoencoderSettings(CodebookTrainingSettings, MovingAverageSettings):
     def __post_init__(self) -> None:
         CodebookTrainingSettings.__post_init__(self)
         MovingAverageSettings.__post_init__(self)
+        if self.codebook_update == "ema" and self.assignment != "hard":
+            raise InputError(
+                f"codebook_update is `ema`, which follows whole items, but assignment `{self.assignment}` mixes codes; set "
+                "codebook_update to `gradient`."
+            )
 
 
 @dataclass
