@@ -103,6 +103,25 @@ def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: st
     assert float(gradients(losses["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
 
 
+def test_the_first_level_counts_coarse_weight_and_the_others_fine_weight() -> None:
+    model, x = model_of(coarse_weight=3.0, fine_weight=0.25, commitment_weight=0.4), batch()
+    losses, quantized = model(x)
+    r, e = (torch.stack(level).double() for level in (quantized.residuals, quantized.chosen))  # [L, N, e]
+    w = torch.tensor([3.0, 0.25, 0.25], dtype=torch.float64)
+    for name, value in (
+        ("codebook", (w * (e - r.detach()).square().mean((1, 2))).sum() / L),
+        ("commitment", (w * (r - e.detach()).square().mean((1, 2))).sum() / L),
+    ):
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-9)
+        by_model, formula = gradients(losses[name], model), gradients(value, model)
+        for weight in by_model:
+            torch.testing.assert_close(by_model[weight], formula[weight], rtol=1e-7, atol=1e-12, msg=weight)
+    wanted = losses["reconstruction"] + losses["codebook"] + 0.4 * losses["commitment"]
+    assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    plain = model_of(commitment_weight=0.4)(x)[0]
+    assert losses["codebook"].item() != pytest.approx(plain["codebook"].item(), rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("assignment", "weights"),
     [("soft", "softmax"), ("soft", "sinkhorn"), *(("topk", w) for w in ("softmax", "sinkhorn", "uniform", "learnt"))],

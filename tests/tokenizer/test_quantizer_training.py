@@ -365,6 +365,7 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"gradient_clip": float("inf")}, "gradient_clip is inf"),
         ({"commitment_weight": -1}, "commitment_weight is -1; it must be a number of at least 0"),
         ({"warmup_steps": 1001, "training_steps": 1000}, "warmup_steps is 1001, more than training_steps, 1000"),
+        ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be a number of at least 0"),
         ({"ema_decay": 0.9}, "ema_decay is set, but has no effect while codebook_update is `gradient`"),
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
         ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),
@@ -385,6 +386,11 @@ def test_settings_that_do_not_fit_are_refused_before_work(
 def test_training_settings_are_refused_one_by_one(training: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         QUANTIZERS["rqvae"](**training)
+
+
+def test_one_level_has_no_finer_ones() -> None:
+    with pytest.raises(InputError, match="fine_weight is set, but has no effect while there is one level"):
+        QUANTIZERS["vq"](fine_weight=0.5)  # type: ignore[call-arg]
 
 
 def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:

@@ -2,9 +2,10 @@
 
 With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k]||^2], r_{l+1} = r_l - sg[e_l], zq = sum_l e_l:
 
-    loss = ||x - decoder(z + sg[zq - z])||^2  +  w · mean_l( ||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2 )
+    loss = ||x - decoder(z + sg[zq - z])||^2  +  w · mean_l( w_l (||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2) )
            + diversity · mean(x^2) · mean_l(log K - H(soft usage of level l))  +  the codebooks' own penalties
 
+w_0 is `coarse_weight`, the other w_l are `fine_weight`; both are 1 by default.
 All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead. As published
 by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's commitment reaches the encoder (`commitment_levels: first`). With a
 codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a
@@ -196,9 +197,9 @@ class ResidualAutoencoder(nn.Module):
     def losses(self, x: Tensor, z: Tensor, quantized: Quantized, reconstructed: Tensor) -> dict[str, Tensor]:
         """`loss` and its parts. x, reconstructed: [n, D]; z: [n, e]."""
         settings = self.settings
-        pairs = list(zip(quantized.residuals, quantized.chosen, strict=True))
-        codebook = torch.stack([mse_loss(e, r.detach()) for r, e in pairs]).mean()
-        commitment = torch.stack([mse_loss(r, e.detach()) for r, e in pairs]).mean()
+        levels = list(zip(self.level_weights(), quantized.residuals, quantized.chosen, strict=True))
+        codebook = torch.stack([w * mse_loss(e, r.detach()) for w, r, e in levels]).mean()
+        commitment = torch.stack([w * mse_loss(r, e.detach()) for w, r, e in levels]).mean()
         reconstruction = (l1_loss if settings.reconstruction == "l1" else mse_loss)(reconstructed, x)
         loss = reconstruction + settings.quantization_weight * (codebook + settings.commitment_weight * commitment)
         losses = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}
@@ -207,6 +208,10 @@ class ResidualAutoencoder(nn.Module):
             loss = loss + settings.diversity_weight * x.square().mean() * losses["diversity"]
         penalties = [book.penalty() for book in self.distinct_codebooks()]
         return losses | {"loss": loss + torch.stack(penalties).sum()}
+
+    def level_weights(self) -> list[float]:
+        """w_l: what the codebook and commitment loss of each level counts."""
+        return [self.settings.coarse_weight, *[self.settings.fine_weight] * (len(self.codebooks) - 1)]
 
     def diversity(self, quantized: Quantized) -> Tensor:
         """The mean over levels of how unevenly the batch uses the codes; its gradient reaches codebooks and encoder."""

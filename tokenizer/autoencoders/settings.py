@@ -160,6 +160,14 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
     commitment_weight: float = field(
         default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
     )
+    coarse_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the codebook and commitment loss of the first level.", "rare": True},
+    )
+    fine_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the codebook and commitment loss of each level after the first.", "rare": True},
+    )
     commitment_levels: str = field(
         default="all",
         metadata={
@@ -212,6 +220,8 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
                 f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
             )
         check_choice(self, "commitment_levels", ("all", "first"))
+        for name in ("coarse_weight", "fine_weight"):
+            check_least(self, name, 0.0)
         for name in ("quantization_weight", "commitment_weight", "threshold_dead_code", "sinkhorn_epsilon"):
             check_least(self, name, 0.0)
         for name, least in (("diversity_weight", 0.0), ("reset_every", 0), ("sinkhorn_iterations", 1)):
