@@ -294,11 +294,32 @@ def test_unevenness_has_the_gradient_of_its_formula_and_scale_does_not_matter() 
     assert torch.autograd.grad(unevenness(rows, far), rows)[0].isfinite().all()
 
 
-def test_diversity_is_weighted_in_units_of_the_input() -> None:
-    plain, diverse = model_of(), model_of(diversity_weight=0.3)
+def test_the_variance_form_is_its_formula_and_near_even_use_two_kths_of_the_entropy_form() -> None:
+    rows, book = batch(8)[:, :E].clone().requires_grad_(), batch(9)[:K, :E].clone().requires_grad_()
+    squared = (rows[:, None] - book[None]).square().sum(2)
+    two = squared.detach().sort(1).values
+    p = torch.softmax(-squared / (two[:, 1] - two[:, 0]).mean(), 1).mean(0)
+    measured, wanted = unevenness(rows, book, "variance"), sum((share - 1 / K) ** 2 for share in p)
+    assert measured.item() == pytest.approx(wanted.item(), rel=1e-9)
+    for gradient, formula in zip(
+        torch.autograd.grad(measured, (rows, book)), torch.autograd.grad(wanted, (rows, book)), strict=True
+    ):
+        torch.testing.assert_close(gradient, formula)
+        assert float(gradient.abs().max()) > 1e-4
+    crowd = torch.randn(4000, E, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    corners = 0.01 * torch.cat([torch.eye(E), -torch.eye(E)]).double()  # 2 e codes about the origin of a round cloud
+    even, other = unevenness(crowd, corners), unevenness(crowd, corners, "variance")
+    assert 0 < other.item() < 1e-3
+    assert other.item() == pytest.approx(even.item() * 2 / (2 * E), rel=0.05)
+
+
+@pytest.mark.parametrize("form", ["entropy", "variance"])
+def test_diversity_is_weighted_in_units_of_the_input(form: str) -> None:
+    plain, diverse = model_of(), model_of(diversity_weight=0.3, diversity_form=form)
     x = batch()
     losses, quantized = diverse(x)
-    levels = [unevenness(r, book.weight) for r, book in zip(quantized.residuals, diverse.codebooks, strict=True)]
+    pairs = zip(quantized.residuals, diverse.codebooks, strict=True)
+    levels = [unevenness(r, book.weight, form) for r, book in pairs]
     wanted = plain(x)[0]["loss"] + 0.3 * x.square().mean() * sum(levels) / L
     assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
 

@@ -366,6 +366,8 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"commitment_weight": -1}, "commitment_weight is -1; it must be a number of at least 0"),
         ({"warmup_steps": 1001, "training_steps": 1000}, "warmup_steps is 1001, more than training_steps, 1000"),
         ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be a number of at least 0"),
+        ({"diversity_form": "variance"}, "diversity_form is set, but has no effect while diversity_weight is 0"),
+        ({"diversity_form": "gini", "diversity_weight": 0.1}, "diversity_form is 'gini'; it must be one of `entropy`"),
         ({"ema_decay": 0.9}, "ema_decay is set, but has no effect while codebook_update is `gradient`"),
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
         ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),

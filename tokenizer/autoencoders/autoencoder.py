@@ -3,7 +3,7 @@
 With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k]||^2], r_{l+1} = r_l - sg[e_l], zq = sum_l e_l:
 
     loss = ||x - decoder(z + sg[zq - z])||^2  +  w · mean_l( w_l (||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2) )
-           + diversity · mean(x^2) · mean_l(log K - H(soft usage of level l))  +  the codebooks' own penalties
+           + diversity · mean(x^2) · mean_l(unevenness of the soft usage of level l)  +  the codebooks' own penalties
 
 w_0 is `coarse_weight`, the other w_l are `fine_weight`; both are 1 by default.
 All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead. As published
@@ -215,8 +215,9 @@ class ResidualAutoencoder(nn.Module):
 
     def diversity(self, quantized: Quantized) -> Tensor:
         """The mean over levels of how unevenly the batch uses the codes; its gradient reaches codebooks and encoder."""
+        form = self.settings.diversity_form
         pairs = zip(quantized.coded, self.codebooks, strict=True)
-        return torch.stack([unevenness(rows, book.vectors()) for rows, book in pairs]).mean()
+        return torch.stack([unevenness(rows, book.vectors(), form) for rows, book in pairs]).mean()
 
     def distinct_codebooks(self) -> dict[Any, list[int]]:
         """Every codebook once, with the levels that it codes."""

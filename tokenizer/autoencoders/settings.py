@@ -210,6 +210,14 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
             "rare": True,
         },
     )
+    diversity_form: str = field(
+        default="entropy",
+        metadata={
+            "help": "Unevenness of the K shares of use p: `entropy` (log K - H(p), nats) or `variance` (sum of (p - 1/K)^2, near even use "
+            "2/K of the other: raise --diversity_weight by K/2).",
+            "rare": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         KmeansSettings.__post_init__(self)
@@ -228,6 +236,8 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
             check_least(self, name, least)
         refuse_zero(self, "quantization_weight")
         check_share(self, "threshold_dead_code")
+        check_choice(self, "diversity_form", ("entropy", "variance"))
+        refuse_idle(self, "diversity_form", self.diversity_weight > 0, "diversity_weight is 0")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
         if self.sinkhorn_epsilon > 0 and self.assignment != "hard":
             raise InputError(
