@@ -368,6 +368,8 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be a number of at least 0"),
         ({"diversity_form": "variance"}, "diversity_form is set, but has no effect while diversity_weight is 0"),
         ({"diversity_form": "gini", "diversity_weight": 0.1}, "diversity_form is 'gini'; it must be one of `entropy`"),
+        ({"reset_to": "kmeans"}, "reset_to is set, but has no effect while reset_every is 0"),
+        ({"reset_to": "means", "reset_every": 5}, "reset_to is 'means'; it must be one of `residuals`, `kmeans`"),
         ({"ema_decay": 0.9}, "ema_decay is set, but has no effect while codebook_update is `gradient`"),
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
         ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),
@@ -442,6 +444,13 @@ def test_every_kind_learns_with_mixtures_and_is_measured_with_one_code_a_level(k
         )
     else:
         assert not ranks
+
+
+def test_dead_codes_move_to_kmeans_of_the_batch() -> None:
+    random: dict[str, Any] = {"e_dim": 6, "codebook_init": "random", "training_steps": 200, "evaluate_every": 200}
+    curves = [trained("rqvae", [32, 8], **random, reset_every=5, reset_to=to)[1] for to in ("residuals", "kmeans")]
+    assert curves[1]["rows"][-1]["codes_used"][0] == 32
+    assert curves[0]["rows"][-1]["reconstruction"] != curves[1]["rows"][-1]["reconstruction"]
 
 
 REFERENCES = {"rqkmeans_plus": 4.105153, "rqvae": 0.112842, "ema": 0.091022, "vq": 0.102709}

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, l1_loss, mse_loss
 
+from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.rotation import rotate
@@ -36,6 +37,8 @@ from sidrec.tokenizer.autoencoders.soft_usage import unevenness
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.kmeans.nearest import distances
 from sidrec.tokenizer.quantizer import Quantizer
+
+RESET_ITERATIONS = 10  # of k-means, which is near its end by then
 
 
 class Codebook(nn.Module):
@@ -67,16 +70,15 @@ class Codebook(nn.Module):
         self.counts += torch.bincount(codes, minlength=len(self.counts))
 
     @torch.no_grad()
-    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator) -> int:
-        """Move codes used less than `share` of an equal use, since the last call, to residuals [n, e] drawn without repetition.
+    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator, iterations: int = 0) -> int:
+        """Move codes used less than `share` of an equal use, since the last call, to `new_places` among residuals [n, e].
 
-        Returns how many.
+        iterations: of k-means there. Returns how many.
         """
-        expected = self.counts.mean()
-        dead = (self.counts < share * expected).nonzero().flatten()[: len(residuals)]
-        self.weight[dead] = residuals[torch.from_numpy(rng.permutation(len(residuals))[: len(dead)])]
+        dead = dead_codes(self.counts, share * self.counts.mean(), len(residuals))
+        self.weight[dead] = new_places(residuals, self.weight[~dead], int(dead.sum()), rng, iterations)
         self.counts.zero_()
-        return len(dead)
+        return int(dead.sum())
 
 
 @dataclass
@@ -237,7 +239,8 @@ class ResidualAutoencoder(nn.Module):
             residuals = torch.cat([quantized.coded[level].detach() for level in levels])
             book.observe(residuals, torch.cat([quantized.codes[:, level] for level in levels]))
             if self.settings.reset_every and step % self.settings.reset_every == 0:
-                revived += book.revive(residuals, self.settings.threshold_dead_code, rng)
+                iterations = RESET_ITERATIONS if self.settings.reset_to == "kmeans" else 0
+                revived += book.revive(residuals, self.settings.threshold_dead_code, rng, iterations)
         return revived
 
     @property

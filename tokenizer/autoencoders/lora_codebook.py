@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
+
 if TYPE_CHECKING:
     from sidrec.tokenizer.quantizers.lora import Lora
 
@@ -121,16 +123,16 @@ class LoraCodebook(nn.Module):
         self.counts += torch.bincount(codes, minlength=len(self.counts))
 
     @torch.no_grad()
-    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator) -> int:
-        """Move codes used less than `share` of an equal use, since the last call, to residuals [n, e] drawn without repetition.
+    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator, iterations: int = 0) -> int:
+        """Move codes used less than `share` of an equal use, since the last call, to `new_places` among residuals [n, e].
 
-        Their base moves, by what A B leaves to it. Returns how many.
+        Their base moves, by what A B leaves to it. iterations: of k-means there. Returns how many.
         """
-        dead = (self.counts < share * self.counts.mean()).nonzero().flatten()[: len(residuals)]
-        drawn = residuals[torch.from_numpy(rng.permutation(len(residuals))[: len(dead)])]
-        self.base[dead] = drawn - (self.a() @ self.b())[dead]
+        dead = dead_codes(self.counts, share * self.counts.mean(), len(residuals))
+        places = new_places(residuals, self.vectors()[~dead], int(dead.sum()), rng, iterations)
+        self.base[dead] = places - (self.a() @ self.b())[dead]
         self.counts.zero_()
-        return len(dead)
+        return len(places)
 
     def shares(self) -> Tensor:
         """||A B^m|| / ||base^m|| of each source, [M], Frobenius norms."""

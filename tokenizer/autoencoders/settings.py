@@ -179,6 +179,14 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
         default=0,
         metadata={"help": "Every so many steps, codes in hardly any use move to residuals of the batch; 0 = never."},
     )
+    reset_to: str = field(
+        default="residuals",
+        metadata={
+            "help": "Where dead codes move: `residuals` drawn from the batch, or `kmeans` of the batch's residuals, in which living codes "
+            "stand still.",
+            "rare": True,
+        },
+    )
     threshold_dead_code: float = field(
         default=0.05,
         metadata={
@@ -236,6 +244,8 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
             check_least(self, name, least)
         refuse_zero(self, "quantization_weight")
         check_share(self, "threshold_dead_code")
+        check_choice(self, "reset_to", ("residuals", "kmeans"))
+        refuse_idle(self, "reset_to", self.reset_every > 0, "reset_every is 0")
         check_choice(self, "diversity_form", ("entropy", "variance"))
         refuse_idle(self, "diversity_form", self.diversity_weight > 0, "diversity_weight is 0")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
