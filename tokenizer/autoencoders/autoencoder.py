@@ -143,24 +143,28 @@ class ResidualAutoencoder(nn.Module):
 
     def quantize_at(self, z: Tensor, progress: float | None) -> Quantized:
         """As `quantize`, with the mixtures of `progress`, or hard codes for None."""
-        residual, choice = z, None
+        residual, choice, shares = z, z, z  # the last two: of the level before
         residuals, chosen, codes, coded = [], [], [], []
         for level, codebook in enumerate(self.codebooks):
             vectors = codebook.vectors()
-            told = self.told(level, choice)
+            told = self.told(level, choice, shares) if level else None
             residuals.append(residual)
             coded.append(residual if told is None else residual + told)
             codes.append(self.assign(coded[-1].detach(), vectors.detach()))
             if progress is None or not self.mixes(level):
-                choice = self.look_up(codes[-1], vectors)
+                shares, choice = codes[-1], self.look_up(codes[-1], vectors)
             else:
-                choice = self.mix(level, coded[-1], vectors, progress)
+                shares = self.mix(level, coded[-1], vectors, progress)
+                choice = shares @ vectors
             chosen.append(choice if told is None else choice - told)
             residual = self.pass_on(residual, chosen[-1])
         return Quantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen, coded)
 
-    def told(self, level: int, before: Tensor | None) -> Tensor | None:
-        """What the code before, of vectors [n, e], adds to a level's residual before it is coded, [n, e]; None: nothing."""
+    def told(self, level: int, before: Tensor, shares: Tensor) -> Tensor | None:
+        """What the level before adds to a level's residual before it is coded, [n, e]; None: nothing.
+
+        before: [n, e], its vectors; shares: its codes, int64 [n], or its mixtures Q, [n, K].
+        """
         return None
 
     def mixes(self, level: int) -> bool:
@@ -168,10 +172,10 @@ class ResidualAutoencoder(nn.Module):
         return self.soft is not None and (not self.settings.soft_levels or level in self.settings.soft_levels)
 
     def mix(self, level: int, rows: Tensor, vectors: Tensor, progress: float) -> Tensor:
-        """The mixture sum_k Q_k C[k] of each row, [n, e], with no gradient to the rows. rows: [n, e]; vectors: [K, e]."""
+        """Q of each row, [n, K], with no gradient to rows and codes; its mixture is Q C. rows: [n, e]; vectors: [K, e]."""
         assert self.soft is not None
         ranks = self.ranks[level] if self.soft.form == "learnt" else None
-        return self.soft.weights(rows, vectors, progress, ranks) @ vectors
+        return self.soft.weights(rows, vectors, progress, ranks)
 
     def assign(self, residual: Tensor, vectors: Tensor) -> Tensor:
         """A level's codes, int64 [n]: the nearest; in training, by Sinkhorn where it is on. residual: [n, e], vectors: [K, e]."""

@@ -2,7 +2,8 @@
 
 As `ResidualAutoencoder`, with the encoder and decoder in one block per source, and where the settings say so:
     condition_on_previous       level l codes r + W_l C_{l-1}[p]; p is the code before (in training perhaps a mixture), W_l is 0 at first.
-                                Exported as codebooks [K_{l-1}, K_l, e]: C_l[k] - W_l C_{l-1}[p].
+                                Exported as codebooks [K_{l-1}, K_l, e]: C_l[k] - W_l C_{l-1}[p]. With `condition_form` one_hot, a row
+                                T_l[p] of a table [K_{l-1}, e] stands in the place of W_l C_{l-1}[p]: W_l times p as one-hot input.
     alignment_weight            InfoNCE between the sources' latents of an item.
 """
 
@@ -31,8 +32,8 @@ class LoraAutoencoder(ResidualAutoencoder):
         super().__init__(encoder, codebooks, decoder, settings)  # type: ignore[arg-type]
         self.lora = settings
 
-    def told(self, level: int, before: Tensor | None) -> Tensor | None:
-        return self.codebooks[level].offset(before) if self.lora.condition_on_previous and before is not None else None
+    def told(self, level: int, before: Tensor, shares: Tensor) -> Tensor | None:
+        return self.codebooks[level].offset(before, shares) if self.lora.condition_on_previous else None
 
     def losses(self, x: Tensor, z: Tensor, quantized: Quantized, reconstructed: Tensor) -> dict[str, Tensor]:
         """Those of every autoencoder, the alignment of sources, and (outside training) ||A B|| / ||base|| of each level."""
@@ -51,6 +52,6 @@ class LoraAutoencoder(ResidualAutoencoder):
         books = by_level[:1]
         for book, before, vectors in zip(self.codebooks[1:], by_level, by_level[1:], strict=False):
             if self.lora.condition_on_previous:
-                vectors = vectors - book.offset(before)[:, None]  # [K_before, K, e]
+                vectors = vectors - book.offset(before, torch.arange(len(before)))[:, None]  # [K_before, K, e]
             books.append(vectors)
         return Quantizer(Codebooks([vectors.numpy().copy() for vectors in books]), self.encoder, self.decoder)

@@ -71,6 +71,14 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         default=False,
         metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."},
     )
+    condition_form: str = field(
+        default="vector",
+        metadata={
+            "help": "condition_on_previous: W times the `vector` of the code before, or times its number as `one_hot` input: e_dim numbers "
+            "for each code before.",
+            "rare": True,
+        },
+    )
     inherit_levels: bool = field(
         default=False,
         metadata={
@@ -84,6 +92,8 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         CodebookTrainingSettings.__post_init__(self)
         check_choice(self, "share_a", ("sources", "all"))
         check_choice(self, "base", ("trainable", "frozen"))
+        check_choice(self, "condition_form", ("vector", "one_hot"))
+        refuse_idle(self, "condition_form", self.condition_on_previous, "condition_on_previous is false")
         check_choice(self, "penalty_reduction", ("mean", "sum"))
         check_least(self, "rank", 1)
         weights = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "alignment_weight")
