@@ -5,7 +5,7 @@ With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k
     loss = ||x - decoder(z + sg[zq - z])||^2  +  w · mean_l( w_l (||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2) )
            + diversity · mean(x^2) · mean_l(unevenness of the soft usage of level l)  +  the codebooks' own penalties
 
-w_0 is `coarse_weight`, the other w_l are `fine_weight`; both are 1 by default.
+w_0 is `coarse_weight` (with G groups: w_0, …, w_{G-1}), the other w_l are `fine_weight`; both are 1 by default.
 All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead. As published
 by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's commitment reaches the encoder (`commitment_levels: first`). With a
 codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a
@@ -14,6 +14,10 @@ tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
 `ResidualAutoencoder.forward` is `encode`, `quantize` (per level: `told`, `assign`, `look_up` or `mix`, `pass_on`), `pass_through`, `decode`
 and `losses`; a variant overrides one of them and keeps the rest. Where assignment is soft, e_l is in training a mixture of codes
 (sidrec.tokenizer.autoencoders.soft_assignment); the same mixture is summed and taken from the residual.
+
+With G > 1 groups the latent is cut into G parts of e / G numbers, and level l codes what the levels before left of part l mod G only:
+product quantization, with a residual of its own in each part. r_l and e_l are then vectors of that part; zq is those of all parts, side
+by side, and the decoder takes zq, or the sum of its parts (`join`).
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, l1_loss, mse_loss
+from torch.nn.functional import embedding, l1_loss, mse_loss, pad
 
 from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
@@ -83,9 +87,9 @@ class Codebook(nn.Module):
 
 @dataclass
 class Quantized:
-    """What the levels make of latents [n, e]: zq [n, e] without gradient trick, codes [n, L], and per level r_l and e_l [n, e].
+    """What the levels make of latents [n, e]: zq [n, e] without gradient trick, codes [n, L], and per level r_l and e_l [n, e / G].
 
-    coded: per level, what was compared with its codes, [n, e]: the residual, plus what the code before adds to it.
+    coded: per level, what was compared with its codes, [n, e / G]: the residual, plus what the code before adds to it.
     """
 
     zq: Tensor
@@ -98,6 +102,7 @@ class Quantized:
 class ResidualAutoencoder(nn.Module):
     """encoder: [n, D] → [n, e]; codebooks: one module a level (the same one on every level when it is shared); decoder: [n, e] → [n, D].
 
+    groups: G, see above; codebooks are then [K, e / G]. join: `concat`, or `sum` with a decoder of [n, e / G].
     scale: every x is multiplied by it first, and all losses are of those larger vectors. The numbers of a vector of unit length are small,
     and a step of the optimizer is as long for small weights as for large ones: unscaled, codebooks jitter. `quantizer` takes the scale
     out again, without changing a bit when it is a power of two.
@@ -110,9 +115,11 @@ class ResidualAutoencoder(nn.Module):
         decoder: Mlp,
         settings: CodebookTrainingSettings,
         scale: float = 1.0,
+        groups: int = 1,
+        join: str = "concat",
     ) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.groups, self.join = scale, groups, join
         self.encoder, self.decoder, self.settings = encoder, decoder, settings
         self.codebooks: Any = nn.ModuleList(codebooks)
         self.soft = soft_assignment(settings)
@@ -144,12 +151,12 @@ class ResidualAutoencoder(nn.Module):
     def quantize_at(self, z: Tensor, progress: float | None) -> Quantized:
         """As `quantize`, with the mixtures of `progress`, or hard codes for None."""
         residual, choice, shares = z, z, z  # the last two: of the level before
-        residuals, chosen, codes, coded = [], [], [], []
+        residuals, chosen, codes, coded, whole = [], [], [], [], []
         for level, codebook in enumerate(self.codebooks):
             vectors = codebook.vectors()
             told = self.told(level, choice, shares) if level else None
-            residuals.append(residual)
-            coded.append(residual if told is None else residual + told)
+            residuals.append(residual[:, self.part(level, z.shape[1])])
+            coded.append(residuals[-1] if told is None else residuals[-1] + told)
             codes.append(self.assign(coded[-1].detach(), vectors.detach()))
             if progress is None or not self.mixes(level):
                 shares, choice = codes[-1], self.look_up(codes[-1], vectors)
@@ -157,8 +164,19 @@ class ResidualAutoencoder(nn.Module):
                 shares = self.mix(level, coded[-1], vectors, progress)
                 choice = shares @ vectors
             chosen.append(choice if told is None else choice - told)
-            residual = self.pass_on(residual, chosen[-1])
-        return Quantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen, coded)
+            whole.append(self.in_its_part(level, chosen[-1]))
+            residual = self.pass_on(residual, whole[-1])
+        return Quantized(torch.stack(whole).sum(0), torch.stack(codes, 1), residuals, chosen, coded)
+
+    def part(self, level: int, width: int) -> slice:
+        """Which of the latent's `width` numbers a level codes."""
+        group, size = level % self.groups, width // self.groups
+        return slice(group * size, (group + 1) * size)
+
+    def in_its_part(self, level: int, vectors: Tensor) -> Tensor:
+        """Vectors [n, e / G] of a level as vectors [n, e], zero outside its part."""
+        group, size = level % self.groups, vectors.shape[1]
+        return pad(vectors, (group * size, (self.groups - 1 - group) * size)) if self.groups > 1 else vectors
 
     def told(self, level: int, before: Tensor, shares: Tensor) -> Tensor | None:
         """What the level before adds to a level's residual before it is coded, [n, e]; None: nothing.
@@ -198,6 +216,8 @@ class ResidualAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Vectors [n, D] of latents [n, e]."""
+        if self.join == "sum":
+            latents = torch.stack(latents.chunk(self.groups, dim=1)).sum(0)
         return self.decoder(latents)
 
     def losses(self, x: Tensor, z: Tensor, quantized: Quantized, reconstructed: Tensor) -> dict[str, Tensor]:
@@ -217,7 +237,8 @@ class ResidualAutoencoder(nn.Module):
 
     def level_weights(self) -> list[float]:
         """w_l: what the codebook and commitment loss of each level counts."""
-        return [self.settings.coarse_weight, *[self.settings.fine_weight] * (len(self.codebooks) - 1)]
+        fine = len(self.codebooks) - self.groups
+        return [self.settings.coarse_weight] * self.groups + [self.settings.fine_weight] * fine
 
     def diversity(self, quantized: Quantized) -> Tensor:
         """The mean over levels of how unevenly the batch uses the codes; its gradient reaches codebooks and encoder."""
@@ -253,17 +274,20 @@ class ResidualAutoencoder(nn.Module):
         return self.scale if self.encoder.skip else 1.0
 
     def start_codebooks(self, books: list[np.ndarray]) -> None:
-        """Put vectors, of the quantizer's latents, into the distinct codebooks, [K, e] each."""
-        for book, vectors in zip(self.distinct_codebooks(), books, strict=True):
-            book.start(torch.from_numpy(vectors) * self.latent_scale)
+        """Put vectors, of the quantizer's latents, into the distinct codebooks, [K, e] each, of which a level takes its part."""
+        for (book, levels), vectors in zip(self.distinct_codebooks().items(), books, strict=True):
+            part = self.part(levels[0], vectors.shape[1])
+            book.start(torch.from_numpy(vectors)[:, part] * self.latent_scale)
 
     def quantizer(self) -> Quantizer:
         """What has been learnt so far, for vectors as they are."""
         scale, latent = self.scale, self.latent_scale
-        books = [(codebook.vectors().detach() / latent).numpy().copy() for codebook in self.codebooks]
-        return Quantizer(
-            Codebooks(books), self.encoder.rescaled(scale, 1 / latent), self.decoder.rescaled(latent, 1 / scale)
-        )
+        whole = [self.in_its_part(level, book.vectors().detach()) for level, book in enumerate(self.codebooks)]
+        books = [(vectors / latent).numpy().copy() for vectors in whole]
+        decoder = self.decoder.rescaled(latent, 1 / scale)
+        if self.join == "sum":
+            decoder = decoder.of_sum(self.groups)
+        return Quantizer(Codebooks(books), self.encoder.rescaled(scale, 1 / latent), decoder)
 
 
 def soft_assignment(settings: CodebookTrainingSettings) -> SoftAssignment | None:

@@ -16,7 +16,7 @@ from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.training import Training
-from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
 from sidrec.tokenizer.interchange import read_codebooks
 from sidrec.tokenizer.kmeans import residual_kmeans
 from sidrec.tokenizer.quantizer import Quantizer
@@ -42,18 +42,23 @@ def build(
     skip_decoder: bool = False,
     shared_codebook: bool = False,
     scale: float = 1.0,
+    groups: int = 1,
+    join: str = "concat",
 ) -> ResidualAutoencoder:
     """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`.
 
     skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D. shared_codebook: one module on all levels.
+    groups: parts of the latent, coded apart; join: what the decoder takes of them, `concat` or `sum`.
     """
     N, D = vectors.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip=skip_encoder)
-        decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip=skip_decoder)
+        decoder = Mlp(
+            [(e_dim // groups if join == "sum" else e_dim, D)], settings.hidden_sizes[::-1], skip=skip_decoder
+        )
         sizes = level_sizes[:1] if shared_codebook else level_sizes
-        starts = [torch.empty(K, e_dim).uniform_(-1 / K, 1 / K) for K in sizes]
+        starts = [torch.empty(K, e_dim // groups).uniform_(-1 / K, 1 / K) for K in sizes]
     books: list[Codebook | EmaCodebook] = []
     for start in starts:
         if settings.codebook_update == "ema":
@@ -62,7 +67,7 @@ def build(
         else:
             books.append(Codebook(start))
     by_level = books * len(level_sizes) if shared_codebook else books
-    return ResidualAutoencoder(encoder, by_level, decoder, settings, scale)
+    return ResidualAutoencoder(encoder, by_level, decoder, settings, scale, groups, join)
 
 
 def start_codebooks(
@@ -84,6 +89,9 @@ def start_codebooks(
         model.start_codebooks(read_codebooks(Path(settings.codebook_init), level_sizes[:n_books], width))
     elif settings.codebook_init == "kmeans":
         latents = model.quantizer().latents(vectors)
+        if model.groups > 1:
+            model.start_codebooks(kmeans_of_parts(latents, model, level_sizes, seed, settings, screen))
+            return
         if n_books == len(level_sizes):
             model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings, screen).books)
             return
@@ -91,6 +99,26 @@ def start_codebooks(
         parts = [K * (level + 1) // L - K * level // L for level in range(L)]
         books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings, screen).books
         model.start_codebooks([np.concatenate(books)])
+
+
+def kmeans_of_parts(
+    latents: Rows,
+    model: ResidualAutoencoder,
+    level_sizes: list[int],
+    seed: int,
+    settings: CodebookTrainingSettings,
+    screen: Screen | None = None,
+) -> list[np.ndarray]:
+    """Residual k-means of each part of `latents` [N, e] by itself: a codebook [K, e] a level, zero outside the level's part."""
+    whole = np.concatenate([rows for _, rows in chunks(latents)])
+    books: list[np.ndarray] = [np.empty(0)] * len(level_sizes)
+    for group in range(model.groups):
+        part = model.part(group, latents.shape[1])
+        alone = np.zeros_like(whole)
+        alone[:, part] = whole[:, part]
+        sizes = level_sizes[group :: model.groups]
+        books[group :: model.groups] = residual_kmeans.fit(alone, sizes, seed, settings, screen).books
+    return books
 
 
 def fit(
