@@ -356,7 +356,10 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"keep": "best"}, "keep is 'best'; it must be one of `best_loss`, `best_collision`, `last`"),
         ({"codebook_update": "adam"}, "codebook_update is 'adam'"),
         ({"commitment_levels": "none"}, "commitment_levels is 'none'"),
-        ({"codebook_init": "books.npy"}, "codebook_init is 'books.npy'; it must be `kmeans`, `random` or the path"),
+        (
+            {"codebook_init": "books.npy"},
+            "codebook_init is 'books.npy'; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path",
+        ),
         ({"hidden_sizes": [0]}, r"hidden_sizes is \[0\]"),
         ({"e_dim": 0}, "e_dim is 0; it must be a whole number of at least 1"),
         ({"training_steps": 0}, "training_steps is 0; it must be a whole number of at least 1"),
@@ -390,11 +393,6 @@ def test_settings_that_do_not_fit_are_refused_before_work(
 def test_training_settings_are_refused_one_by_one(training: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         QUANTIZERS["rqvae"](**training)
-
-
-def test_one_level_has_no_finer_ones() -> None:
-    with pytest.raises(InputError, match="fine_weight is set, but has no effect while there is one level"):
-        QUANTIZERS["vq"](fine_weight=0.5)  # type: ignore[call-arg]
 
 
 def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,18 @@ from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.training import Training
+from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
 from sidrec.tokenizer.interchange import read_codebooks
-from sidrec.tokenizer.kmeans import residual_kmeans
+from sidrec.tokenizer.kmeans import residual_kmeans, soft_kmeans
 from sidrec.tokenizer.quantizer import Quantizer
 
 SAMPLED_ROWS = 4096
+START_OF: dict[str, Callable[..., Codebooks]] = {  # by the name that `codebook_init` takes
+    "kmeans": residual_kmeans.fit,
+    "soft_kmeans": soft_kmeans.fit,
+    "gmm": partial(soft_kmeans.fit, learn_shares=True),
+}
 
 
 def fitting_scale(vectors: Rows) -> float:
@@ -78,7 +86,7 @@ def start_codebooks(
     seed: int,
     screen: Screen | None = None,
 ) -> None:
-    """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of k-means on the latents of `vectors`.
+    """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of START_OF on the latents of `vectors`.
 
     A codebook that all levels share starts as the union of a residual k-means with K / L codes on every level, so that it has codes of
     every scale.
@@ -87,21 +95,22 @@ def start_codebooks(
     if settings.codebook_init.endswith(".npz"):
         width = model.quantizer().codebooks.width
         model.start_codebooks(read_codebooks(Path(settings.codebook_init), level_sizes[:n_books], width))
-    elif settings.codebook_init == "kmeans":
+    elif settings.codebook_init in START_OF:
+        learn = START_OF[settings.codebook_init]
         latents = model.quantizer().latents(vectors)
         if model.groups > 1:
-            model.start_codebooks(kmeans_of_parts(latents, model, level_sizes, seed, settings, screen))
+            model.start_codebooks(start_of_parts(latents, model, level_sizes, seed, settings, screen))
             return
         if n_books == len(level_sizes):
-            model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings, screen).books)
+            model.start_codebooks(learn(latents, level_sizes, seed, settings, screen).books)
             return
         K, L = level_sizes[0], len(level_sizes)
         parts = [K * (level + 1) // L - K * level // L for level in range(L)]
-        books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings, screen).books
+        books = learn(latents, [part for part in parts if part], seed, settings, screen).books
         model.start_codebooks([np.concatenate(books)])
 
 
-def kmeans_of_parts(
+def start_of_parts(
     latents: Rows,
     model: ResidualAutoencoder,
     level_sizes: list[int],
@@ -109,7 +118,8 @@ def kmeans_of_parts(
     settings: CodebookTrainingSettings,
     screen: Screen | None = None,
 ) -> list[np.ndarray]:
-    """Residual k-means of each part of `latents` [N, e] by itself: a codebook [K, e] a level, zero outside the level's part."""
+    """What codebooks start as, of each part of `latents` [N, e] by itself: a codebook [K, e] a level, zero outside the level's part."""
+    learn = START_OF[settings.codebook_init]
     whole = np.concatenate([rows for _, rows in chunks(latents)])
     books: list[np.ndarray] = [np.empty(0)] * len(level_sizes)
     for group in range(model.groups):
@@ -117,7 +127,7 @@ def kmeans_of_parts(
         alone = np.zeros_like(whole)
         alone[:, part] = whole[:, part]
         sizes = level_sizes[group :: model.groups]
-        books[group :: model.groups] = residual_kmeans.fit(alone, sizes, seed, settings, screen).books
+        books[group :: model.groups] = learn(alone, sizes, seed, settings, screen).books
     return books
 
 

@@ -151,7 +151,8 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
         default="kmeans",
         metadata={
             "help": "What codebooks start as: `kmeans` (residual k-means of the latents; items go to the nearest code, without prices), "
-            "`random`, or an .npz file with codebook_0, codebook_1, …"
+            "`soft_kmeans` (from there, each item shared by all codes), `gmm` (the same, and codes of unequal weight), `random`, or an "
+            ".npz file with codebook_0, codebook_1, …"
         },
     )
     quantization_weight: float = field(
@@ -231,9 +232,11 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
         KmeansSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
         SoftSettings.__post_init__(self)
-        if self.codebook_init not in ("kmeans", "random") and not str(self.codebook_init).endswith(".npz"):
+        starts = ("kmeans", "soft_kmeans", "gmm", "random")
+        if self.codebook_init not in starts and not str(self.codebook_init).endswith(".npz"):
             raise InputError(
-                f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
+                f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path of an "
+                ".npz file."
             )
         check_choice(self, "commitment_levels", ("all", "first"))
         for name in ("coarse_weight", "fine_weight"):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.ranges import refuse_idle
 from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, LatentSettings
 from sidrec.tokenizer.quantizers.kind import Kind
 
@@ -28,7 +27,6 @@ class Vq(LatentSettings, AutoencoderSettings, Kind):
     def __post_init__(self) -> None:
         LatentSettings.__post_init__(self)
         AutoencoderSettings.__post_init__(self)
-        refuse_idle(self, "fine_weight", False, "there is one level")
 
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         if len(level_sizes) != 1:
