@@ -127,9 +127,19 @@ def test_a_run_starts_from_the_codebooks_of_another(tmp_path: Path) -> None:
         np.testing.assert_array_equal(book, before)
 
 
-@pytest.mark.parametrize("join", ["concat", "sum"])
-def test_training_lowers_the_error(join: str) -> None:
-    chosen, sizes = settings(groups=2, join_groups=join, reset_every=10), [8, 8]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"join_groups": "concat"},
+        {"join_groups": "sum"},
+        {"codebook_update": "ema"},
+        {"assignment": "topk", "soft_weights": "learnt", "soft_levels": [1]},
+        {"rotation_trick": True, "diversity_weight": 0.01},
+    ],
+    ids=str,
+)
+def test_training_lowers_the_error(changed: dict[str, Any]) -> None:
+    chosen, sizes = settings(groups=2, reset_every=10, **changed), [8, 8]
     model = chosen.build(vectors(), sizes, 0)
     curve = Training(model, vectors(), chosen, 0, {}).run(lambda: start_codebooks(model, chosen, vectors(), sizes, 0))
     assert curve["rows"][-1]["reconstruction"] < 0.8 * curve["rows"][0]["reconstruction"]
