@@ -66,24 +66,17 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         default=0.0,
         metadata={"help": "Weight of InfoNCE between the sources' latents of an item; 0 = off."},
     )
-    assignment: str = field(
-        default="hard",
-        metadata={"help": "Codes in training: `hard`, `soft` (weights over all codes) or `topk`; both end hard."},
-    )
-    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level.", "rare": True})
-    temperature_start: float = field(
-        default=1.0,
-        metadata={
-            "help": "soft, topk: temperature at the first step, in units of the gap between nearest and second code.",
-            "rare": True,
-        },
-    )
-    temperature_end: float = field(
-        default=0.01, metadata={"help": "soft, topk: temperature at the last step.", "rare": True}
-    )
     condition_on_previous: bool = field(
         default=False,
         metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."},
+    )
+    condition_form: str = field(
+        default="vector",
+        metadata={
+            "help": "condition_on_previous: W times the `vector` of the code before, or times its number as `one_hot` input: e_dim numbers "
+            "for each code before.",
+            "rare": True,
+        },
     )
     inherit_levels: bool = field(
         default=False,
@@ -98,38 +91,23 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         CodebookTrainingSettings.__post_init__(self)
         check_choice(self, "share_a", ("sources", "all"))
         check_choice(self, "base", ("trainable", "frozen"))
+        check_choice(self, "condition_form", ("vector", "one_hot"))
+        refuse_idle(self, "condition_form", self.condition_on_previous, "condition_on_previous is false")
         check_choice(self, "penalty_reduction", ("mean", "sum"))
-        check_choice(self, "assignment", ("hard", "soft", "topk"))
-        for name in ("rank", "top_k"):
-            check_least(self, name, 1)
+        check_least(self, "rank", 1)
         weights = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "alignment_weight")
-        for name in (*weights, "layer0_multiplier", "temperature_start", "temperature_end"):
+        for name in (*weights, "layer0_multiplier"):
             check_least(self, name, 0.0)
-        if not 0 < self.temperature_end <= self.temperature_start:
-            raise InputError(
-                f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
-                "fall, and end above 0."
-            )
-        refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
-        for name in ("temperature_start", "temperature_end"):
-            refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
         refuse_idle(self, "relative_limit", self.relative_weight > 0, "relative_weight is 0")
-        refused = {
-            "reset_every": (self.reset_every > 0 and self.base == "frozen", "has a frozen base, which cannot be moved"),
-            "sinkhorn_epsilon": (
-                self.sinkhorn_epsilon > 0 and self.assignment != "hard",
-                f"mixes codes in training (assignment `{self.assignment}`)",
-            ),
-        }
-        for name, (wrong, reason) in refused.items():
-            if wrong:
-                raise InputError(f"{name} is set, but this low-rank quantizer {reason}; leave {name} out.")
+        if self.reset_every > 0 and self.base == "frozen":
+            raise InputError(
+                "reset_every is set, but this low-rank quantizer has a frozen base, which cannot be moved; leave reset_every out."
+            )
 
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         """Low-rank codebooks of these levels and sources must be possible."""
         self.check_codebook_file(level_sizes, self.e_dim)
-        if self.assignment == "topk" and self.top_k > min(level_sizes):
-            raise InputError(f"top_k {self.top_k} is more than the {min(level_sizes)} codes of a level; lower it.")
+        self.check_soft_levels(level_sizes)
         if len(set(level_sizes)) > 1 and (self.share_a == "all" or self.inherit_levels):
             cause = "share_a `all`" if self.share_a == "all" else "inherit_levels"
             raise InputError(f"{cause} needs level_sizes that are all equal, not {' '.join(map(str, level_sizes))}.")
