@@ -23,17 +23,17 @@ from sidrec.data.minionerec import find_minionerec, read_minionerec
 from sidrec.data.movielens import FILES, read_movielens
 from sidrec.data.own import read_own
 from sidrec.data.readers import RawLog
+from sidrec.data.repeats import count_again
 from sidrec.data.settings import CACHE, PrepareConfig, default_k
 from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
 from sidrec.data.summary import known_counts_note
 from sidrec.data.synthetic import DemoModel
 from sidrec.data.tables import require_file
-from sidrec.data.timestamps import unit_of
+from sidrec.data.timestamps import SECONDS_PER_DAY, unit_of
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import LONG_SECONDS, Screen, duration
 
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
-SECONDS_PER_DAY = 86400
 REHEARSED = 32  # a log's first rows of this many parts of it are prepared first, to tell how long the whole will take
 LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
 
@@ -123,6 +123,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
         "read": filters.read,
         "left_out": filters.counts,
         "medians": filters.medians(),
+        "again": count_again(codes(interactions["user_id"]), codes(interactions["item_id"])),
         "times": times_of(interactions["timestamp"]),
         "text": text,
         "notes": notes + known_counts_note(config.dataset, config.category, counts, is_whole(config)),

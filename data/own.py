@@ -5,17 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from sidrec.data.codes import codes
 from sidrec.data.readers import RawLog, checked
+from sidrec.data.repeats import first_of_equals
 from sidrec.data.tables import collect, read_table
 from sidrec.pipeline.errors import InputError
 
 WRITTEN = ("item_index", "split")
-ROWS_TOGETHER = 1 << 20  # compared at once
-HASH_FACTORS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)  # odd and far apart
 
 
 def read_own(
@@ -36,35 +34,13 @@ def read_own(
         if written:
             raise InputError(f"{file}: the column {written[0]!r} is one that this command writes; rename yours.")
     raw = checked(interactions_file, log, items_file, items, "row")
-    is_first = first_of_equals(raw.interactions)
+    ids = (codes(raw.interactions[name]) for name in ("user_id", "item_id"))
+    is_first = first_of_equals((*ids, raw.interactions["timestamp"].to_numpy()))
     repeats = int((~is_first).sum())
     log_once = raw.interactions.filter(pl.Series(is_first)) if repeats else raw.interactions
     users = raw.interactions["user_id"].unique().cast(pl.String)
     notes = (*alike_note("user_id", users), *alike_note("item_id", raw.items["item_id"]))
     return replace(raw, interactions=log_once, notes=notes, repeats=repeats)
-
-
-def first_of_equals(log: pl.DataFrame) -> np.ndarray:
-    """bool [rows]: whether no row before it has the same user, item and timestamp.
-
-    Equal rows have equal hashes, and only rows whose hash occurs again are compared: without repeats that is one sort of 8 bytes a row.
-    """
-    keys = (codes(log["user_id"]), codes(log["item_id"]), log["timestamp"].to_numpy())
-    hashes = np.zeros(len(log), dtype=np.uint64)
-    for key, factor in zip(keys, HASH_FACTORS, strict=True):
-        hashes += key.astype(np.uint64) * np.uint64(factor)
-    ordered = np.sort(hashes)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    is_first = np.ones(len(log), dtype=bool)
-    if not len(repeated):
-        return is_first
-    suspects = np.flatnonzero(np.isin(hashes, repeated))
-    n_parts = 1 + len(suspects) // ROWS_TOGETHER
-    for part in range(n_parts):
-        rows = suspects[hashes[suspects] % np.uint64(n_parts) == part]  # equal rows are in one part
-        equal = pl.DataFrame({str(place): key[rows] for place, key in enumerate(keys)})
-        is_first[rows] = equal.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
-    return is_first
 
 
 def alike_note(name: str, ids: pl.Series) -> list[str]:

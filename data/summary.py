@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from sidrec.data.codes import codes, run_ends
-from sidrec.data.timestamps import EARLIEST, UNITS, as_day
+from sidrec.data.timestamps import EARLIEST, SECONDS_PER_DAY, UNITS, as_day
 from sidrec.pipeline.files import read_json
 
 # users, items, interactions as their publishers (MovieLens) and the papers that use them (Amazon 2014, 5-core) give them
@@ -64,7 +64,7 @@ def summary(folder: Path) -> list[str]:
         f"({counts['removed_interactions']:,} removed by k-core), density {density:.3%}",
         f"{info['protocol']}: {splits}; median history {np.median(lengths):g}; {tied.mean():.1%} of users have their last two "
         "at one time (then input order decides)",
-        *([reading_line(info), times_line(info), text_line(info)] if has_facts else []),
+        *([reading_line(info), times_line(info, times), *again_lines(info), text_line(info)] if has_facts else []),
         *(odd_times(times, info["times"]["unit"]) if has_facts else []),
         *info.get("notes", []),
         *nothing_to_measure,
@@ -94,14 +94,26 @@ def reading_line(info: dict[str, Any]) -> str:
     )
 
 
-def times_line(info: dict[str, Any]) -> str:
-    """The first and the last time, and the median item beside the median history of the line before."""
-    times, unit = info["times"], info["times"]["unit"]
+def times_line(info: dict[str, Any], times: np.ndarray) -> str:
+    """The first and the last time, and the median item beside the median history of the line before. times: int64 [interactions]."""
+    first, last, unit = (info["times"][name] for name in ("first", "last", "unit"))
     if unit is None:
-        told = f"{times['first']:,} to {times['last']:,}, an order and no dates"
+        told = f"{first:,} to {last:,}, an order and no dates"
     else:
-        told = f"{as_day(times['first'], unit)} to {as_day(times['last'], unit)}, in {unit}"
+        told = f"{as_day(first, unit)} to {as_day(last, unit)}, in {unit}"
+        told += ", whole days" if not (times % (SECONDS_PER_DAY * UNITS[unit])).any() else ""
     return f"times: {told}; median interactions of an item {info['medians']['interactions_of_item']:g}"
+
+
+def again_lines(info: dict[str, Any]) -> list[str]:
+    """How often a user takes an item again, where that happens."""
+    again = info["again"]
+    if not again:
+        return []
+    share = again / info["counts"]["interactions"]
+    return [
+        f"{again:,} interactions ({share:.1%}) take an item that the user took before: with seen items masked, no model hits such"
+    ]
 
 
 def text_line(info: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from sidrec.pipeline.errors import InputError
 
 ISO_FORMATS = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S%.f")
 UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}  # ticks of each in a second
+SECONDS_PER_DAY = 86_400
 EARLIEST, LATEST = 315_532_800, 4_102_444_800  # 1980 and 2100, in seconds: no number lies between them in two units
 NAMED_ROWS = 3
 
@@ -42,7 +43,11 @@ def as_integers(path: Path, times: pl.Series, unit: str) -> pl.Series:
         _refuse_two_units(path, whole, unit)
         return whole.rename("timestamp")
     if times.dtype.is_numeric() or times.dtype == pl.String:
-        _refuse_two_units(path, times.cast(pl.Float64, strict=False), unit)
+        numbers = times.cast(pl.Float64, strict=False)
+        _refuse_two_units(path, numbers, unit)
+        whole = numbers.cast(pl.Int64, strict=False)
+        if not whole.has_nulls() and (numbers == numbers.floor()).all():  # nanoseconds as decimal numbers, too
+            return whole.rename("timestamp")
     microseconds = _microseconds(times)
     if microseconds.has_nulls():
         row = int(microseconds.is_null().arg_true()[0])

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sidrec.data import own as own_module
+from sidrec.data import repeats
 from sidrec.data.dataset import Dataset
 from sidrec.data.filters import Filters, why_left_out
 from sidrec.data.kcore import k_core
-from sidrec.data.own import first_of_equals
 from sidrec.data.prepare import main
+from sidrec.data.repeats import count_again, first_of_equals
 from sidrec.data.timestamps import EARLIEST, LATEST, UNITS, unit_of
 from sidrec.pipeline.errors import InputError
 
@@ -132,21 +132,35 @@ def test_of_equal_rows_the_first_counts(prepare: Prepare, tmp_path: Path) -> Non
     assert info_of(tmp_path / "run")["left_out"] == {"repeats": {"interactions": 6}}
 
 
+def test_items_that_a_user_takes_again_are_told(prepare: Prepare, tmp_path: Path) -> None:
+    again = [("a", "x", NOVEMBER + 90_000), ("a", "x", NOVEMBER + 90_001), ("b", "y", NOVEMBER + 90_000)]
+    assert "3 interactions (25.0%) take an item that the user took before" in prepare([*rows_of(), *again])
+    assert info_of(tmp_path / "run")["again"] == 3
+    assert "took before" not in prepare(rows_of())
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(0, 2)), min_size=1, max_size=40),
     st.sampled_from([1, 5, 1 << 20]),
-    st.sampled_from([own_module.HASH_FACTORS, (1, 1, 1), (0, 0, 0)]),
+    st.sampled_from([repeats.HASH_FACTORS, (1, 1, 1), (0, 0, 0)]),
 )
 def test_the_first_of_equal_rows_against_a_list(
     rows: list[tuple[str, str, int]], together: int, factors: tuple[int, ...]
 ) -> None:
     """Also where different rows have one hash."""
-    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    users, items, times = zip(*rows, strict=True)
+    keys = (
+        np.array([*map(ord, users)], dtype=np.uint32),
+        np.array([*map(ord, items)], dtype=np.uint32),
+        np.array(times),
+    )
     wanted = [row not in rows[:place] for place, row in enumerate(rows)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(own_module, "ROWS_TOGETHER", together)
-        patch.setattr(own_module, "HASH_FACTORS", factors)
-        assert first_of_equals(log).tolist() == wanted
+        patch.setattr(repeats, "ROWS_TOGETHER", together)
+        patch.setattr(repeats, "HASH_FACTORS", factors)
+        assert first_of_equals(keys).tolist() == wanted
+    pairs = [row[:2] for row in rows]
+    assert count_again(*keys[:2]) == sum(pair in pairs[:place] for place, pair in enumerate(pairs))
 
 
 def test_repeats_do_not_lift_anyone_over_the_k_core(prepare: Prepare) -> None:
@@ -214,6 +228,14 @@ def test_numbers_that_are_no_dates_are_an_order(prepare: Prepare, first: int, wo
     printed = prepare([(u, i, first + t - NOVEMBER) for u, i, t in rows_of()])
     assert words in printed
     assert "Warning" not in printed
+
+
+def test_whole_days_and_decimal_nanoseconds_are_told(prepare: Prepare) -> None:
+    assert "in seconds, whole days;" in prepare([(u, i, "2024-05-01") for u, i, _ in rows_of()])
+    assert "whole days" not in prepare(rows_of())
+    log = pl.DataFrame(rows_of(), schema=["user_id", "item_id", "timestamp"], orient="row")
+    nanoseconds = log.with_columns(pl.col("timestamp") * 1e9)
+    assert "2023-11-14 to 2023-11-15, in nanoseconds;" in prepare(nanoseconds)
 
 
 def test_dates_as_other_programs_write_them(prepare: Prepare, tmp_path: Path) -> None:

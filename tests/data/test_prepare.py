@@ -70,6 +70,7 @@ def test_own_data_end_to_end(
         "read": {"interactions": 21, "users": 4, "items": 6, "catalogue": 7},
         "left_out": {"not_taken": {"items": 1}, "k_core": {"interactions": 1, "users": 0, "items": 1}},
         "medians": {"interactions_of_user": 5, "interactions_of_item": 4},
+        "again": 0,
         "times": {"first": 0, "last": 43, "unit": None},
         "text": {"columns": ["title"], "left_out": {}, "untitled": 0, "without_text": 0},
         "files": [{"name": "log.csv", "bytes": 210}, {"name": "items.csv", "bytes": 84}],
