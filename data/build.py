@@ -91,9 +91,6 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
     n_read = len(interactions)
     interactions = in_window(interactions, config)
     if len(interactions) < n_read:
-        notes.append(
-            f"{n_read - len(interactions):,} of {n_read:,} interactions lie outside the dates and are left out."
-        )
         filters.passed("dates", interactions)
     n_filtered = len(interactions)
     tell(screen, "k-core", n_filtered, "interactions")

@@ -7,6 +7,7 @@ import polars as pl
 ID_NAME = r"(?i:^|[\W_])(?i:ids?|uuid|guid|sku)$|[a-z]I[dD]$"  # brand_id, SKU, productId
 ADDRESSES = r"(?i)^(?:(?:https?://|www\.)\S+\s*)+$"
 IMAGES = r"(?i)^\S+\.(?:jpe?g|png|gif|webp|svg)$"
+VECTORS = r"^\[[\d\s,eE+-]*\.[\d\s,.eE+-]*\]$"  # decimal numbers in brackets
 MANY = 50  # numbers that are all different: of fewer items, chance
 WHOLE_BELOW = 2.0**53  # below it a decimal number that is whole is written without decimals
 LISTED = (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
@@ -72,6 +73,8 @@ def silent(name: str, dtype: pl.DataType, words: pl.Series) -> str | None:
         return "web addresses"
     if values.str.contains(IMAGES).all():
         return "files of pictures"
+    if values.str.contains(VECTORS).all():
+        return "lists of decimal numbers"
     is_different = values.n_unique() == len(values)
     has_id_name = pl.Series([name]).str.contains(ID_NAME).item()
     if is_different and has_id_name:

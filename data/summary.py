@@ -83,11 +83,14 @@ def reading_line(info: dict[str, Any]) -> str:
         "not_taken": "items that nobody took",
     }
     parts = []
-    for rule, by in removed.items():
-        if rule in ("repeats", "not_taken"):
-            parts.append(f"{sum(by.values()):,} {names[rule]}")
-        else:
-            parts.append(f"{names[rule]}: " + ", ".join(f"{number:,} {what}" for what, number in by.items()))
+    for rule, name in names.items():
+        numbers = {
+            what: removed[rule][what] for what in ("interactions", "users", "items") if what in removed.get(rule, {})
+        }
+        if len(numbers) == 1:
+            parts.append(f"{sum(numbers.values()):,} {name}")
+        elif numbers:
+            parts.append(f"{name}: " + ", ".join(f"{number:,} {what}" for what, number in numbers.items()))
     return (
         f"read: {read['interactions']:,} interactions, {read['users']:,} users, {read['items']:,} items, {read['catalogue']:,} in the "
         f"catalogue; left out: {'; '.join(parts) or 'nothing'}"

@@ -39,6 +39,8 @@ def joined(column: pl.Series) -> list[str | None] | str:
         (pl.Series("day", [datetime.date(2024, 5, 1), None]), ["2024-05-01", None]),
         (pl.Series("day", [datetime.datetime(2024, 5, 1, 9, 30)]), ["2024-05-01"]),
         (pl.Series("vector", [[0.5, 0.25]]), "nested"),
+        (pl.Series("vector", ["[0.5, -1e-3]", None, "[2, 3.25]"]), "lists of decimal numbers"),
+        (pl.Series("sizes", ["[40, 41]", "[42]"]), ["[40, 41]", "[42]"]),
         (pl.Series("struct", [{"a": 1}]), "nested"),
         (pl.Series("deep", [[["a"]]]), "nested"),
         (pl.Series("raw", [b"x"]), "type Binary"),

@@ -88,10 +88,8 @@ def test_the_summary_counts_what_each_rule_left_out(prepare: Prepare, tmp_path: 
         **{"untitled": 2, "without_text": 1},
     }
     for words in (
-        "read: 13 interactions, 4 users, 4 items, 5 in the catalogue; left out: ",
-        "2 rows that repeat an earlier user, item and time",
-        "k-core (k_user 2, k_item 2): 2 interactions, 1 items, 1 users",
-        "1 items that nobody took",
+        "read: 13 interactions, 4 users, 4 items, 5 in the catalogue; left out: 2 rows that repeat an earlier user, item and time; "
+        "k-core (k_user 2, k_item 2): 2 interactions, 1 users, 1 items; 1 items that nobody took\n",
         "times: 2023-11-14 to 2023-11-15, in seconds; median interactions of an item 3",
         "item text: title, kind, price; not page (web addresses); without a title, and their id in its place: 2, 1 of them",
         "density 100.000%",

@@ -256,7 +256,7 @@ def test_the_window_holds_both_days_and_comes_before_the_k_core(
     assert dataset.interactions["timestamp"].to_list() == [first, first + 5, after - 1] * 2
     assert dataset.info["counts"]["removed_interactions"] == 0
     assert dataset.info["from_date"] == "2016-10-01"
-    assert "4 of 10 interactions lie outside the dates" in capsys.readouterr().out
+    assert "outside the dates: 4 interactions, 0 users, 2 items" in capsys.readouterr().out
     with pytest.raises(InputError, match="from_date='2016-10-01', not '2016-10-02'"):
         prepare(*arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
     with pytest.raises(InputError, match="no interaction lies between 2020-01-01 and the end"):
