@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import textwrap
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ GZIP, UTF8 = b"\x1f\x8b", "utf-8"
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 OTHER_KINDS = {b"PAR1": "a Parquet file; name it .parquet", b"PK\x03\x04": "a zip or Excel file; export it as CSV"}
 HEAD_CHARACTERS = 1 << 16
-QUOTED_CHARACTERS = 80
+QUOTED_CHARACTERS, LISTED_CHARACTERS = 80, 300
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ def quote(line: str) -> str:
     return repr(line if len(line) <= QUOTED_CHARACTERS else line[:QUOTED_CHARACTERS] + "…")
 
 
+def listed(names: list[str]) -> str:
+    """Columns' names as a sentence lists them, on one line."""
+    return textwrap.shorten(", ".join(names), LISTED_CHARACTERS, placeholder=", …")
+
+
 def _head(path: Path, encoding: str) -> tuple[str, str]:
     """The file's first characters, and its encoding: that of the byte order mark if it has one."""
     content = _unpacked(path, HEAD_CHARACTERS)
@@ -145,5 +151,5 @@ def _without_columns(path: Path, head: str, required: list[str], asked: str | No
         )
     missing = next(name for name in required if name not in names)
     return InputError(
-        f"{path} has no column {missing!r} (found: {', '.join(names)}; separated by {shown(nearest.separator)}); rename or add it."
+        f"{path} has no column {missing!r} (found: {listed(names)}; separated by {shown(nearest.separator)}); rename or add it."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.data.dialect import Dialect, decoded, dialect_of, is_packed, shown
+from sidrec.data.dialect import Dialect, decoded, dialect_of, is_packed, listed, shown
 from sidrec.pipeline.errors import InputError
 
 TAIL_BYTES = 1 << 16
@@ -106,7 +106,7 @@ def _scan_parquet(path: Path, required: list[str]) -> pl.LazyFrame:
         raise _unreadable(path, error) from error
     missing = next((name for name in required if name not in names), None)
     if missing is not None:
-        raise InputError(f"{path} has no column {missing!r} (found: {', '.join(names)}); rename or add it.")
+        raise InputError(f"{path} has no column {missing!r} (found: {listed(names)}); rename or add it.")
     return table
 
 

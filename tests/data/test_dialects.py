@@ -134,6 +134,7 @@ GOOD = {"log": written(LOG), "items": written(CATALOGUE)}
         ("log", written(LOG, ";"), ["--separator", ","], "the separator is ';', so name that one."),
         ("log", written([("user", *LOG[0][1:]), *LOG[1:]], ";"), [], "no column 'user_id' (found: user, item_id, "),
         ("log", written([("user", *LOG[0][1:]), *LOG[1:]], ";"), [], "separated by ';')"),
+        ("items", '"item\nid";title\nx;X\n', [], "no column 'item_id' (found: item id, title; separated by ';')"),
         ("items", "item_id,title,title\nx,X,1\n", [], "items.csv has the column 'title' 2 times"),
         ("items", "item_id;title; c;c\nx;X;1;2\n", [], "items.csv has the column 'c' 2 times"),
         ("items", "\nitem_id,title\nx,X\n", [], "items.csv begins with an empty line"),
