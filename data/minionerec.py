@@ -14,9 +14,10 @@ from typing import Any
 
 import polars as pl
 
+from sidrec.data.dialect import quote
 from sidrec.data.readers import RawLog, checked
 from sidrec.data.split import NAMES
-from sidrec.data.tables import quote, require_file
+from sidrec.data.tables import require_file
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_text
 

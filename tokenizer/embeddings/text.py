@@ -35,7 +35,7 @@ def tfidf_svd(texts: list[str], dim: int, seed: int, screen: Screen | None = Non
     except ValueError as error:  # sklearn's "empty vocabulary" and "no terms remain"
         raise InputError(
             f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
-            "give the items text, or leave the source out with --sources collaborative."
+            "give the items text, or leave the source out with --sources collaborative --weights 1."
         ) from error
     left, singular = truncated_svd(matrix, dim, seed, screen)
     return unit_rows(left * singular, seed)
