@@ -13,6 +13,8 @@ import numpy as np
 import polars as pl
 
 from benchmarks.small_run import N_ITEMS, write_raw
+from sidrec.pipeline.files import write_json
+from sidrec.tokenizer.semantic_ids import tokens_by_item
 
 USERS = 12
 
@@ -153,8 +155,7 @@ def _write_codes(folder: Path) -> None:
     np.save(folder / "vectors.npy", rng.standard_normal((N_ITEMS, 8)).astype(np.float32))
     first, second = rng.standard_normal((2, 8, 8))
     np.savez(folder / "codebooks.npz", codebook_0=first, codebook_1=second)
-    tokens = {str(item): [f"<a_{a}>", f"<b_{b}>"] for item, (a, b) in enumerate(codes)}
-    (folder / "codes.index.json").write_text(json.dumps(tokens), encoding="utf-8")
+    write_json(folder / "codes.index.json", tokens_by_item(codes))
     _write(
         folder / "tokenizer.yaml",
         ["sources: [text, collaborative]", "weights: [0.5, 1.0]", "text_dim: 8", "collaborative_dim: 8", "seed: 3"],
