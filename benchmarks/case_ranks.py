@@ -14,7 +14,6 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.ranking import rank_recommender
 from sidrec.pipeline.files import atomic_path
 
-SPLITS: tuple[SplitName, ...] = ("valid", "test")
 K = 10
 Metric = Callable[[np.ndarray, int], np.ndarray]
 

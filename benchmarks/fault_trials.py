@@ -196,7 +196,7 @@ def kill(rng: np.random.Generator, small: SmallRun, folder: Path, as_process: bo
     run_dir = folder / "run"
     name = str(rng.choice(list(small.seconds)))
     run_dir.mkdir()
-    for part in small.commands[name].reads:
+    for part in list(small.seconds)[: list(small.seconds).index(name)]:  # the stages before it
         shutil.copytree(small.folder / "run" / part, run_dir / part)
     before, command = state_of(run_dir), small.on(name, run_dir)
     after = rng.random() * small.seconds[name] + (PROCESS_STARTS * as_process)

@@ -1,11 +1,12 @@
-"""What RL adds: on test, beside the SFT model it began with, and beside SFT continued for as long.
+"""What RL adds: on valid, beside the SFT model it began with, and beside SFT continued for as long.
 
 python -m benchmarks.rl_gain --dataset ml-100k --run_dir outputs/ml-100k --work_dir outputs/rl_gain_ml
 
 From the finished SFT model of --run_dir, every setting of SETTINGS is trained as a stage of its own; those of REPEATED with every seed,
-the others with the first. Leave one out, whole catalogue, seen items masked. A checkpoint is chosen on valid: the best NDCG@10 of those
-that keep the SFT model's Recall@50, the SFT model among them; test is read once for each. Differences are paired over the same cases,
-with a bootstrap interval over users. Finished rows are kept in --work_dir and not run again. The last line is one JSON object.
+the others with the first. Leave one out, whole catalogue, seen items masked. A checkpoint is chosen on the stage's valid users: the best
+NDCG@10 of those that keep the SFT model's Recall@50, the SFT model among them. Settings are compared on all valid users, these among them;
+test is not looked at. Differences are paired over the same cases, with a bootstrap interval over users. Finished rows are kept in --work_dir
+and not run again. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ SETTINGS = {
 }
 REPEATED = (RIVAL, OURS)
 HEADER = (
-    "setting|seeds|kept steps|valid N@10|test R@10|test N@10|test R@50|N@10 less SFT continued's (95 %)|less SFT's (95 %)|"
+    "setting|seeds|kept steps|R@10|N@10|R@50|N@10 less SFT continued's (95 %)|less SFT's (95 %)|"
     "coverage|entropy|no signal|CPU s"
 )
 
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     for stage in ("data", "sid", "sft"):
         require_finished(config.run_dir, stage, f"bash run_quickstart.sh {config.dataset} --run_dir {config.run_dir}")
     announce(console, "rl_gain", arguments)
-    cases = sample_cases(Dataset.load(config.run_dir).cases("test"), config.cases, seed=0)
+    cases = sample_cases(Dataset.load(config.run_dir).cases("valid"), config.cases, seed=0)
     finished = FinishedRows(config.work_dir / "rows.json")
     first, *others = config.seeds
     asked = [(SFT, first)] + [(CONTINUED, seed) for seed in config.seeds]
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [run_or_find(name, seed, finished, config, cases, console) for name, seed in asked]
 
     table = summarise(rows, config.work_dir, cases)
-    console.print(f"\n## {config.dataset}: {len(cases):,} test cases\n")
+    console.print(f"\n## {config.dataset}: {len(cases):,} valid cases\n")
     console.print(markdown(HEADER.split("|"), [in_words(line) for line in table.values()]))
     print_figures(key_figures(table) | {"rows": table})
 
@@ -187,14 +188,14 @@ def train(name: str, seed: int, run_dir: Path, config: RlGainConfig) -> tuple[fl
 
 
 def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
-    """The model's figures on test; the ranks go to the run directory's ranks.npy, for paired differences."""
+    """The model's figures on valid; the ranks go to the run directory's ranks.npy, for paired differences."""
     items = recommender.recommend(cases.histories, CUTOFFS[-1], exclude_seen=True).items
     ranks = ranks_in_lists(items, cases.targets)
     with atomic_path(run_dir / "ranks.npy") as temporary, temporary.open("wb") as handle:
         np.save(handle, ranks, allow_pickle=False)
     first_ten = spread(count_items(items[:, :10], recommender.trie.n_items))
     return {
-        "test": {
+        "valid": {
             "recall@10": float(recall_at(ranks, 10).mean()),
             "ndcg@10": float(ndcg_at(ranks, 10).mean()),
             "recall@50": float(recall_at(ranks, 50).mean()),
@@ -205,7 +206,7 @@ def measure(run_dir: Path, recommender: Recommender, cases: EvalCases) -> Row:
 
 
 def training_figures(run_dir: Path, stage: str) -> Row:
-    """Which step was kept (0: the SFT model), its figures on valid, and the mean share of groups without a signal."""
+    """Which step was kept (0: the SFT model), and the mean share of groups without a signal."""
     folder = run_dir / stage
     measured = json.loads((folder / "valid.json").read_text(encoding="utf-8"))
     best, zero_signal = max(measured, key=lambda row: row["eval_ndcg@10"]), None
@@ -215,12 +216,11 @@ def training_figures(run_dir: Path, stage: str) -> Row:
         zero_signal = float(np.mean([row["zero_signal"] for row in log["log"] if "zero_signal" in row]))
     elif measured[0]["step"] == 0 and best["eval_recall@50"] < measured[0]["eval_recall@50"]:
         best = measured[0]  # the same rule as RL's
-    valid = {name: best[f"eval_{name}"] for name in ("recall@10", "ndcg@10")}
-    return {"kept_step": best["step"], "valid": valid, "zero_signal": zero_signal}
+    return {"kept_step": best["step"], "zero_signal": zero_signal}
 
 
 def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Row]:
-    """One line per setting: means over its seeds, and the paired differences of test NDCG@10 from SFT's and from SFT continued's."""
+    """One line per setting: means over its seeds, and the paired differences of NDCG@10 from SFT's and from SFT continued's."""
     groups = {name: trainings for (name,), trainings in grouped(rows, "setting").items()}
     users = np.asarray(cases.user_ids)
 
@@ -232,7 +232,7 @@ def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Ro
     for name, trainings in groups.items():
         steps = " ".join(str(row["kept_step"]) for row in trainings)
         line: Row = {"setting": name, "seeds": len(trainings), "kept_steps": steps}
-        line |= {part: mean_figures(trainings, part) for part in ("valid", "test")}
+        line["valid"] = mean_figures(trainings, "valid")
         for figure in ("coverage", "entropy", "seconds"):
             line[figure] = float(np.mean([row[figure] for row in trainings]))
         shares = [row["zero_signal"] for row in trainings if row["zero_signal"] is not None]
@@ -246,7 +246,7 @@ def summarise(rows: list[Row], work_dir: Path, cases: EvalCases) -> dict[str, Ro
 
 def key_figures(table: dict[str, Row]) -> Row:
     """What the table comes to for "all together" and for the rival's recipe, beside SFT continued; None where a row was not asked for."""
-    continued = table[CONTINUED]["test"]
+    continued = table[CONTINUED]["valid"]
 
     def relative(name: str, which: str) -> float | None:
         return getattr(table[name]["less"][CONTINUED], which) / continued["ndcg@10"] if name in table else None
@@ -255,7 +255,7 @@ def key_figures(table: dict[str, Row]) -> Row:
     return {
         "ndcg10_gain": relative(OURS, "difference"),
         "ndcg10_low": relative(OURS, "low"),
-        "recall50_ratio": ours["test"]["recall@50"] / table[SFT]["test"]["recall@50"] if ours else None,
+        "recall50_ratio": ours["valid"]["recall@50"] / table[SFT]["valid"]["recall@50"] if ours else None,
         "zero_signal": ours["zero_signal"] if ours else None,
         "rival_ndcg10_gain": relative(RIVAL, "difference"),
     }
@@ -263,7 +263,7 @@ def key_figures(table: dict[str, Row]) -> Row:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    test, zero_signal = line["test"], line["zero_signal"]
+    valid, zero_signal = line["valid"], line["zero_signal"]
 
     def difference(other: str) -> str:
         less: PairedTest = line["less"][other]
@@ -273,8 +273,7 @@ def in_words(line: Row) -> list[str]:
         line["setting"],
         str(line["seeds"]),
         line["kept_steps"],
-        f"{line['valid']['ndcg@10']:.4f}",
-        *(f"{test[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "recall@50")),
+        *(f"{valid[metric]:.4f}" for metric in ("recall@10", "ndcg@10", "recall@50")),
         difference(CONTINUED),
         difference(SFT),
         f"{line['coverage']:.3f}",

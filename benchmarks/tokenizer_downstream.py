@@ -5,8 +5,9 @@ python -m benchmarks.tokenizer_downstream --dataset amazon-beauty --raw_dir amaz
 
 The data set is prepared and its items embedded once; then every quantizer's SIDs, an SFT of the same model, steps and seed, and
 Recall@10 and NDCG@10 over the whole catalogue, leave one out, seen items masked. The two quantizers of the best valid Recall@10 and
-plain k-means run again with the other seeds (of quantizer and SFT). Nothing is chosen on test. Random codes show what a language model
-reaches on IDs without meaning. Finished rows are kept in --work_dir and not run again. The last line is one JSON object.
+plain k-means run again with the other seeds (of quantizer and SFT). Quantizers are judged on valid; test is not looked at. Random codes
+show what a language model reaches on IDs without meaning. Finished rows are kept in --work_dir and not run again. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.case_ranks import SPLITS, K, mean_gains, rank_splits, save_ranks
+from benchmarks.case_ranks import K, mean_gains, rank_splits, save_ranks
 from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
 from benchmarks.harness import (
     EMBED,
@@ -49,7 +50,7 @@ from sidrec.pipeline.config import parse_config
 from sidrec.sft.validation import sample_cases
 
 DEFAULT, PLAIN, RANDOM = "rqkmeans", "rqkmeans_plain", "random"
-HEADER = "quantizer|codes|seeds|valid R@10|valid N@10|test R@10|test N@10|test R@10 less plain's (95 %)|CPU s"
+HEADER = "quantizer|codes|seeds|valid R@10|valid N@10|R@10 less plain's (95 %)|CPU s"
 EMBEDDING = "--sources text collaborative --weights 0.5 1.0"
 SFT_FLAGS = (
     "--hidden_size 128 --num_hidden_layers 2 --num_attention_heads 2 --intermediate_size 384 --dropout 0.2 --disable_tqdm true "
@@ -120,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     announce(console, "tokenizer_downstream", arguments)
     base = prepare(config, plan)
     dataset = Dataset.load(base)
-    cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in SPLITS}
+    cases: dict[SplitName, EvalCases] = {"valid": sample_cases(dataset.cases("valid"), config.cases, seed=0)}
     finished = FinishedRows(config.work_dir / "rows.json")
 
     def run(name: str, level_sizes: list[int], seed: int) -> Row:
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows.append(run(DEFAULT, plan.deeper, first))
 
     table = summarise(rows, config.work_dir)
-    console.print(f"\n## {config.dataset}: {dataset.n_items:,} items, {len(cases['test']):,} test cases\n")
+    console.print(f"\n## {config.dataset}: {dataset.n_items:,} items, {len(cases['valid']):,} cases of valid\n")
     console.print(markdown(HEADER.split("|"), [in_words(row) for row in table]))
     print_figures({"dataset": config.dataset, "repeated": repeated, "rows": table})
 
@@ -207,7 +208,7 @@ def train_and_measure(
 def popularity_row(work_dir: Path, dataset: Dataset, cases: dict[SplitName, EvalCases]) -> Row:
     """What recommending the most popular items reaches on the same cases."""
     scorer = fit_popularity(dataset.train_sequences, dataset.n_items)
-    ranks = {split: rank_cases(scorer, cases[split], masked=True) for split in SPLITS}
+    ranks = {split: rank_cases(scorer, part, masked=True) for split, part in cases.items()}
     about = {"quantizer": "(popularity)", "level_sizes": [], "seed": 0, "run_dir": "base", "seconds": {}}
     return about | save_ranks(work_dir / "base", ranks)
 
@@ -221,7 +222,7 @@ def to_repeat(rows: list[Row]) -> list[str]:
 
 
 def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
-    """One line per quantizer and level sizes: means over seeds, and on test the paired difference from plain k-means.
+    """One line per quantizer and level sizes: means over seeds, and the paired difference from plain k-means.
 
     The difference is of the hits of each case, averaged over the seeds that both have run with.
     """
@@ -230,13 +231,13 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
     table = []
     for (name, sizes), trainings in grouped(named, "quantizer", "sizes").items():
         line: Row = {"quantizer": name, "level_sizes": sizes, "seeds": len(trainings)}
-        line |= {split: mean_figures(trainings, split) for split in SPLITS}
-        line["test_range"] = [pick(row["test"][f"recall@{K}"] for row in trainings) for pick in (min, max)]
+        line["valid"] = mean_figures(trainings, "valid")
+        line["range"] = [pick(row["valid"][f"recall@{K}"] for row in trainings) for pick in (min, max)]
         line["seconds"] = float(np.mean([sum(row["seconds"].values()) for row in trainings]))
         line["minus_plain"] = None
         if plain and name != PLAIN:
             both = min(len(plain), len(trainings))
-            hits, plain_hits = (mean_gains(some[:both], work_dir, "test", recall_at) for some in (trainings, plain))
+            hits, plain_hits = (mean_gains(some[:both], work_dir, "valid", recall_at) for some in (trainings, plain))
             line["minus_plain"] = asdict(paired_test(hits, plain_hits, seed=0))
         table.append(line)
     return table
@@ -244,16 +245,14 @@ def summarise(rows: list[Row], work_dir: Path) -> list[Row]:
 
 def in_words(line: Row) -> list[str]:
     """A row of the Markdown table, under HEADER."""
-    test, minus = line["test"][f"recall@{K}"], line["minus_plain"]
-    spread = f" ({line['test_range'][0]:.4f}–{line['test_range'][1]:.4f})" if line["seeds"] > 1 else ""
+    valid, minus = line["valid"], line["minus_plain"]
+    spread = f" ({line['range'][0]:.4f}–{line['range'][1]:.4f})" if line["seeds"] > 1 else ""
     return [
         line["quantizer"],
         line["level_sizes"],
         str(line["seeds"]),
-        f"{line['valid'][f'recall@{K}']:.4f}",
-        f"{line['valid'][f'ndcg@{K}']:.4f}",
-        f"{test:.4f}{spread}",
-        f"{line['test'][f'ndcg@{K}']:.4f}",
+        f"{valid[f'recall@{K}']:.4f}{spread}",
+        f"{valid[f'ndcg@{K}']:.4f}",
         f"{minus['difference']:+.4f} ({minus['low']:+.4f} to {minus['high']:+.4f})" if minus else "",
         f"{line['seconds']:.0f}",
     ]

@@ -25,7 +25,7 @@ UNUSABLE_PATH = {  # what to do where the file system says no
 
 
 def run_as_command(main: Callable[[], None]) -> None:
-    """Run an entry point: 0 at success; 2 and one sentence at bad input or a full disk; 130 at Ctrl-C."""
+    """Run an entry point: 0 at success; 2 and one sentence at bad input, or when disk or memory are full; 130 at Ctrl-C."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
@@ -34,6 +34,9 @@ def run_as_command(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename:
             reason = f"error: {error.filename} cannot be used ({error.strerror}); {UNUSABLE_PATH[error.errno]}."
+            sys.exit(_one_sentence(reason, 2))
+        if means_memory_full(error):
+            reason = f"error: there is not enough memory ({' '.join(str(error).split()) or 'MemoryError'}); give smaller sizes or batches."
             sys.exit(_one_sentence(reason, 2))
         if not means_disk_full(error):
             raise
@@ -56,6 +59,14 @@ def means_disk_full(error: BaseException) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+def means_memory_full(error: BaseException) -> bool:
+    """Whether an exception says that memory is full; NumPy and torch have their own."""
+    signs = ("can't allocate memory", "CUDA out of memory", "Cannot allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    )
 
 
 def _one_sentence(sentence: str, code: int) -> int:

@@ -26,6 +26,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
 from sidrec.tokenizer.semantic_ids import LEVEL_LETTERS, sid_token, tokens_by_item
 
+MOST_CODES = 1 << 24  # of a level
 TOKEN = re.compile(r"<([a-z])_(\d{1,9})>")
 
 
@@ -42,6 +43,12 @@ def read_codes(path: Path, offset: int = 0) -> tuple[np.ndarray, bool]:
         raise InputError(
             f"{path} gives item {item} the number {codes[item, level]} on level {level + 1}, which is under the offset {offset}; correct "
             "the file or the offset."
+        )
+    if codes.max() > MOST_CODES:
+        item, level = np.argwhere(codes > MOST_CODES)[0].tolist()
+        raise InputError(
+            f"{path} gives item {item} the number {codes[item, level]} on level {level + 1}; levels have at most {MOST_CODES:,} codes, so "
+            "correct the file."
         )
     codes[:, :n_levels] -= offset
     return codes.astype(np.int32), has_extra

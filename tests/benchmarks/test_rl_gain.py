@@ -106,10 +106,10 @@ def test_the_table_is_made_once_and_its_differences_are_the_ranks(run_dir, tmp_p
         *(f"{name} seed {seed}" for name in (CONTINUED, RIVAL, OURS) for seed in (0, 1)),
     }
     dataset = Dataset.load(run_dir)
-    cases = dataset.cases("test")
+    cases = dataset.cases("valid")
     lists = Recommender.load(run_dir, "sft").recommend(cases.histories, 50, exclude_seen=True).items
     sft = ndcg_at(ranks_in_lists(lists, cases.targets), 10)
-    assert first["rows"][SFT]["test"]["ndcg@10"] == pytest.approx(sft.mean())
+    assert first["rows"][SFT]["valid"]["ndcg@10"] == pytest.approx(sft.mean())
     gains = {}
     for name in (CONTINUED, OURS):
         run_dirs = [work / rows[f"{name} seed {seed}"]["run_dir"] for seed in (0, 1)]

@@ -241,7 +241,7 @@ def test_bad_input_of_the_quality_benchmark(tmp_path: Path) -> None:
 
 
 def a_row(name: str, valid: float, seed: int = 0, run_dir: Path = Path("x"), sizes: tuple[int, ...] = (4, 4)) -> dict:
-    metrics = {split: {"recall@10": value, "ndcg@10": value / 2} for split, value in (("valid", valid), ("test", 0.1))}
+    metrics = {"valid": {"recall@10": valid, "ndcg@10": valid / 2}}
     about = {
         "quantizer": name,
         "level_sizes": list(sizes),
@@ -260,29 +260,28 @@ def test_the_best_two_on_valid_and_plain_kmeans_are_repeated() -> None:
 
 
 def test_a_summary_is_the_mean_over_seeds_and_a_paired_difference(tmp_path: Path) -> None:
-    """Of four test cases plain k-means hits one, then two; the other, with one seed, three."""
+    """Of four cases plain k-means hits one, then two; the other, with one seed, three."""
     miss = 50
-    test_ranks = {
+    valid_ranks = {
         ("rqkmeans_plain", 0): [0, miss, miss, 10],
         ("rqkmeans_plain", 1): [0, 9, miss, miss],
         ("fsq", 0): [0, 1, 2, miss],
     }
     rows = []
-    for (name, seed), ranks in test_ranks.items():
+    for (name, seed), ranks in valid_ranks.items():
         run_dir = tmp_path / f"{name}{seed}"
         run_dir.mkdir()
-        figures = save_ranks(run_dir, {"valid": np.array([seed, miss]), "test": np.array(ranks)})
+        figures = save_ranks(run_dir, {"valid": np.array(ranks)})
         rows.append(a_row(name, 0, seed, Path(run_dir.name)) | figures)
-    assert rows[2]["test"]["recall@10"] == 0.75
-    assert rows[2]["test"]["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
-    np.testing.assert_array_equal(mean_gains(rows[:2], tmp_path, "test", recall_at), [1, 0.5, 0, 0])
+    assert rows[2]["valid"]["recall@10"] == 0.75
+    assert rows[2]["valid"]["ndcg@10"] == pytest.approx((1 + 1 / np.log2(3) + 1 / 2) / 4)
+    np.testing.assert_array_equal(mean_gains(rows[:2], tmp_path, "valid", recall_at), [1, 0.5, 0, 0])
     plain, fsq = summarise(rows, tmp_path)
-    assert (plain["seeds"], plain["test"]["recall@10"], plain["test_range"]) == (2, 0.375, [0.25, 0.5])
-    assert plain["valid"]["ndcg@10"] == pytest.approx((1 / 2 + 1 / np.log2(3) / 2) / 2)
+    assert (plain["seeds"], plain["valid"]["recall@10"], plain["range"]) == (2, 0.375, [0.25, 0.5])
     assert plain["minus_plain"] is None
     assert fsq["minus_plain"]["difference"] == 0.5  # against the first seed only, which both have
-    assert in_words(plain)[5] == "0.3750 (0.2500–0.5000)"
-    assert in_words(fsq)[7].startswith("+0.5000 (")
+    assert in_words(plain)[3] == "0.3750 (0.2500–0.5000)"
+    assert in_words(fsq)[5].startswith("+0.5000 (")
 
 
 def test_a_downstream_row_from_vectors_to_recall(
@@ -315,10 +314,11 @@ def test_a_downstream_row_from_vectors_to_recall(
         "rqkmeans_plain",
         "64x64",
     )
-    assert row["test"]["recall@10"] > popularity["test"]["recall@10"] > 0
+    assert row["valid"]["recall@10"] > popularity["valid"]["recall@10"] > 0
     with np.load(tmp_path / "runs" / "rqkmeans_plain_64x64_seed_3" / "ranks.npz") as ranks:
-        assert len(ranks["test"]) == 50
-        assert (ranks["test"] < 10).mean() == pytest.approx(row["test"]["recall@10"])
+        assert ranks.files == ["valid"]
+        assert len(ranks["valid"]) == 50
+        assert (ranks["valid"] < 10).mean() == pytest.approx(row["valid"]["recall@10"])
 
     called.clear()
     tokenizer_downstream.main(flags)

@@ -355,6 +355,8 @@ def raising(error: BaseException) -> Callable[[], None]:
         ),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x cannot be used (Permission denied)"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/y"), 2, "choose a shorter name"),
+        (MemoryError("Unable to allocate 57 GiB"), 2, "not enough memory (Unable to allocate 57 GiB)"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "not enough memory"),
         (KeyboardInterrupt(), 130, "run the same command again"),
     ],
 )

@@ -143,6 +143,14 @@ def test_wrong_arrays_of_codes_are_named(tmp_path: Path, codes: np.ndarray) -> N
         read_codes(tmp_path / "codes.npy")
 
 
+def test_a_number_that_no_level_has_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.array([[0, 1], [2, 960_051_514]]))
+    with pytest.raises(
+        InputError, match="item 1 the number 960051514 on level 2; levels have at most 16,777,216 codes"
+    ):
+        read_codes(tmp_path / "codes.npy")
+
+
 def test_the_command_turns_one_file_into_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
