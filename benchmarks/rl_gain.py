@@ -5,8 +5,8 @@ python -m benchmarks.rl_gain --dataset ml-100k --run_dir outputs/ml-100k --work_
 From the finished SFT model of --run_dir, every setting of SETTINGS is trained as a stage of its own; those of REPEATED with every seed,
 the others with the first. Leave one out, whole catalogue, seen items masked. A checkpoint is chosen on the stage's valid users: the best
 NDCG@10 of those that keep the SFT model's Recall@50, the SFT model among them. Settings are compared on all valid users, these among them;
-test is not looked at. Differences are paired over the same cases, with a bootstrap interval over users. Finished rows are kept in --work_dir
-and not run again. The last line is one JSON object.
+test is not looked at. Differences are paired over the same cases, with a bootstrap interval over users. Finished rows are kept in
+--work_dir and not run again. The last line is one JSON object.
 """
 
 from __future__ import annotations
