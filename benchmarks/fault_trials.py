@@ -23,6 +23,7 @@ from sidrec.pipeline.files import read_json, sha256, write_json
 MOST_SECONDS = 60.0
 PROCESS_STARTS = 5.0  # seconds until a process of its own is at work
 PASSING = {"log.txt", "README.md", "checkpoints", ".hashes.json", ".locks"}  # of files and folders that are no result
+STAGES = (*kinds(Path()), "bundle")  # each needs those before it
 BEGUN = {"sft": 8, "rl": 4}  # trainings that are killed, and the step of the checkpoint then
 
 
@@ -75,7 +76,7 @@ class SmallRun:
         seconds = {}
         for name in ("run", "again", "other"):
             (self.folder / name).mkdir()
-            for stage in [*kinds(self.folder), "bundle"]:
+            for stage in STAGES:
                 start, seed = time.monotonic(), ["--seed", "5"] if name == "other" and stage != "bundle" else []
                 self._run([*self.on(stage, self.folder / name), *seed])
                 seconds[stage] = time.monotonic() - start
@@ -194,9 +195,9 @@ def byte_string(rng: np.random.Generator, small: SmallRun, folder: Path, as_proc
 def kill(rng: np.random.Generator, small: SmallRun, folder: Path, as_process: bool) -> Outcome:
     """A stage is killed at some moment, and run again."""
     run_dir = folder / "run"
-    name = str(rng.choice(list(small.seconds)))
+    name = str(rng.choice(STAGES))
     run_dir.mkdir()
-    for part in list(small.seconds)[: list(small.seconds).index(name)]:  # the stages before it
+    for part in STAGES[: STAGES.index(name)]:
         shutil.copytree(small.folder / "run" / part, run_dir / part)
     before, command = state_of(run_dir), small.on(name, run_dir)
     after = rng.random() * small.seconds[name] + (PROCESS_STARTS * as_process)
