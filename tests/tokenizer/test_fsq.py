@@ -28,7 +28,7 @@ def unit_vectors(n: int, dimensions: int, seed: int = 0) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@given(LEVELS, st.integers(0, 2**16))
+@given(st.lists(st.integers(3, 9), min_size=1, max_size=4), st.integers(0, 2**16))
 @settings(max_examples=60, deadline=None)
 def test_a_code_is_the_papers_index(levels: list[int], seed: int) -> None:
     """index = sum_i (ẑ_i + floor(L_i / 2)) prod_{j<i} L_j, with ẑ = round(tanh(z + atanh(o/h)) h - o); arXiv 2309.15505, appendix A.1."""
@@ -45,6 +45,29 @@ def test_a_code_is_the_papers_index(levels: list[int], seed: int) -> None:
         step *= n
     codes = codes_of(nearest_point(bound(torch.from_numpy(z), levels), levels), levels)
     np.testing.assert_array_equal(codes.numpy(), wanted)
+
+
+@pytest.mark.parametrize("n", range(2, 10))
+def test_latents_of_every_sign_reach_every_value_and_zero_is_in_the_middle(n: int) -> None:
+    """Two levels are the sign of z; the paper's shift would make them a constant."""
+    z = torch.linspace(-4, 4, 2001, dtype=torch.float64)[:, None]
+    rounded = torch.round(bound(z, [n]) * (n // 2))[:, 0]
+    values, counts = rounded.unique(return_counts=True)
+    assert values.tolist() == list(range(-(n // 2), (n + 1) // 2))
+    assert (rounded.diff() >= 0).all()
+    assert counts.min() > 2001 / n / 10
+    if n == 2:
+        clear = z[:, 0].abs() > 1e-9
+        assert torch.equal(rounded[clear], (torch.sign(z[clear, 0]) - 1) / 2)
+    gradient = torch.autograd.functional.jacobian(lambda at: bound(at[:, None], [n]).sum(), torch.zeros(1))
+    assert float(gradient) > 0.4 / (n // 2)
+
+
+def test_two_levels_use_all_codes_of_standard_normal_latents() -> None:
+    z = torch.from_numpy(np.random.default_rng(0).standard_normal((4000, 8)))
+    counts = np.bincount(codes_of(nearest_point(bound(z, [2] * 8), [2] * 8), [2] * 8), minlength=256)
+    assert counts.min() > 0
+    assert np.exp(-(counts / 4000 * np.log(counts / 4000)).sum()) > 240
 
 
 @pytest.mark.parametrize(("levels", "size"), [([8, 6, 5], 240), ([7, 5, 5, 5, 5], 4375), ([5, 3], 15), ([2], 2)])

@@ -26,14 +26,17 @@ from sidrec.tokenizer.codebooks import Codebooks
 def bound(z: Tensor, levels: Sequence[int]) -> Tensor:
     """Squash each dimension into the range of its levels: round(bound(z)) has exactly `levels[i]` values in dimension i.
 
-    h = (levels - 1) (1 + eps) / 2, o = .5 where levels is even else 0; bound(z) = (tanh(z + atanh(o / h)) h - o) / (levels // 2), so that
-    neighbouring values are 1 / (levels // 2) apart and lie in [-1, 1]. z: [n, e], levels: e whole numbers. Returns [n, e].
+    h = (levels - 1) (1 + eps) / 2, o = .5 where levels is even else 0; bound(z) = (tanh(z + s) h - o) / (levels // 2), so that
+    neighbouring values are 1 / (levels // 2) apart and lie in [-1, 1]. The shift s = atanh(o / h) puts z = 0 on a value. With 2 levels it
+    is 0 instead: o / h is nearly 1 there, and the border between the two values would lie at z = -3.8, where no latent comes; so it
+    lies at z = 0. z: [n, e], levels: e whole numbers. Returns [n, e].
     """
     assert z.shape[1] == len(levels)
     counts = torch.tensor(levels, dtype=z.dtype, device=z.device)
     half = (counts - 1) * (1 + 1e-3) / 2
     offset = torch.where(counts % 2 == 0, 0.5, 0.0).to(z.dtype)
-    return (torch.tanh(z + torch.atanh(offset / half)) * half - offset) / (counts // 2)
+    shift = torch.where(counts == 2, 0.0, torch.atanh(offset / half)).to(z.dtype)
+    return (torch.tanh(z + shift) * half - offset) / (counts // 2)
 
 
 def nearest_point(bounded: Tensor, levels: Sequence[int]) -> Tensor:
