@@ -51,9 +51,9 @@ class Quantizer:
         """The latents of `vectors` [N, D]: [N, e] rows, computed when they are asked for."""
         return vectors if self.encoder is None and not self.fsq_levels else _Latents(self, vectors)
 
-    def encode(self, vectors: Rows) -> np.ndarray:
-        """The quantizer's own codes. vectors: [N, D]. Returns int32 [N, L]; rows may be equal."""
-        return self.codebooks.encode(self.latents(vectors))
+    def encode(self, vectors: Rows, first: np.ndarray | None = None) -> np.ndarray:
+        """The quantizer's own codes. vectors: [N, D]; first: see `Codebooks.encode`. Returns int32 [N, L]; rows may be equal."""
+        return self.codebooks.encode(self.latents(vectors), first)
 
     @torch.inference_mode()
     def decode(self, latents: np.ndarray) -> np.ndarray:
