@@ -106,6 +106,7 @@ class Quantizer:
                     modules[name] = Mlp(**built[name])
                     keys = [key for key in tensors if key.startswith(f"{name}.")]
                     modules[name].load_state_dict({key.removeprefix(f"{name}."): tensors.pop(key) for key in keys})
+                    modules[name].eval()
         except (OSError, KeyError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a quantizer of this project ({reason}); make the SIDs again.") from error

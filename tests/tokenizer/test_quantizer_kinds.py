@@ -150,6 +150,7 @@ CHANGED: dict[str, Any] = {
     "codes_file": "codes.npy",
     "codebooks_file": "books.npz",
     "temperature_end": 0.02,
+    "dropout": 0.1,
 }
 NEEDS: dict[str, dict[str, Any]] = {  # settings that have an effect only beside another
     "slack": {"clusters": "balanced"},

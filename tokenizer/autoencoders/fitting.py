@@ -26,9 +26,13 @@ SAMPLED_ROWS = 4096
 
 def fitting_scale(vectors: Rows) -> float:
     """The power of two that brings the root mean square of the numbers in `vectors` [N, D] nearest to 1, seen in at most 4,096 rows."""
-    rows = vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
-    square = float(np.square(rows, dtype=np.float64).mean())
+    square = float(np.square(_sampled(vectors), dtype=np.float64).mean())
     return 2.0 ** round(-0.5 * math.log2(square)) if square > 0 else 1.0
+
+
+def _sampled(vectors: Rows) -> np.ndarray:
+    """At most 4,096 rows of `vectors` [N, D], evenly spaced."""
+    return vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
 
 
 def build(
@@ -50,8 +54,9 @@ def build(
     N, D = vectors.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip=skip_encoder)
-        decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip=skip_decoder)
+        beside = (settings.batch_norm, settings.dropout)
+        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip_encoder, *beside)
+        decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip_decoder, *beside)
         sizes = level_sizes[:1] if shared_codebook else level_sizes
         starts = [torch.empty(K, e_dim).uniform_(-1 / K, 1 / K) for K in sizes]
     books: list[Codebook | EmaCodebook] = []
@@ -76,8 +81,11 @@ def start_codebooks(
     """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of k-means on the latents of `vectors`.
 
     A codebook that all levels share starts as the union of a residual k-means with K / L codes on every level, so that it has codes of
-    every scale.
+    every scale. Batch normalisation takes its means and variances from a sample of the vectors first: k-means shall see such latents
+    as training does.
     """
+    if settings.batch_norm:
+        model.encoder.settle(model.scale * torch.tensor(_sampled(vectors), dtype=torch.float32))
     n_books = len(model.distinct_codebooks())
     if settings.codebook_init.endswith(".npz"):
         width = model.quantizer().codebooks.width

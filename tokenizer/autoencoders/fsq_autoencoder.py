@@ -74,4 +74,4 @@ class FsqAutoencoder(nn.Module):
     def quantizer(self) -> Quantizer:
         """What has been learnt so far."""
         books = grid_codebooks(self.levels, self.tokens, self.form)
-        return Quantizer(books, self.encoder, self.decoder, tuple(self.all_levels))
+        return Quantizer(books, self.encoder.rescaled(1, 1), self.decoder.rescaled(1, 1), tuple(self.all_levels))

@@ -18,6 +18,17 @@ class TrainingSettings:
         default_factory=lambda: [512, 256],
         metadata={"help": "Hidden layers of the encoder; the decoder's are the reverse."},
     )
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the inputs of every linear layer of encoder and decoder that each training step sets to 0; 0 = off.",
+            "rare": True,
+        },
+    )
+    batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Batch normalisation after every hidden layer of encoder and decoder.", "rare": True},
+    )
     training_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=512, metadata={"help": "Items per step."})
     learning_rate: float = field(
@@ -55,8 +66,10 @@ class TrainingSettings:
         check_choice(self, "keep", ("best_loss", "best_collision", "last"))
         for name, least in (("training_steps", 1), ("batch_size", 2), ("warmup_steps", 0), ("evaluate_every", 1)):
             check_least(self, name, least)
-        for name in ("learning_rate", "weight_decay", "gradient_clip"):
+        for name in ("learning_rate", "weight_decay", "gradient_clip", "dropout"):
             check_least(self, name, 0.0)
+        check_share(self, "dropout")
+        refuse_idle(self, "batch_norm", bool(sizes), "hidden_sizes is empty")
         for name in ("learning_rate", "gradient_clip"):
             refuse_zero(self, name)
         if self.warmup_steps > self.training_steps:

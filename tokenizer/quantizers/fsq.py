@@ -88,9 +88,9 @@ class Fsq(GridSettings, TrainingSettings, Kind):
         e = len(self.fsq_levels) * (self.fsq_tokens if self.fsq_form == "groups" else 1)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            encoder = Mlp([(D, e)], self.hidden_sizes)
-            decoder = Mlp([(e, D)], self.hidden_sizes[::-1])
-            first, last = encoder.stacks[0][0], decoder.stacks[0][-1]  # type: ignore[index]
+            encoder = Mlp([(D, e)], self.hidden_sizes, False, self.batch_norm, self.dropout)
+            decoder = Mlp([(e, D)], self.hidden_sizes[::-1], False, self.batch_norm, self.dropout)
+            (first, _), (_, last) = encoder.ends()[0], decoder.ends()[0]
             first.weight /= scale
             last.weight *= scale
         return FsqAutoencoder(encoder, decoder, self.fsq_levels, self.fsq_tokens, self.fsq_form, self.reconstruction)

@@ -181,8 +181,9 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         latents = [self.e_dim // len(sources) + (s < self.e_dim % len(sources)) for s in range(len(sources))]  # e_m
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = Mlp(list(zip(sources, latents, strict=True)), self.hidden_sizes)
-            decoder = Mlp(list(zip(latents, sources, strict=True)), self.hidden_sizes[::-1])
+            beside = (False, self.batch_norm, self.dropout)
+            encoder = Mlp(list(zip(sources, latents, strict=True)), self.hidden_sizes, *beside)
+            decoder = Mlp(list(zip(latents, sources, strict=True)), self.hidden_sizes[::-1], *beside)
             books: list[LoraCodebook] = []
             for K in level_sizes:
                 start = torch.empty(K, self.e_dim).uniform_(-1 / K, 1 / K)
