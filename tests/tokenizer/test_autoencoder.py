@@ -210,6 +210,20 @@ def test_sinkhorn_is_for_training_only() -> None:
     assert model.eval()(x)[1].codes[:, 0].unique().tolist() == [0]
 
 
+def test_a_level_with_an_epsilon_of_its_own_is_balanced_and_the_others_are_not() -> None:
+    x = batch()
+    for epsilons in ([0.0, 0.003, 0.1], [0.01, 0.0, 0.0]):
+        model = model_of(sinkhorn_epsilon=epsilons)
+        residual = model.encoder(x)
+        codes = model.train()(x)[1].codes
+        for level, (epsilon, book) in enumerate(zip(epsilons, model.codebooks, strict=True)):
+            wanted = balanced_codes(residual, book.weight, epsilon, 50) if epsilon else nearest(residual, book.weight)
+            assert torch.equal(codes[:, level], wanted), (epsilons, level)
+            residual = residual - book.weight[wanted]
+    one, three = (model_of(sinkhorn_epsilon=epsilon).train()(x)[1].codes for epsilon in (0.01, [0.01] * 3))
+    assert torch.equal(one, three)
+
+
 def test_unevenness_is_the_entropy_gap_of_the_soft_usage() -> None:
     rows, book = batch(8)[:, :E], batch(9)[:K, :E]
     squared = (rows[:, None] - book[None]).square().sum(2)

@@ -18,6 +18,7 @@ from sidrec.pipeline.files import sha256
 from sidrec.tokenizer.autoencoders import fitting
 from sidrec.tokenizer.autoencoders.settings import TrainingSettings
 from sidrec.tokenizer.autoencoders.training import CHECKPOINT, Batches, Training, learning_rate, measure, perplexity
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.quantizers import QUANTIZERS
 
@@ -361,11 +362,38 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
         ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),
         ({"sinkhorn_iterations": 3}, "sinkhorn_iterations is set, but has no effect while sinkhorn_epsilon is 0"),
+        ({"sinkhorn_iterations": 3, "sinkhorn_epsilon": [0.0, 0.0]}, "has no effect while sinkhorn_epsilon is 0"),
+        ({"sinkhorn_epsilon": []}, r"sinkhorn_epsilon is \[\]; give one number"),
+        ({"sinkhorn_epsilon": [0.1, -1.0]}, r"sinkhorn_epsilon is \[0.1, -1.0\]"),
+        ({"sinkhorn_epsilon": float("nan")}, "sinkhorn_epsilon is nan"),
     ],
 )
 def test_training_settings_are_refused_one_by_one(training: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         QUANTIZERS["rqvae"](**training)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("rqkmeans_plus", SIZES), ("rqvae", SIZES), ("lora", SIZES), ("vq", [8])])
+def test_epsilons_must_be_as_many_as_levels(kind: str, sizes: list[int]) -> None:
+    changed: dict[str, Any] = {} if kind == "rqkmeans_plus" else {"e_dim": 8}
+    settings = settings_of(kind, sinkhorn_epsilon=[0.0, 0.01], **changed)
+    with pytest.raises(InputError, match=f"sinkhorn_epsilon has 2 numbers, but there are {len(sizes)} levels"):
+        settings.check(vectors(), sizes)
+    settings_of(kind, sinkhorn_epsilon=[0.01] * len(sizes), **changed).check(vectors(), sizes)
+
+
+def test_an_epsilon_is_a_number_or_a_list_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    """One number is the same setting however it is written: a run made with it is not made again."""
+    read = {}
+    for words in ("0.01", "0 0.01 0.1"):
+        values = [float(word) for word in words.split()]
+        (tmp_path / "c.yaml").write_text(f"sinkhorn_epsilon: {values if len(values) > 1 else values[0]}\n")
+        flags = ["--quantizer", "rqvae", "--sinkhorn_epsilon", *words.split()]
+        from_flags = parse_arguments(flags, stage="sid")[1]
+        from_file = parse_arguments(["--quantizer", "rqvae", "--config", str(tmp_path / "c.yaml")], stage="sid")[1]
+        assert from_flags == from_file
+        read[words] = from_flags.sinkhorn_epsilon  # type: ignore[attr-defined]
+    assert read == {"0.01": 0.01, "0 0.01 0.1": [0.0, 0.01, 0.1]}
 
 
 def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:

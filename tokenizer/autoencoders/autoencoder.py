@@ -128,19 +128,20 @@ class ResidualAutoencoder(nn.Module):
     def quantize(self, z: Tensor, progress: float = 1.0) -> Quantized:
         """Code latents [n, e] level by level."""
         residual, residuals, chosen, codes = z, [], [], []
-        for codebook in self.codebooks:
+        for level, codebook in enumerate(self.codebooks):
             vectors = codebook.vectors()
-            code = self.assign(residual.detach(), vectors.detach())
+            code = self.assign(residual.detach(), vectors.detach(), level)
             residuals.append(residual)
             codes.append(code)
             chosen.append(self.look_up(code, vectors))
             residual = self.pass_on(residual, chosen[-1])
         return Quantized(torch.stack(chosen).sum(0), torch.stack(codes, 1), residuals, chosen)
 
-    def assign(self, residual: Tensor, vectors: Tensor) -> Tensor:
+    def assign(self, residual: Tensor, vectors: Tensor, level: int) -> Tensor:
         """A level's codes, int64 [n]: the nearest; in training, by Sinkhorn where it is on. residual: [n, e], vectors: [K, e]."""
-        if self.training and self.settings.sinkhorn_epsilon > 0:
-            return balanced_codes(residual, vectors, self.settings.sinkhorn_epsilon, self.settings.sinkhorn_iterations)
+        epsilon = self.settings.epsilon_of(level)
+        if self.training and epsilon > 0:
+            return balanced_codes(residual, vectors, epsilon, self.settings.sinkhorn_iterations)
         return distances(residual, vectors).argmin(1)
 
     def look_up(self, code: Tensor, vectors: Tensor) -> Tensor:

@@ -56,13 +56,13 @@ class LoraAutoencoder(ResidualAutoencoder):
         """As `quantize`, at a given temperature; None: hard."""
         residual, previous = z, None
         residuals, chosen, codes, coded = [], [], [], []
-        for book in self.codebooks:
+        for level, book in enumerate(self.codebooks):
             vectors = book.vectors()
             conditioned = self.lora.condition_on_previous and previous is not None
             offset = book.offset(previous) if conditioned else torch.zeros_like(z)
             residuals.append(residual)
             coded.append(residual + offset)
-            codes.append(self.assign(coded[-1].detach(), vectors.detach()))
+            codes.append(self.assign(coded[-1].detach(), vectors.detach(), level))
             if self.soft is None or temperature is None:
                 previous = self.look_up(codes[-1], vectors)
             else:

@@ -117,10 +117,11 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             "rare": True,
         },
     )
-    sinkhorn_epsilon: float = field(
+    sinkhorn_epsilon: list[float] | float = field(
         default=0.0,
         metadata={
-            "help": "Balance the codes of each training batch by Sinkhorn at this temperature; 0 = off, 0.01 is usual."
+            "help": "Balance the codes of each training batch by Sinkhorn at this temperature, a number for all levels or one a level "
+            "(distances lie in -1 to 1, so it has no unit); 0 = off, 0.01 is usual; 0 0 0.003 balances a third level only."
         },
     )
     sinkhorn_iterations: int = field(
@@ -149,18 +150,46 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
                 f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
             )
         check_choice(self, "commitment_levels", ("all", "first"))
-        for name in ("quantization_weight", "commitment_weight", "threshold_dead_code", "sinkhorn_epsilon"):
+        for name in ("quantization_weight", "commitment_weight", "threshold_dead_code"):
             check_least(self, name, 0.0)
+        self._check_epsilons()
         for name, least in (("diversity_weight", 0.0), ("reset_every", 0), ("sinkhorn_iterations", 1)):
             check_least(self, name, least)
         refuse_zero(self, "quantization_weight")
         check_share(self, "threshold_dead_code")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
-        refuse_idle(self, "sinkhorn_iterations", self.sinkhorn_epsilon > 0, "sinkhorn_epsilon is 0")
+        refuse_idle(self, "sinkhorn_iterations", self.balances, "sinkhorn_epsilon is 0")
+
+    def _check_epsilons(self) -> None:
+        if isinstance(self.sinkhorn_epsilon, list) and len(self.sinkhorn_epsilon) == 1:
+            self.sinkhorn_epsilon = self.sinkhorn_epsilon[0]
+        if not isinstance(self.sinkhorn_epsilon, list):
+            check_least(self, "sinkhorn_epsilon", 0.0)
+        elif not self.sinkhorn_epsilon or not all(0 <= epsilon < float("inf") for epsilon in self.sinkhorn_epsilon):
+            raise InputError(
+                f"sinkhorn_epsilon is {self.sinkhorn_epsilon!r}; give one number of at least 0, or one a level."
+            )
+
+    def epsilon_of(self, level: int) -> float:
+        """Sinkhorn's temperature on a level; 0: it is off."""
+        return self.sinkhorn_epsilon[level] if isinstance(self.sinkhorn_epsilon, list) else self.sinkhorn_epsilon
+
+    @property
+    def balances(self) -> bool:
+        """Whether Sinkhorn is on, on any level."""
+        epsilons = self.sinkhorn_epsilon
+        return any(epsilon > 0 for epsilon in (epsilons if isinstance(epsilons, list) else [epsilons]))
 
     def files(self) -> dict[str, Path]:
         """The .npz file that codebooks start from, if it is one."""
         return {"codebook_init": Path(self.codebook_init)} if self.codebook_init.endswith(".npz") else {}
+
+    def check_epsilons(self, n_levels: int) -> None:
+        """Raise InputError when Sinkhorn's temperatures are not as many as the levels."""
+        if isinstance(self.sinkhorn_epsilon, list) and len(self.sinkhorn_epsilon) != n_levels:
+            raise InputError(
+                f"sinkhorn_epsilon has {len(self.sinkhorn_epsilon)} numbers, but there are {n_levels} levels; give one, or one a level."
+            )
 
     def check_codebook_file(self, level_sizes: list[int], width: int) -> None:
         """Raise InputError when the file that codebooks start from does not hold a codebook [K, width] a level."""

@@ -118,7 +118,7 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         refused = {
             "reset_every": (self.reset_every > 0 and self.base == "frozen", "has a frozen base, which cannot be moved"),
             "sinkhorn_epsilon": (
-                self.sinkhorn_epsilon > 0 and self.assignment != "hard",
+                self.balances and self.assignment != "hard",
                 f"mixes codes in training (assignment `{self.assignment}`)",
             ),
         }
@@ -129,6 +129,7 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         """Low-rank codebooks of these levels and sources must be possible."""
         self.check_codebook_file(level_sizes, self.e_dim)
+        self.check_epsilons(len(level_sizes))
         if self.assignment == "topk" and self.top_k > min(level_sizes):
             raise InputError(f"top_k {self.top_k} is more than the {min(level_sizes)} codes of a level; lower it.")
         if len(set(level_sizes)) > 1 and (self.share_a == "all" or self.inherit_levels):

@@ -38,6 +38,7 @@ class Rqvae(LatentSettings, AutoencoderSettings, Kind):
                 f"shared_codebook needs equal level_sizes, not {' '.join(map(str, level_sizes))}; make them equal or leave it out."
             )
         self.check_codebook_file(level_sizes[:1] if self.shared_codebook else level_sizes, self.e_dim)
+        self.check_epsilons(len(level_sizes))
 
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
