@@ -140,6 +140,7 @@ CHANGED: dict[str, Any] = {
     "commitment_levels": "first",
     "codebook_update": "ema",
     "decoder": "mlp",
+    "encoder": "mlp",
     "share_a": "all",
     "base": "frozen",
     "penalty_reduction": "sum",

@@ -81,6 +81,35 @@ def test_the_first_measurement_is_of_the_start_and_training_lowers_it() -> None:
     assert curve["rows"][-1]["encoder_shift"] > 0.01
 
 
+def test_skip_and_zero_start_are_what_their_names_say() -> None:
+    """z = X + MLP(X) with a last layer that is 0 or not, or MLP(X): from the weights, on the model's scale."""
+    x = torch.from_numpy(vectors())
+    for changed in ({}, {"zero_start": False}, {"encoder": "mlp"}):
+        model = settings_of("rqkmeans_plus", **changed).build(vectors(), SIZES, 0)
+        (first, last) = model.encoder.ends()[0]
+        of_mlp = torch.relu(x @ first.weight.T) @ last.weight.T
+        wanted = of_mlp if "encoder" in changed else x + of_mlp
+        torch.testing.assert_close(model.encode(x), wanted)
+        assert bool((of_mlp == 0).all()) == (not changed)
+        decoded = model.decode(x)
+        assert torch.equal(decoded, x), "the decoder's start is its own setting"
+
+
+@pytest.mark.parametrize("changed", [{"zero_start": False}, {"encoder": "mlp"}])
+def test_without_them_kmeans_starts_on_the_latents_and_a_file_on_what_is_in_it(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first is codebooks for the random latents, the second ("warm") those of the item vectors, which do not fit them."""
+    books = fit(vectors(), SIZES, 0).books
+    np.savez(tmp_path / "books.npz", **{f"codebook_{level}": book for level, book in enumerate(books)})
+    starts = ("kmeans", str(tmp_path / "books.npz"), "random")
+    rows = [trained("rqkmeans_plus", training_steps=5, codebook_init=start, **changed)[1]["rows"] for start in starts]
+    by_kmeans, warm, random = (row[0]["codebook"] for row in rows)
+    assert by_kmeans < 0.7 * min(warm, random)
+    plain = [trained("rqkmeans_plus", training_steps=5, codebook_init=start)[1]["rows"] for start in starts]
+    assert plain[0] == plain[1], "with skip and zero start, k-means of the latents is k-means of the vectors"
+
+
 def test_the_published_decoder_starts_at_random() -> None:
     _, residual = trained("rqkmeans_plus", training_steps=5)
     _, published = trained("rqkmeans_plus", training_steps=5, decoder="mlp")
@@ -143,10 +172,19 @@ def test_a_shared_codebook_is_one_and_starts_with_all_scales() -> None:
     assert curve["rows"][-1]["reconstruction"] < 0.95 * curve["rows"][0]["reconstruction"]
 
 
-@pytest.mark.parametrize("kind", ["rqkmeans_plus", "rqvae"])
-def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("rqkmeans_plus", {}),
+        ("rqkmeans_plus", {"zero_start": False}),
+        ("rqkmeans_plus", {"encoder": "mlp"}),
+        ("rqkmeans_plus", {"encoder": "mlp", "decoder": "mlp"}),
+        ("rqvae", {}),
+    ],
+)
+def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str, changed: dict[str, Any]) -> None:
     """The scale is a power of two, so that taking it out changes no bit."""
-    model, _ = trained(kind, training_steps=20)
+    model, _ = trained(kind, training_steps=20, **changed)
     assert model.scale == (4 if kind == "rqkmeans_plus" else 1)
     x = torch.from_numpy(vectors()) * model.scale
     with torch.no_grad():
@@ -156,7 +194,7 @@ def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str) -> None
     quantizer = model.quantizer()
     codes = quantizer.encode(vectors())
     assert np.array_equal(codes, quantized.codes.numpy())
-    assert np.array_equal(quantizer.latents(vectors())[:] * model.latent_scale, z.numpy())
+    assert np.array_equal(quantizer.latents(vectors())[:] * model.scale, z.numpy())
     np.testing.assert_allclose(quantizer.reconstruct(codes) * model.scale, decoded.numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -399,6 +437,10 @@ def test_an_epsilon_is_a_number_or_a_list_on_the_command_line_and_in_a_file(tmp_
 def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:
     with pytest.raises(InputError, match="decoder is 'linear'; it must be one of `residual`, `mlp`"):
         QUANTIZERS["rqkmeans_plus"](decoder="linear")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="encoder is 'linear'; it must be one of `residual`, `mlp`"):
+        settings_of("rqkmeans_plus", encoder="linear")
+    with pytest.raises(InputError, match="zero_start is set, but has no effect while encoder is `mlp`"):
+        settings_of("rqkmeans_plus", encoder="mlp", zero_start=False)
 
 
 @pytest.mark.parametrize(

@@ -202,20 +202,15 @@ class ResidualAutoencoder(nn.Module):
                 revived += book.revive(residuals, self.settings.threshold_dead_code, rng)
         return revived
 
-    @property
-    def latent_scale(self) -> float:
-        """How much larger this model's latents are than those of its quantizer."""
-        return self.scale if self.encoder.skip else 1.0
-
     def start_codebooks(self, books: list[np.ndarray]) -> None:
         """Put vectors, of the quantizer's latents, into the distinct codebooks, [K, e] each."""
         for book, vectors in zip(self.distinct_codebooks(), books, strict=True):
-            book.start(torch.from_numpy(vectors) * self.latent_scale)
+            book.start(torch.from_numpy(vectors) * self.scale)
 
     def quantizer(self) -> Quantizer:
-        """What has been learnt so far, for vectors as they are."""
-        scale, latent = self.scale, self.latent_scale
-        books = [(codebook.vectors().detach() / latent).numpy().copy() for codebook in self.codebooks]
+        """What has been learnt so far, for vectors as they are; its latents are as much smaller as its vectors."""
+        scale = self.scale
+        books = [(codebook.vectors().detach() / scale).numpy().copy() for codebook in self.codebooks]
         return Quantizer(
-            Codebooks(books), self.encoder.rescaled(scale, 1 / latent), self.decoder.rescaled(latent, 1 / scale)
+            Codebooks(books), self.encoder.rescaled(scale, 1 / scale), self.decoder.rescaled(scale, 1 / scale)
         )

@@ -44,18 +44,20 @@ def build(
     e_dim: int,
     skip_encoder: bool = False,
     skip_decoder: bool = False,
+    zero_start: bool = True,
     shared_codebook: bool = False,
     scale: float = 1.0,
 ) -> ResidualAutoencoder:
     """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`.
 
-    skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D. shared_codebook: one module on all levels.
+    skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D; without zero_start, the encoder's MLP(X)
+    starts at random. shared_codebook: one module on all levels.
     """
     N, D = vectors.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         beside = (settings.batch_norm, settings.dropout)
-        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip_encoder, *beside)
+        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip_encoder, *beside, zero_start)
         decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip_decoder, *beside)
         sizes = level_sizes[:1] if shared_codebook else level_sizes
         starts = [torch.empty(K, e_dim).uniform_(-1 / K, 1 / K) for K in sizes]

@@ -16,7 +16,8 @@ class Mlp(nn.Module):
     """Linear, ReLU, …, Linear, separately for each block of input dimensions (one block: an ordinary perceptron).
 
     blocks: (in, out) dimensions of each block; hidden: sizes of the hidden layers, the same in every block; skip: add the input to
-    the output (in must equal out) and start the last layer at zero, so that the module starts as the identity: X + MLP(X). batch_norm:
+    the output (in must equal out): X + MLP(X); zero_start: with a skip, the last layer starts at zero, so that the module starts as the
+    identity (else at random, as the others). batch_norm:
     between every Linear but the last and its ReLU; dropout: the share of each Linear's inputs that training sets to zero (both as in
     MiniOneRec's layers). A module that has learnt is used in eval() mode, where dropout does nothing.
     """
@@ -28,13 +29,14 @@ class Mlp(nn.Module):
         skip: bool = False,
         batch_norm: bool = False,
         dropout: float = 0.0,
+        zero_start: bool = True,
     ) -> None:
         super().__init__()
         assert not skip or all(width == out for width, out in blocks), f"a skip needs in = out, got {blocks}"
         self.blocks = [(int(width), int(out)) for width, out in blocks]
         self.hidden, self.skip, self.batch_norm, self.dropout = list(hidden), skip, batch_norm, dropout
         self.stacks = nn.ModuleList(self._stack([width, *hidden, out]) for width, out in self.blocks)
-        if skip:
+        if skip and zero_start:
             for _, last in self.ends():
                 nn.init.zeros_(last.weight)
 
@@ -54,7 +56,7 @@ class Mlp(nn.Module):
         return [(layers[0], layers[-1]) for layers in linears]
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON can hold them; of the last two, those that are not at their defaults."""
+        """The constructor's arguments, as JSON can hold them; without how it starts, and of dropout and batch norm what is on."""
         built: dict[str, Any] = {"blocks": [list(block) for block in self.blocks], "hidden": self.hidden}
         built |= {"skip": self.skip} | ({"batch_norm": True} if self.batch_norm else {})
         return built | ({"dropout": self.dropout} if self.dropout else {})
