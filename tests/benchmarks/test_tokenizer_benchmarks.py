@@ -17,9 +17,17 @@ from benchmarks.finished_rows import FinishedRows, markdown
 from benchmarks.harness import name_of
 from benchmarks.item_texts import ItemTextsConfig, read_texts
 from benchmarks.item_texts import main as make_item_texts
-from benchmarks.quantizers import FSQ_LEVELS, QUANTIZERS, RESIDUAL_FSQ_LEVELS, check_names, flags_of, read_settings
+from benchmarks.quantizers import (
+    FSQ_LEVELS,
+    QUANTIZERS,
+    RESIDUAL_FSQ_LEVELS,
+    check_names,
+    flags_of,
+    read_items,
+    read_settings,
+)
 from benchmarks.tokenizer_downstream import DownstreamConfig, in_words, summarise, to_repeat
-from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, read_items, verdicts
+from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, verdicts
 from sidrec.data.metrics import recall_at
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer import quantizers
