@@ -10,6 +10,7 @@ import numpy as np
 
 from benchmarks.harness import ROOT
 from sidrec.pipeline.errors import InputError
+from sidrec.tokenizer.autoencoders.grid_settings import SIZES
 from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.embeddings.sources import read_source
 from sidrec.tokenizer.quantizers import Kind
@@ -36,8 +37,7 @@ QUANTIZERS = {
     "fsq_residual": "fsq_residual",
     "rqkmeans_fsq": "rqkmeans_fsq",
 }
-# levels of an FSQ token with about so many codes; residual tokens share their dimensions, so they have more of fewer levels
-FSQ_LEVELS = {64: (8, 8), 256: (8, 6, 5)}
+# levels of an FSQ token with about so many codes: residual tokens share their dimensions, so they have more of fewer levels than SIZES
 RESIDUAL_FSQ_LEVELS = {64: (4, 4, 4), 256: (3, 3, 3, 3, 3)}
 
 
@@ -55,7 +55,7 @@ def flags_of(name: str, level_sizes: list[int]) -> list[str]:
     flags = ["--config", str(config)] if config.exists() else ["--quantizer", first]
     sizes = list(level_sizes)
     if "fsq" in first:
-        choices = RESIDUAL_FSQ_LEVELS if first == "fsq_residual" else FSQ_LEVELS
+        choices = RESIDUAL_FSQ_LEVELS if first == "fsq_residual" else SIZES
         fsq_levels = choices[min(choices, key=lambda size: abs(size - sizes[-1]))]
         flags += ["--fsq_levels", *map(str, fsq_levels)]
         if first == "rqkmeans_fsq":

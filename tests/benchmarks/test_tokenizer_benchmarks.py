@@ -18,7 +18,6 @@ from benchmarks.harness import name_of
 from benchmarks.item_texts import ItemTextsConfig, read_texts
 from benchmarks.item_texts import main as make_item_texts
 from benchmarks.quantizers import (
-    FSQ_LEVELS,
     QUANTIZERS,
     RESIDUAL_FSQ_LEVELS,
     check_names,
@@ -58,8 +57,7 @@ def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:
 
 
 def test_fsq_takes_its_own_nearest_sizes() -> None:
-    for levels in (FSQ_LEVELS, RESIDUAL_FSQ_LEVELS):
-        assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in levels.items())
+    assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in RESIDUAL_FSQ_LEVELS.items())
     kind: Any
     kind, sizes = read_settings("fsq", [256, 256])
     assert (kind.fsq_levels, kind.fsq_tokens, sizes) == ([8, 6, 5], 2, [240, 240])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.autoencoders.finite_scalar import bound, codes_of, grid_codebooks, nearest_point, points
+from sidrec.tokenizer.autoencoders.grid_settings import SIZES
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.quantizers.fsq import Fsq
 from sidrec.tokenizer.quantizers.rqkmeans_fsq import RqkmeansFsq, residual_grid, step_width
@@ -177,9 +180,32 @@ def test_training_lowers_the_error_and_saves_what_codes_alike(tmp_path) -> None:
     assert chosen.fit(vectors, [25, 25, 25], seed=0).encode(vectors).tobytes() == quantizer.encode(vectors).tobytes()
 
 
+DOCUMENT = {16: 15, 256: 240, 512: 512, 1024: 1000, 2048: 1920, 4096: 4375, 16384: 15360, 65536: 64000}
+
+
+def test_a_size_takes_the_levels_of_the_table_and_the_product_is_the_number_of_codes() -> None:
+    """The real numbers of codes are those of the design document's table; 64 is the paper's, too."""
+    assert set(SIZES) == {*DOCUMENT, 64}
+    for size, n_codes in DOCUMENT.items():
+        for kind in (Fsq(fsq_size=size, fsq_tokens=2), RqkmeansFsq(fsq_size=size)):
+            assert kind.n_codes == n_codes
+            assert math.prod(kind.fsq_levels) == n_codes
+        assert Fsq(fsq_size=size, fsq_tokens=2).choose_level_sizes([], (100, 8), "none") == [n_codes] * 2
+
+
+def test_a_size_is_another_way_to_write_levels(tmp_path: Path) -> None:
+    """So it wins over what a file or an earlier run says, and what was made with either is not made again."""
+    assert Fsq(fsq_size=512) == Fsq(fsq_levels=[8, 8, 8])
+    assert Fsq(fsq_size=16, fsq_levels=[4, 4]).fsq_levels == [5, 3]
+    (tmp_path / "c.yaml").write_text("quantizer: fsq\nfsq_levels: [4, 4]\n")
+    flags = ["--config", str(tmp_path / "c.yaml"), "--fsq_size", "1024"]
+    assert parse_arguments(flags, stage="sid")[1].fsq_levels == [8, 5, 5, 5]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"fsq_size": 1000}, "fsq_size is 1000; it must be one of 16, 64, 256, 512, 1024"),
         ({"fsq_levels": [8, 1]}, r"fsq_levels is \[8, 1\]"),
         ({"fsq_levels": []}, r"fsq_levels is \[\]"),
         ({"fsq_levels": [9] * 6}, "give 531,441 codes, more than 65,536"),

@@ -147,6 +147,7 @@ CHANGED: dict[str, Any] = {
     "assignment": "soft",
     "fsq_form": "residual",
     "fsq_levels": [4, 4],
+    "fsq_size": 512,
     "hidden_sizes": [8],
     "codes_file": "codes.npy",
     "codebooks_file": "books.npz",
