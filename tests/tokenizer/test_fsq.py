@@ -84,6 +84,35 @@ def test_points_are_all_different_and_in_the_order_of_their_codes(levels: list[i
         np.testing.assert_allclose(np.unique(grid[:, i]), np.arange(-(n // 2), (n + 1) // 2) / (n // 2))
 
 
+@given(LEVELS, st.integers(0, 2**16))
+@settings(max_examples=60, deadline=None)
+def test_a_symmetric_grid_is_that_of_preserve_symmetry(levels: list[int], seed: int) -> None:
+    """vector-quantize-pytorch: with q = floor((n - 1) (tanh z + 1) / 2 + .5), the value is 2 q / (n - 1) - 1 and the digit q."""
+    z = np.random.default_rng(seed).normal(0, 2, (50, len(levels)))
+    sizes = np.array(levels)
+    at = (sizes - 1) * (np.tanh(z) + 1) / 2 + 0.5
+    clear = (np.abs(at - np.rint(at)) > 1e-2).all(axis=1)  # no border: the margin eps moves them a little
+    digits = np.floor(at)
+    bounded = bound(torch.from_numpy(z), levels, symmetric=True)
+    point = nearest_point(bounded, levels, symmetric=True)
+    np.testing.assert_allclose(point.numpy()[clear], (2 * digits / (sizes - 1) - 1)[clear], atol=1e-12)
+    codes = codes_of(point, levels, symmetric=True).numpy()
+    np.testing.assert_array_equal(codes[clear], (digits @ np.concatenate([[1], np.cumprod(sizes)[:-1]]))[clear])
+    np.testing.assert_allclose(points(levels, symmetric=True)[codes], point.numpy(), atol=1e-6)
+    np.testing.assert_array_equal(
+        grid_codebooks(levels, 1, "groups", symmetric=True).encode(bounded.float().numpy())[clear, 0], codes[clear]
+    )
+    if all(n % 2 for n in levels):
+        np.testing.assert_array_equal(points(levels, symmetric=True), points(levels))
+
+
+def test_eight_levels_on_either_grid() -> None:
+    """The design document lists the symmetric values; the paper's and the default are the others."""
+    document = [-1, -0.714, -0.428, -0.142, 0.142, 0.428, 0.714, 1]
+    np.testing.assert_allclose(points([8], symmetric=True)[:, 0], document, atol=1e-3)
+    np.testing.assert_allclose(points([8])[:, 0], np.arange(-4, 4) / 4)
+
+
 @given(LEVELS, st.integers(1, 3), st.integers(0, 2**16))
 @settings(max_examples=60, deadline=None)
 def test_the_nearest_code_of_groups_is_rounding(levels: list[int], tokens: int, seed: int) -> None:
@@ -117,16 +146,21 @@ def test_the_nearest_code_of_residual_tokens_is_rounding_on_a_finer_grid(
         assert np.abs(left).max() <= (0.5 * unit).max() + 1e-6
 
 
-@pytest.mark.parametrize(("form", "levels"), [("groups", [4, 3]), ("residual", [5, 4, 3])])
-def test_the_model_rounds_as_its_quantizer_does(form: str, levels: list[int]) -> None:
+@pytest.mark.parametrize("grid", ["asymmetric", "symmetric"])
+@pytest.mark.parametrize(("form", "levels"), [("groups", [4, 3]), ("groups", [2, 2, 3]), ("residual", [5, 4, 3])])
+def test_the_model_rounds_as_its_quantizer_does(form: str, levels: list[int], grid: str, tmp_path: Path) -> None:
     vectors = unit_vectors(300, 12)
-    model = Fsq(fsq_levels=levels, fsq_form=form, hidden_sizes=[16]).build(vectors, seed=0)
+    chosen = Fsq(fsq_levels=levels, fsq_form=form, fsq_grid=grid, hidden_sizes=[16])
+    model = chosen.build(vectors, seed=0)
     losses, rounded = model(torch.from_numpy(vectors))
     quantizer = model.quantizer()
     codes = quantizer.encode(vectors)
     assert (codes == rounded.codes.numpy()).mean() > 0.999
     same = (codes == rounded.codes.numpy()).all(axis=1)
     np.testing.assert_allclose(quantizer.codebooks.reconstruct(codes)[same], rounded.points.numpy()[same], atol=1e-6)
+    quantizer.save(tmp_path / "q")
+    assert np.array_equal(Quantizer.load(tmp_path / "q").encode(vectors), codes)
+    assert max(len(np.unique(level)) for level in codes.T) > 2
     error = quantizer.mean_squared_errors(vectors, codes)[-1] / 12
     assert losses["loss"].item() == pytest.approx(error, rel=1e-3)
 
@@ -210,6 +244,7 @@ def test_a_size_is_another_way_to_write_levels(tmp_path: Path) -> None:
         ({"fsq_levels": []}, r"fsq_levels is \[\]"),
         ({"fsq_levels": [9] * 6}, "give 531,441 codes, more than 65,536"),
         ({"fsq_form": "both"}, "fsq_form is 'both'"),
+        ({"fsq_grid": "even"}, "fsq_grid is 'even'; it must be one of `asymmetric`, `symmetric`"),
         ({"fsq_form": "residual", "fsq_levels": [2, 3]}, "gets no finer"),
         ({"fsq_tokens": 0}, "fsq_tokens is 0"),
     ],

@@ -148,6 +148,7 @@ CHANGED: dict[str, Any] = {
     "fsq_form": "residual",
     "fsq_levels": [4, 4],
     "fsq_size": 512,
+    "fsq_grid": "symmetric",
     "hidden_sizes": [8],
     "codes_file": "codes.npy",
     "codebooks_file": "books.npz",
