@@ -72,11 +72,12 @@ def read_settings(name: str, level_sizes: list[int]) -> tuple[Kind, list[int]]:
     return kind, config.level_sizes
 
 
-def read_items(path: Path, level_sizes: list[int]) -> np.ndarray:
+def read_items(path: Path, level_sizes: list[int] | None = None) -> np.ndarray:
     """[N, D]. Raises InputError when the file is not such an array, or holds fewer items than a level has codes."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; make it with benchmarks.item_texts or sidrec.tokenizer.embed.")
     shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
     source = read_source(path, shape[0] if shape else 0)
-    check_level_sizes(level_sizes, len(source))
+    if level_sizes is not None:
+        check_level_sizes(level_sizes, len(source))
     return source
