@@ -103,6 +103,20 @@ def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: st
     assert float(gradients(losses["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
 
 
+def test_the_sum_over_levels_and_its_gradient_are_those_of_the_formula() -> None:
+    """As TIGER writes it: sum_l ||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2, beside one reconstruction error."""
+    model = model_of(level_reduction="sum", commitment_weight=0.4, quantization_weight=0.7)
+    x = batch()
+    losses, _ = model(x)
+    wanted = written_loss(model, x, 0.4, 0.7 * L, l1=False, first=False)
+    assert losses["codebook"].item() == pytest.approx(L * wanted["codebook"].item(), rel=1e-10)
+    assert losses["commitment"].item() == pytest.approx(L * wanted["commitment"].item(), rel=1e-10)
+    assert losses["reconstruction"].item() == pytest.approx(wanted["reconstruction"].item(), rel=1e-10)
+    by_model, formula = gradients(losses["loss"], model), gradients(wanted["loss"], model)
+    for weight in by_model:
+        torch.testing.assert_close(by_model[weight], formula[weight], rtol=1e-8, atol=1e-12, msg=weight)
+
+
 @pytest.mark.parametrize("levels", ["all", "first"])
 def test_which_levels_commitment_reaches_the_latents(levels: str) -> None:
     """As published only level 0 trains the encoder; with all levels every one does."""

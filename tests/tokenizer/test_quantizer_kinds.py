@@ -138,6 +138,7 @@ CHANGED: dict[str, Any] = {
     "keep": "last",
     "codebook_init": "random",
     "commitment_levels": "first",
+    "level_reduction": "sum",
     "codebook_update": "ema",
     "decoder": "mlp",
     "encoder": "mlp",

@@ -387,6 +387,7 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"keep": "best"}, "keep is 'best'; it must be one of `best_loss`, `best_collision`, `last`"),
         ({"codebook_update": "adam"}, "codebook_update is 'adam'"),
         ({"commitment_levels": "none"}, "commitment_levels is 'none'"),
+        ({"level_reduction": "max"}, "level_reduction is 'max'; it must be one of `mean`, `sum`"),
         ({"codebook_init": "books.npy"}, "codebook_init is 'books.npy'; it must be `kmeans`, `random` or the path"),
         ({"hidden_sizes": [0]}, r"hidden_sizes is \[0\]"),
         ({"e_dim": 0}, "e_dim is 0; it must be a whole number of at least 1"),

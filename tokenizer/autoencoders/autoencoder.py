@@ -5,10 +5,10 @@ With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k
     loss = ||x - decoder(z + sg[zq - z])||^2  +  w · mean_l( ||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2 )
            + diversity · mean(x^2) · mean_l(log K - H(soft usage of level l))  +  the codebooks' own penalties
 
-All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead. As published
-by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's commitment reaches the encoder (`commitment_levels: first`). With a
-codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a
-tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
+All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead, and the mean
+over levels a sum (as TIGER's; `level_reduction`). As published by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's
+commitment reaches the encoder (`commitment_levels: first`). With a codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is
+only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
 
 `ResidualAutoencoder.forward` is `encode`, `quantize` (per level: `assign`, `look_up`, `pass_on`), `pass_through`, `decode` and `losses`;
 a variant overrides one of them and keeps the rest.
@@ -165,8 +165,9 @@ class ResidualAutoencoder(nn.Module):
         """`loss` and its parts. x, reconstructed: [n, D]; z: [n, e]."""
         settings = self.settings
         pairs = list(zip(quantized.residuals, quantized.chosen, strict=True))
-        codebook = torch.stack([mse_loss(e, r.detach()) for r, e in pairs]).mean()
-        commitment = torch.stack([mse_loss(r, e.detach()) for r, e in pairs]).mean()
+        over_levels = torch.sum if settings.level_reduction == "sum" else torch.mean
+        codebook = over_levels(torch.stack([mse_loss(e, r.detach()) for r, e in pairs]))
+        commitment = over_levels(torch.stack([mse_loss(r, e.detach()) for r, e in pairs]))
         reconstruction = (l1_loss if settings.reconstruction == "l1" else mse_loss)(reconstructed, x)
         loss = reconstruction + settings.quantization_weight * (codebook + settings.commitment_weight * commitment)
         losses = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}

@@ -98,6 +98,14 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
     commitment_weight: float = field(
         default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
     )
+    level_reduction: str = field(
+        default="mean",
+        metadata={
+            "help": "Codebook and commitment loss are the levels' `mean` (as MiniOneRec), or their `sum` (as TIGER), which weighs them as "
+            "many times as there are levels against the reconstruction.",
+            "rare": True,
+        },
+    )
     commitment_levels: str = field(
         default="all",
         metadata={
@@ -149,6 +157,7 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             raise InputError(
                 f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
             )
+        check_choice(self, "level_reduction", ("mean", "sum"))
         check_choice(self, "commitment_levels", ("all", "first"))
         for name in ("quantization_weight", "commitment_weight", "threshold_dead_code"):
             check_least(self, name, 0.0)
