@@ -165,6 +165,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # settings that have an effect only beside
     "temperature_start": {"assignment": "soft"},
     "temperature_end": {"assignment": "soft"},
     "relative_limit": {"relative_weight": 0.1},
+    "second_commitment_weight": {"assignment": "soft"},
 }
 
 

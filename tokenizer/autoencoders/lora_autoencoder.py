@@ -5,6 +5,7 @@ As `ResidualAutoencoder`, with the encoder and decoder in one block per source, 
                                 from the residual. Outside training the code is always the nearest.
     condition_on_previous       level l codes r + W_l C_{l-1}[p]; p is the code before (in training perhaps a mixture), W_l is 0 at first.
                                 Exported as codebooks [K_{l-1}, K_l, e]: C_l[k] - W_l C_{l-1}[p].
+    second_commitment_weight    what a level leaves over is held to what its nearest code leaves over.
     alignment_weight            InfoNCE between the sources' latents of an item.
 """
 
@@ -21,6 +22,7 @@ from sidrec.tokenizer.autoencoders.alignment import alignment_loss
 from sidrec.tokenizer.autoencoders.autoencoder import Quantized, ResidualAutoencoder
 from sidrec.tokenizer.autoencoders.lora_codebook import LoraCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
+from sidrec.tokenizer.autoencoders.second_commitment import second_commitment
 from sidrec.tokenizer.autoencoders.soft_assignment import SoftAssignment
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.quantizer import Quantizer
@@ -74,12 +76,26 @@ class LoraAutoencoder(ResidualAutoencoder):
     def losses(self, x: Tensor, z: Tensor, quantized: Quantized, reconstructed: Tensor) -> dict[str, Tensor]:
         """Those of every autoencoder, the alignment of sources, and (outside training) ||A B|| / ||base|| of each level."""
         losses = super().losses(x, z, quantized, reconstructed)
+        if self.lora.second_commitment_weight > 0:
+            losses["second_commitment"] = self.second_commitment(quantized)
+            weight = self.settings.quantization_weight * self.lora.second_commitment_weight
+            losses["loss"] = losses["loss"] + weight * losses["second_commitment"]
         if self.lora.alignment_weight > 0:
             losses["alignment"] = alignment_loss(z, self.codebooks[0].blocks)
             losses["loss"] = losses["loss"] + self.lora.alignment_weight * losses["alignment"]
         if not self.training:
             losses |= {f"lora_share_{level}": book.shares().mean() for level, book in enumerate(self.codebooks)}
         return losses
+
+    def second_commitment(self, quantized: Quantized) -> Tensor:
+        """Over levels as the commitment loss, how far mixtures are from their nearest codes; 0 outside training."""
+        assert isinstance(quantized, LoraQuantized)
+        hard = []
+        for level, book in enumerate(self.codebooks):
+            offset = quantized.coded[level] - quantized.residuals[level]
+            hard.append(self.look_up(quantized.codes[:, level], book.vectors()) - offset)
+        levels = second_commitment(quantized.residuals, quantized.chosen, hard)
+        return levels.sum() if self.settings.level_reduction == "sum" else levels.mean()
 
     def diversity(self, quantized: Quantized) -> Tensor:
         """As in every autoencoder, of what the codes are compared with."""

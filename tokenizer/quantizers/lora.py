@@ -82,6 +82,14 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     temperature_end: float = field(
         default=0.01, metadata={"help": "soft, topk: temperature at the last step.", "rare": True}
     )
+    second_commitment_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "soft, topk: weight of the second commitment term, the squared distance of a level's mixture to its nearest code; "
+            "0 = off. With hard codes the term is 0 itself.",
+            "rare": True,
+        },
+    )
     condition_on_previous: bool = field(
         default=False,
         metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."},
@@ -103,7 +111,14 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         check_choice(self, "assignment", ("hard", "soft", "topk"))
         for name in ("rank", "top_k"):
             check_least(self, name, 1)
-        weights = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "alignment_weight")
+        weights = (
+            "l2_weight",
+            "orthogonality_weight",
+            "relative_weight",
+            "relative_limit",
+            "alignment_weight",
+            "second_commitment_weight",
+        )
         for name in (*weights, "layer0_multiplier", "temperature_start", "temperature_end"):
             check_least(self, name, 0.0)
         if not 0 < self.temperature_end <= self.temperature_start:
@@ -112,6 +127,8 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
                 "fall, and end above 0."
             )
         refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
+        because = "assignment is `hard`: there a level leaves over what its code does, and the term is 0"
+        refuse_idle(self, "second_commitment_weight", self.assignment != "hard", because)
         for name in ("temperature_start", "temperature_end"):
             refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
         refuse_idle(self, "relative_limit", self.relative_weight > 0, "relative_weight is 0")
