@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import sparse
 
@@ -81,11 +81,15 @@ class Memory:
         """Raises InputError for a file that an older evaluation did not write, or of another format."""
         if not file.is_file():
             raise InputError(f"{file} does not exist; run `sidrec evaluate` again with --overwrite true.")
-        with safe_open(file, framework="np") as stored:
-            about = stored.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise InputError(f"{file} has format {about.get('format')}, not {FORMAT}; run `sidrec evaluate` again.")
-            starts, items, votes = (stored.get_tensor(name) for name in ("starts", "items", "votes"))
+        try:
+            with safe_open(file, framework="np") as stored:
+                about = stored.metadata() or {}
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (it is not a dictionary)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged ({error}); run `sidrec evaluate` again.") from error
+        if about.get("format") != FORMAT or {*tensors} != {"starts", "items", "votes"}:
+            raise InputError(f"{file} has format {about.get('format')}, not {FORMAT}; run `sidrec evaluate` again.")
+        starts, items, votes = (tensors[name] for name in ("starts", "items", "votes"))
         n_items = len(starts) - 1
         neighbours = sparse.csr_array((votes, items, starts), shape=(n_items, n_items))
         return cls(neighbours, float(about["decay"]), about["name"])

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.harness import EMBED, EVALUATE, PREPARE, QUANTIZE, RL, SFT
+from sidrec.pipeline.files import read_json, sha256
 
 N_USERS, N_ITEMS, MOST_EVENTS = 60, 48, 14
 
@@ -71,3 +72,11 @@ def write_raw(folder: Path) -> None:
     pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
     titles = [f"{words[item % 4]} number {item // 4}" for item in range(N_ITEMS)]
     pl.DataFrame({"item_id": [f"i{item}" for item in range(N_ITEMS)], "title": titles}).write_csv(folder / "items.csv")
+
+
+def output_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of every file that a stage's manifest lists and that is there, by name; nothing for a stage that is not finished."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists() or not read_json(manifest)["finished"]:
+        return {}
+    return {name: sha256(folder / name) for name in read_json(manifest)["outputs"] if (folder / name).exists()}

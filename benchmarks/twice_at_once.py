@@ -33,11 +33,11 @@ from benchmarks.harness import (
     python_command,
     stage_environment,
 )
-from benchmarks.small_run import Kind, kinds, write_raw
+from benchmarks.small_run import Kind, kinds, output_hashes, write_raw
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import read_json, sha256
+from sidrec.pipeline.files import read_json
 
 POLL_SECONDS = 0.005
 MOST_SECONDS = 300  # a command that takes longer hangs
@@ -258,14 +258,6 @@ def finished_mark(folder: Path) -> tuple[int, int] | None:
         return (status.st_ino, status.st_mtime_ns) if read_json(manifest)["finished"] else None
     except (OSError, InputError):  # the folder is being put in its place
         return None
-
-
-def output_hashes(folder: Path) -> dict[str, str]:
-    """sha256 of every file that a stage's manifest lists and that is there, by name; nothing for a stage that is not finished."""
-    manifest = folder / "manifest.json"
-    if not manifest.exists() or not read_json(manifest)["finished"]:
-        return {}
-    return {name: sha256(folder / name) for name in read_json(manifest)["outputs"] if (folder / name).exists()}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,20 +16,24 @@ from sidrec.data.amazon import EDITIONS, find_amazon, read_amazon
 from sidrec.data.codes import codes
 from sidrec.data.dataset import Dataset
 from sidrec.data.download import fetch_amazon, fetch_movielens
+from sidrec.data.filters import Filters
+from sidrec.data.item_text import joined_columns, one_line
 from sidrec.data.kcore import k_core
 from sidrec.data.minionerec import find_minionerec, read_minionerec
 from sidrec.data.movielens import FILES, read_movielens
 from sidrec.data.own import read_own
 from sidrec.data.readers import RawLog
+from sidrec.data.repeats import count_again
 from sidrec.data.settings import CACHE, PrepareConfig, default_k
 from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
 from sidrec.data.summary import known_counts_note
 from sidrec.data.synthetic import DemoModel
+from sidrec.data.tables import require_file
+from sidrec.data.timestamps import SECONDS_PER_DAY, unit_of
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import LONG_SECONDS, Screen, duration
 
 SPLITS = {"leave_one_out": leave_one_out, "global_time": global_time, "published": published}
-SECONDS_PER_DAY = 86400
 REHEARSED = 32  # a log's first rows of this many parts of it are prepared first, to tell how long the whole will take
 LARGE = 5_000_000  # bytes or interactions; with fewer, a step takes less than seconds
 
@@ -54,8 +59,7 @@ def find_inputs(config: PrepareConfig) -> tuple[Path, ...]:
     else:
         files = [file for file in (config.interactions, config.items) if file is not None]
     for file in files:
-        if not file.is_file():
-            raise InputError(f"{file} does not exist or is not a file; check the path.")
+        require_file(file)
     return tuple(files)
 
 
@@ -64,7 +68,8 @@ def read(config: PrepareConfig, inputs: tuple[Path, ...]) -> RawLog:
     if config.dataset == "demo":
         return DemoModel(seed=config.seed).generate()
     if config.dataset == "own":
-        return read_own(*inputs)
+        log, items = inputs
+        return read_own(log, items, config.separator, config.encoding)
     if config.dataset == "minionerec":
         return read_minionerec(inputs)
     if config.dataset in EDITIONS:
@@ -80,14 +85,13 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
     tell(screen, "reading", sum(file.stat().st_size for file in inputs), "bytes")
     announce(config, inputs, screen)
     raw = read(config, inputs)
-    interactions, source, notes = raw.interactions, raw.items, list(raw.notes)
+    interactions, source, notes, repeats = raw.interactions, raw.items, list(raw.notes), raw.repeats
     del raw  # with a large log, each step's result takes the place of the one before
+    filters = Filters(interactions, source, repeats)
     n_read = len(interactions)
     interactions = in_window(interactions, config)
     if len(interactions) < n_read:
-        notes.append(
-            f"{n_read - len(interactions):,} of {n_read:,} interactions lie outside the dates and are left out."
-        )
+        filters.passed("dates", interactions)
     n_filtered = len(interactions)
     tell(screen, "k-core", n_filtered, "interactions")
     interactions = k_core(interactions, config.k_user, config.k_item)
@@ -96,7 +100,9 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
             f"no interaction is left of {n_filtered}: no set of users has {config.k_user} interactions each with items "
             f"that have {config.k_item} each; lower --k_user or --k_item."
         )
-    items = catalogue(source, interactions)
+    if len(interactions) < n_filtered:
+        filters.passed("k_core", interactions)
+    items, text = catalogue(source, interactions)
     tell(screen, "split", len(interactions), "interactions")
     if config.protocol == "leave_one_out_ties_shuffled":
         interactions = leave_one_out_ties_shuffled(interactions, config.seed)
@@ -109,21 +115,39 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
         "removed_interactions": n_filtered - len(interactions),
         **{name: int((interactions["split"] == name).sum()) for name in ("train", "valid", "test")},
     }
-    info = {
+    facts = {
+        "counts": counts,
+        "read": filters.read,
+        "left_out": filters.counts,
+        "medians": filters.medians(),
+        "again": count_again(codes(interactions["user_id"]), codes(interactions["item_id"])),
+        "times": times_of(interactions["timestamp"]),
+        "text": text,
+        "notes": notes + known_counts_note(config.dataset, config.category, counts, is_whole(config)),
+    }
+    return Dataset(items, numbered(interactions, items), described(config, inputs) | facts, filters.left_out())
+
+
+def times_of(times: pl.Series) -> dict[str, Any]:
+    """The first and the last time, and the unit that makes the median a time between 1980 and 2100; None where none does."""
+    return {"first": times.min(), "last": times.max(), "unit": unit_of(float(np.median(times.to_numpy())))}
+
+
+def described(config: PrepareConfig, inputs: tuple[Path, ...]) -> dict[str, Any]:
+    """What was asked for, as dataset.json holds it."""
+    info: dict[str, Any] = {
         "name": config.dataset,
         "protocol": config.protocol,
         "seed": config.seed if uses_seed(config) else None,
         "k_core": {"k_user": config.k_user, "k_item": config.k_item},
-        "counts": counts,
         "files": [{"name": file.name, "bytes": file.stat().st_size} for file in inputs],
-        "notes": notes + known_counts_note(config.dataset, config.category, counts, is_whole(config)),
     }
     for name in ("category", "from_date", "to_date"):
         if getattr(config, name) is not None:
             info[name] = getattr(config, name)
     if config.dataset == "demo":
         info["demo_model"] = asdict(DemoModel(seed=config.seed))
-    return Dataset(items, numbered(interactions, items), info)
+    return info
 
 
 def tell(screen: Screen, step: str, size: int, unit: str) -> None:
@@ -138,7 +162,7 @@ def announce(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) ->
     Files of other kinds than CSV, DAT and Parquet are read with a bar. What is wrong with a file, its reader says.
     """
     log = max(inputs, key=lambda file: file.stat().st_size, default=Path())
-    if screen.quiet or log.suffix not in (".csv", ".dat", ".parquet") or log.stat().st_size < LARGE:
+    if screen.quiet or log.suffix.lower() not in (".csv", ".tsv", ".dat", ".parquet") or log.stat().st_size < LARGE:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -160,7 +184,7 @@ def announce(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) ->
 
 def copy_first_rows(log: Path, to: Path) -> None:
     """One row of REHEARSED, from the first on, and a header where there is one."""
-    if log.suffix == ".parquet":
+    if log.suffix.lower() == ".parquet":
         n_rows = pl.scan_parquet(log, glob=False).select(pl.len()).collect().item()
         pl.scan_parquet(log, glob=False).head(n_rows // REHEARSED).sink_parquet(to)
         return
@@ -203,28 +227,27 @@ def numbered(interactions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     return interactions.select("user_id", item_index, "timestamp", "split", pl.exclude(first))
 
 
-def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> pl.DataFrame:
-    """The items that occur in the log, numbered in the order of the source, with `text`: the title, then `column: value`.
+def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The items that occur in the log, numbered in the order of the source, with `text`: the title, then `column: words`.
 
-    Columns of strings and of lists of strings become part of the text; runs of white space in title and text become one space. Every
-    column of the source is kept, one that is called `text` as `given_text`.
+    Which columns join, `joined_columns` says; runs of white space in title and text become one space. Every column of the source is
+    kept, one that is called `text` as `given_text`. Beside the table stands what the text is made of.
     """
     in_log = interactions["item_id"].unique().cast(pl.String)
     table = items.filter(pl.col("item_id").is_in(in_log.implode()))
-    table = table.with_columns(title=_one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
-    parts = [pl.col("title").str.strip_chars_end(".")]
-    for name, dtype in items.schema.items():
-        if name in ("item_id", "title") or dtype not in (pl.String, pl.List(pl.String)):
-            continue
-        words = pl.col(name) if dtype == pl.String else pl.col(name).list.drop_nulls().list.join(", ")
-        words = _one_line(words).str.strip_chars_end(".")
-        parts.append(pl.when(words != "").then(pl.lit(f"{name}: ") + words))
+    table = table.with_columns(title=one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
+    joined, left_out = joined_columns(items)
+    parts = [pl.lit(f"{name}: ") + words for name, words in joined.items()]
     if "text" in table.columns:
         table = table.with_columns(given_text=pl.col("text"))
-    table = table.with_columns(text=pl.concat_str(parts, separator=". ", ignore_nulls=True))
+    title = pl.col("title").str.strip_chars_end(".")
+    table = table.with_columns(text=pl.concat_str([title, *parts], separator=". ", ignore_nulls=True))
+    untitled = table["title"] == table["item_id"]
+    told = {
+        "columns": ["title", *joined],
+        "left_out": left_out,
+        "untitled": int(untitled.sum()),
+        "without_text": int((untitled & (table["text"] == table["title"].str.strip_chars_end("."))).sum()),
+    }
     first = ["item_id", "item_index", "title", "text"]
-    return table.select(*first, pl.exclude(first))
-
-
-def _one_line(text: pl.Expr) -> pl.Expr:
-    return text.str.replace_all(r"\s+", " ").str.strip_chars()
+    return table.select(*first, pl.exclude(first)), told

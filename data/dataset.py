@@ -4,13 +4,13 @@ Files, in the run directory's `data/`:
     items.parquet         item_id (string, the user's own), item_index (0…N-1), title, text, any other column kept
     interactions.parquet  user_id (string), item_index, timestamp, split ("train" | "valid" | "test"); sorted by user, then time,
                           ties in input order
+    left_out.parquet      which users and items of the source are not in the data, and by which rule (`sidrec.data.filters`)
     dataset.json          name, protocol, counts, and for synthetic data the parameters of its model
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,8 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from sidrec.pipeline.files import atomic_path, write_json
+from sidrec.data.filters import LEFT_OUT
+from sidrec.pipeline.files import atomic_path, read_json, write_json
 from sidrec.pipeline.stage import require_finished
 
 SplitName = Literal["valid", "test"]
@@ -61,6 +62,7 @@ class Dataset:
     items: pl.DataFrame
     interactions: pl.DataFrame
     info: dict[str, Any]
+    left_out: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEFT_OUT))
 
     @property
     def n_items(self) -> int:
@@ -94,21 +96,23 @@ class Dataset:
         return EvalCases(users, histories, np.asarray(targets, dtype=np.int64))
 
     def save(self, folder: Path) -> list[Path]:
-        """Write the three files, each atomically; return their paths."""
-        paths = [folder / "items.parquet", folder / "interactions.parquet", folder / "dataset.json"]
-        for path, frame in zip(paths, (self.items, self.interactions), strict=False):
+        """Write the four files, each atomically; return their paths."""
+        paths = [folder / f"{name}.parquet" for name in ("items", "interactions", "left_out")]
+        for path, frame in zip(paths, (self.items, self.interactions, self.left_out), strict=True):
             as_text = frame.lazy().with_columns(cs.by_dtype(pl.Categorical, pl.Enum).cast(pl.String))
             with atomic_path(path) as temporary:
                 as_text.sink_parquet(temporary, row_group_size=ROW_GROUP_ROWS, engine="streaming")
-        write_json(paths[2], self.info)
-        return paths
+        write_json(folder / "dataset.json", self.info)
+        return [*paths, folder / "dataset.json"]
 
     @classmethod
     def load(cls, run_dir: Path) -> Dataset:
         """Read a finished `data` stage. Raises InputError when there is none."""
         folder = require_finished(run_dir, "data", f"sidrec prepare --run_dir {run_dir}")
+        left_out = folder / "left_out.parquet"  # not there where an earlier version made the stage
         return cls(
             pl.read_parquet(folder / "items.parquet", glob=False),
             pl.read_parquet(folder / "interactions.parquet", glob=False),
-            json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
+            read_json(folder / "dataset.json"),
+            pl.read_parquet(left_out, glob=False) if left_out.is_file() else pl.DataFrame(schema=LEFT_OUT),
         )

@@ -14,7 +14,8 @@ from typing import Any
 import polars as pl
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-from sidrec.data.tables import quote, require_file
+from sidrec.data.dialect import quote
+from sidrec.data.tables import require_file
 from sidrec.pipeline.errors import InputError
 
 BLOCK_BYTES = 1 << 24

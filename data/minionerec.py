@@ -14,10 +14,12 @@ from typing import Any
 
 import polars as pl
 
+from sidrec.data.dialect import quote
 from sidrec.data.readers import RawLog, checked
 from sidrec.data.split import NAMES
-from sidrec.data.tables import quote, require_file
+from sidrec.data.tables import require_file
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import read_text
 
 COLUMNS = ("user_id", "history_item_id", "item_id")
 TEXTS = ("brand", "categories", "description")
@@ -64,12 +66,16 @@ def read_minionerec(files: tuple[Path, ...]) -> RawLog:
 
 def _rows(path: Path) -> list[dict[str, str]]:
     require_file(path)
-    with path.open(encoding="utf-8", newline="") as handle:
-        reader = csv.DictReader(handle)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise InputError(f"{path} has no column {missing[0]!r}; check that this is one of MiniOneRec's files.")
-        return list(reader)
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle)
+            rows, names = list(reader), reader.fieldnames or ()
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read as csv ({error}); download it again.") from error
+    missing = [name for name in COLUMNS if name not in names]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}; check that this is one of MiniOneRec's files.")
+    return rows
 
 
 def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]], known: set[str]) -> pl.DataFrame:
@@ -96,7 +102,7 @@ def _rebuilt(samples: list[tuple[Path, int, dict[str, str]]], known: set[str]) -
 def _history(path: Path, number: int, text: str | None) -> list[str]:
     try:
         items = json.loads(text or "")
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, RecursionError):
         items = None
     if not isinstance(items, list):
         raise InputError(f"{path} row {number}: history_item_id is {quote(str(text))}, not a list such as [3, 14].")
@@ -112,7 +118,7 @@ def _overlap(before: list[str], history: list[str]) -> int:
 def _items_of_json(path: Path) -> pl.DataFrame:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); download it again.") from error
     if not isinstance(content, dict) or not all(isinstance(item, dict) for item in content.values()):
         raise InputError(f"{path} does not map item numbers to objects; check that this is MiniOneRec's item.json.")
@@ -122,7 +128,7 @@ def _items_of_json(path: Path) -> pl.DataFrame:
 
 def _items_of_info(path: Path) -> pl.DataFrame:
     """Lines of `semantic ID, title, item number`, separated by tabs."""
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
+    rows = [line.split("\t") for line in read_text(path).rstrip("\n").split("\n")]
     odd = next((number for number, fields in enumerate(rows, 1) if len(fields) != 3), None)
     if odd is not None:
         raise InputError(
@@ -136,7 +142,7 @@ def _text(value: object) -> str | None:
     if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # all that `literal_eval` raises
             return str(value)
     if isinstance(value, list):
         return " ".join(str(part) for part in value) or None

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
+from sidrec.data.dialect import quote
 from sidrec.data.readers import RawLog, checked
-from sidrec.data.tables import collect, quote, read_table, require_file
+from sidrec.data.tables import collect, read_table, require_file
 from sidrec.pipeline.errors import InputError
 
 # u.item's 19 flags in the publisher's order (u.genre)

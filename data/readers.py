@@ -23,13 +23,13 @@ class RawLog:
 
     interactions: user_id, item_id (categoricals, 4 bytes each), timestamp (int64), in input order, then any other column of the source
     (`split` where the publisher made one). items: item_id (strings, unique), title (never empty), then any other column of the
-    source. notes: sentences about what was
-    found, for the summary.
+    source. notes: sentences about what was found, for the summary. repeats: rows that were left out since an earlier one says the same.
     """
 
     interactions: pl.DataFrame
     items: pl.DataFrame
     notes: tuple[str, ...] = ()
+    repeats: int = 0
 
 
 def checked(
@@ -53,10 +53,7 @@ def checked(
 def _coded(path: Path, log: pl.LazyFrame, unit: str) -> pl.DataFrame:
     """The log with categorical ids, read batch by batch: no more than a batch of the ids is ever held as strings."""
     schema = log.collect_schema()
-    for name in ("user_id", "item_id"):
-        if schema[name].is_nested():
-            raise InputError(f"{path}: column {name!r} has type {schema[name]}; ids must be numbers or strings.")
-    ids = [pl.col(name).cast(pl.String).cast(pl.Categorical) for name in ("user_id", "item_id")]
+    ids = [_as_text(path, name, schema[name]).cast(pl.Categorical) for name in ("user_id", "item_id")]
     others = [name for name in schema if name not in ("user_id", "item_id", "timestamp")]
     table = collect(path, log.select(*ids, "timestamp", *others)).rechunk()
     for name in ("user_id", "item_id"):
@@ -65,13 +62,19 @@ def _coded(path: Path, log: pl.LazyFrame, unit: str) -> pl.DataFrame:
 
 
 def _with_text_ids(path: Path, items: pl.DataFrame, unit: str) -> pl.DataFrame:
-    if items.schema["item_id"].is_nested():
-        raise InputError(
-            f"{path}: column 'item_id' has type {items.schema['item_id']}; ids must be numbers or strings."
-        )
-    items = items.with_columns(pl.col("item_id").cast(pl.String))
+    if items.schema["title"].is_nested() or items.schema["title"] == pl.Binary:
+        raise InputError(f"{path}: column 'title' has type {items.schema['title']}; titles must be strings.")
+    items = items.with_columns(_as_text(path, "item_id", items.schema["item_id"]))
     _refuse_blank(path, items["item_id"], unit)
     return items
+
+
+def _as_text(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
+    """Ids as strings; of decimal numbers, whole ones without the decimals that a program gives a column with gaps."""
+    if dtype.is_nested() or dtype in (pl.Boolean, pl.Binary):
+        raise InputError(f"{path}: column {name!r} has type {dtype}; ids must be numbers or strings.")
+    text = pl.col(name).cast(pl.String)
+    return text.str.replace(r"\.0$", "").replace("NaN", None) if dtype.is_float() else text
 
 
 def _refuse_blank(path: Path, ids: pl.Series, unit: str) -> None:
@@ -101,7 +104,21 @@ def _refuse_unknown_items(log_path: Path, log: pl.DataFrame, items_path: Path, i
     unknown = log["item_id"].cast(pl.String).is_in(unknown_ids.implode()).arg_true()
     row = int(unknown[0])
     user, item = log["user_id"][row], log["item_id"][row]
+    near = items["item_id"].filter(_alike(items["item_id"]) == _alike(pl.Series([item]))[0])
+    if len(near):
+        cure = f"it has {near[0]!r}, so write the ids in one way"
+    elif len(unknown) == len(log):
+        cure = (
+            f"nor is any other one of the log, so write the ids in one way ({items_path} has {items['item_id'][0]!r})"
+        )
+    else:
+        cure = f"add the item or remove the {unit}"
     raise InputError(
         f"{log_path} {unit} {row + 1}: user {user!r} took item {item!r}, which is not in {items_path} "
-        f"({len(unknown)} such {unit}{'s' if len(unknown) > 1 else ''}); add the item or remove the {unit}."
+        f"({len(unknown)} such {unit}{'s' if len(unknown) > 1 else ''}); {cure}."
     )
+
+
+def _alike(ids: pl.Series) -> pl.Series:
+    """Ids without what programs change in them: white space around them, letter case, zeros before and `.0` behind a number."""
+    return ids.str.strip_chars().str.to_lowercase().str.replace(r"^0+(\d)", "$1").str.replace(r"^(\d+)\.0$", "$1")

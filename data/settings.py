@@ -54,12 +54,29 @@ class PrepareConfig:
         },
     )
     interactions: Path | None = field(
-        default=None, metadata={"help": "own: CSV or Parquet with the columns user_id, item_id, timestamp."}
+        default=None,
+        metadata={
+            "help": "own: CSV (.csv, .tsv, .txt, also .gz) or Parquet with the columns user_id, item_id, timestamp."
+        },
     )
     items: Path | None = field(
         default=None,
         metadata={
-            "help": "own: CSV or Parquet with item_id, title; every further column of strings becomes part of the text."
+            "help": "own: CSV or Parquet with item_id, title; further columns of strings, categories and numbers join the text."
+        },
+    )
+    separator: str | None = field(
+        default=None,
+        metadata={
+            "help": "own: what separates the columns of a CSV: one character, or the word tab. None: comma, semicolon, tab or |, as the "
+            "first line says."
+        },
+    )
+    encoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "own: encoding of the CSV files, such as latin-1, cp1252 or utf-16-le. None: UTF-8; a byte order mark decides before "
+            "both."
         },
     )
     from_date: str | None = field(
@@ -104,6 +121,7 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         self.run_dir = self.run_dir or Path("outputs") / self.dataset
         self._check_inputs()
+        self._check_dialect()
         self._check_window()
         if self.protocol == "published" and self.dataset != "minionerec":
             raise InputError(f"--protocol published is for --dataset minionerec only, not {self.dataset}.")
@@ -130,6 +148,24 @@ class PrepareConfig:
             )
         if not has_category and self.category is not None:
             raise InputError(f"--category is for amazon-* and minionerec, not {self.dataset}; leave it out.")
+
+    def _check_dialect(self) -> None:
+        for flag, text in (("--separator", self.separator), ("--encoding", self.encoding)):
+            if text is not None and self.dataset != "own":
+                raise InputError(f"{flag} is for --dataset own only, not {self.dataset}; leave it out.")
+        if self.separator is not None:
+            self.separator = {"tab": "\t", "\\t": "\t"}.get(self.separator, self.separator)
+            if len(self.separator) != 1 or not self.separator.isascii() or self.separator in "\"'\r\n":
+                raise InputError(
+                    f"--separator is {self.separator!r}; give one character, such as ';', or the word tab."
+                )
+        if self.encoding is not None:
+            try:
+                "a".encode(self.encoding)  # an empty text is never looked at
+            except (LookupError, ValueError) as error:
+                raise InputError(
+                    f"--encoding {self.encoding!r} is no encoding that Python knows; give for example utf-8, latin-1 or cp1252."
+                ) from error
 
     def _check_window(self) -> None:
         given = {"--from_date": self.from_date, "--to_date": self.to_date}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sidrec.decoding.eligibility import AllowList
+from sidrec.decoding.item_indices import item_indices
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 
@@ -62,6 +63,7 @@ class LiveCatalogue:
         items: int64 [M], new indices or those of removed items. codes: integers [M, L]. allow_lists: names of the lists that the new
         items join. Raises InputError when an item or a semantic ID is there already, twice in the call, or out of range.
         """
+        items = item_indices(items, "items")
         with self._changing:
             for name in allow_lists:
                 self.snapshot.allow_list(name)
@@ -75,13 +77,14 @@ class LiveCatalogue:
 
     def remove(self, items: np.ndarray) -> None:
         """Take items (int64 [M]) out. Raises InputError when one is not in the catalogue, or none would be left."""
+        items = item_indices(items, "items")
         with self._changing:
             self._swap(without_items(self.snapshot.trie, items), self.snapshot.codes, self._allowed)
 
     def set_allow_list(self, name: str, items: np.ndarray) -> None:
         """Make or replace an allow-list: the items (int64 [M]) that it allows."""
         with self._changing:
-            now, trie, items = self.snapshot, self.snapshot.trie, np.asarray(items)
+            now, trie, items = self.snapshot, self.snapshot.trie, item_indices(items, "items")
             _refuse_outside(items, trie)
             allowed = torch.zeros(trie.n_slots, dtype=torch.bool)
             allowed[torch.as_tensor(items)] = True

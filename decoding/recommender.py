@@ -19,6 +19,7 @@ from sidrec.decoding.chosen_items import chosen_log_probs
 from sidrec.decoding.depth_search import depth_search_scores
 from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.exhaustive import leaf_log_probs
+from sidrec.decoding.item_indices import at_least_one, item_histories, item_indices
 from sidrec.decoding.leaf_search import leaf_search
 from sidrec.decoding.product import Expert
 from sidrec.decoding.renderer import Renderer
@@ -127,8 +128,7 @@ class Recommender:
         first in order comes first.
         Raises InputError for a k or beams below 1, an unknown allow-list, an empty history or an item that never was in the catalogue.
         """
-        if k < 1 or beams < 1:
-            raise InputError(f"k={k} recommendations by {beams} beams cannot be made; ask for 1 or more of both.")
+        k, beams, histories = at_least_one(k, "k"), at_least_one(beams, "beams"), item_histories(histories)
         snapshot = self.catalogue.snapshot  # once: what changes from here on is for later calls
         allowed = None if allow is None else snapshot.allow_list(allow)
         _check(histories, snapshot)
@@ -186,6 +186,7 @@ class Recommender:
 
     def log_probs_of(self, histories: list[np.ndarray], items: np.ndarray) -> np.ndarray:
         """float32 [B]: log π of one item a history (int64 [B]), each in the catalogue; nothing is searched."""
+        histories, items = item_histories(histories), item_indices(items, "items")
         snapshot, log_probs = self.catalogue.snapshot, np.zeros(len(histories), np.float32)
         vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
         scorer, trie = rq_transformer_of(self.model), snapshot.trie

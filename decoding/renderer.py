@@ -7,7 +7,6 @@ it: the user's question and the beginning of the assistant's turn, in which the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from sidrec.decoding.normaliser import NORMALISERS, Normaliser
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import write_json
+from sidrec.pipeline.files import read_json, write_json
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 FORMAT_VERSION = 2
@@ -101,11 +100,10 @@ class Renderer:
         path = folder / RENDERER_FILE
         if not path.exists():
             raise InputError(f"{path} is missing: {folder} is not a model trained by sft/train.py or rl/grpo.py.")
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format_version"] != FORMAT_VERSION:
-            raise InputError(
-                f"{path} has format {record['format_version']}, this version reads {FORMAT_VERSION}; train again."
-            )
+        record = read_json(path)
+        version = record.get("format_version") if isinstance(record, dict) else None
+        if version != FORMAT_VERSION:
+            raise InputError(f"{path} has format {version}, this version reads {FORMAT_VERSION}; train again.")
         if record["sid_digest"] != sids.digest:
             raise InputError(
                 f"{path} belongs to another SID set than the one given; train the model again on these SIDs."

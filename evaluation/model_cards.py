@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.files import atomic_path, read_text
 
 CARD = "README.md"
 BEGIN, END = "<!-- test results -->", "<!-- end of test results -->"
@@ -20,7 +20,7 @@ def fill_cards(run_dir: Path, models: list[str], table: str) -> None:
     """Put `table` (markdown) into the card of every one of `models` that has one with a place for it and says something else."""
     for model in models:
         card = run_dir / model / CARD
-        text = card.read_text(encoding="utf-8") if card.exists() else ""
+        text = read_text(card) if card.exists() else ""
         before, begin, rest = text.partition(BEGIN)
         _, end, after = rest.partition(END)
         filled = before + results_part(table) + after

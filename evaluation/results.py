@@ -9,7 +9,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.evaluation import table
 from sidrec.evaluation.ranking import Ranking
 from sidrec.evaluation.report.figures import spreads_of, write_report
-from sidrec.pipeline.files import atomic_path, read_json, write_json
+from sidrec.pipeline.files import atomic_path, read_json, read_text, write_json
 from sidrec.pipeline.screen import Screen
 
 TABLE = "table.md"
@@ -38,7 +38,7 @@ def save(
 
 def table_of(folder: Path) -> str:
     """The whole of table.md."""
-    return (folder / TABLE).read_text(encoding="utf-8")
+    return read_text(folder / TABLE)
 
 
 def show(folder: Path, screen: Screen) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
+from sidrec.pipeline.stage import recorded_settings
 
 Config = TypeVar("Config")
 PACKAGED = Path(__file__).resolve().parent.parent / "configs"
@@ -81,7 +82,8 @@ def parse_configs(
         run_dir = flags.get("run_dir", settings["run_dir"].default)
         if run_dir is not dataclasses.MISSING:
             remembered = {name: setting for name, setting in settings.items() if name not in forgotten}
-            values = _settings_of_run(Path(run_dir), stage, remembered) | values
+            overwrite = bool(flags.get("overwrite"))
+            values = _settings_of_run(Path(run_dir), stage, remembered, overwrite) | values
     if suited is not None:
         values = {**suited(values), **values}
     missing = [name for name, setting in settings.items() if setting.default is dataclasses.MISSING]
@@ -109,7 +111,7 @@ def peek(name: str, arguments: Sequence[str] | None = None, *, stage: str | None
         return flags[name]
     if flags.get("config") is not None:
         return _read_yaml(_config_file(Path(flags["config"]))).get(name)
-    base = _settings_file(Path(flags.get("run_dir") or run_dir), stage) if stage else None
+    base = _settings_file(Path(flags.get("run_dir") or run_dir), stage, overwrite=True) if stage else None
     return base[1].get(name) if base else None
 
 
@@ -271,7 +273,7 @@ def _scalar_converted(kind: Any, value: Any) -> Any:
             return NOTHING
         try:
             return kind(value)  # YAML 1.1 reads 1e-3 as text
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, TypeError):  # a date, which YAML makes by itself, is no number
             return NOTHING
     if kind is str:
         return str(value)
@@ -343,9 +345,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
-def _settings_of_run(run_dir: Path, stage: str, settings: Mapping[str, Setting]) -> dict[str, Any]:
+def _settings_of_run(run_dir: Path, stage: str, settings: Mapping[str, Setting], overwrite: bool) -> dict[str, Any]:
     """The last settings of a stage of the run, or else the packaged ones for the run's data set; nothing where there is neither."""
-    base = _settings_file(run_dir, stage)
+    base = _settings_file(run_dir, stage, overwrite)
     if base is None:
         return {}
     source, content = base
@@ -356,12 +358,11 @@ def _settings_of_run(run_dir: Path, stage: str, settings: Mapping[str, Setting])
     return {name: checked(settings[name], value) for name, value in values.items()}
 
 
-def _settings_file(run_dir: Path, stage: str) -> tuple[str, dict[str, Any]] | None:
+def _settings_file(run_dir: Path, stage: str, overwrite: bool) -> tuple[str, dict[str, Any]] | None:
     manifest = run_dir / stage / "manifest.json"
     if manifest.is_file():
-        content = read_json(manifest)
-        recorded = content.get("fingerprint") if isinstance(content, dict) else None
-        return (f"the last ones of {run_dir / stage}", recorded) if isinstance(recorded, dict) else None
+        recorded = recorded_settings(run_dir, stage, overwrite)
+        return (f"the last ones of {run_dir / stage}", recorded) if recorded is not None else None
     described = run_dir / "data" / "dataset.json"
     if not described.is_file():
         return None

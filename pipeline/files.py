@@ -54,12 +54,20 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """A text file. Raises InputError when it cannot be read, or is in another encoding than UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); run the stage that writes it again.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is damaged: it is no UTF-8 text ({error}); repair it or write it again.") from error
+
+
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises InputError when it is missing, unreadable or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); run the stage that writes it again.") from error
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is damaged: it holds no JSON ({error}); run the stage that writes it again."

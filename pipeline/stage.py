@@ -88,6 +88,7 @@ class Stage:
             identity = self._identity(hashes)
             self._end_exchange()
             manifest = read_manifest(self.folder, refuse_older=not overwrite)
+            self._refuse_folders(manifest)
             if manifest is not None and not overwrite:
                 self._refuse_if_different(manifest, identity)
                 if manifest["finished"] and changed_output(self.folder, manifest, hashes) is None:
@@ -203,6 +204,14 @@ class Stage:
                     f"{self.folder} holds files that no stage made ({strangers[0]}); choose another --run_dir."
                 )
 
+    def _refuse_folders(self, manifest: dict[str, Any] | None) -> None:
+        """A folder in the place of a listed file is somebody's work, and in the way."""
+        in_the_way = next((name for name in (manifest or {}).get("outputs", []) if (self.folder / name).is_dir()), None)
+        if in_the_way is not None:
+            raise InputError(
+                f"{self.folder / in_the_way} is a folder where this stage's file would be; move it elsewhere."
+            )
+
     def _refuse_if_different(self, made: dict[str, Any], wanted: dict[str, Any]) -> None:
         for field in sorted(set(made["fingerprint"]) | set(wanted["fingerprint"])):
             old, new = made["fingerprint"].get(field), wanted["fingerprint"].get(field)
@@ -274,6 +283,27 @@ def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) ->
             f"{folder} is of format {manifest.get('format', 0)}, and this version reads format {FORMAT}; {again} to make it again."
         )
     return manifest
+
+
+def recorded_settings(run_dir: Path, name: str, overwrite: bool) -> dict[str, Any] | None:
+    """What a stage was last made with, None where nothing says it.
+
+    overwrite: whether its files are made again anyway. If not, raises InputError where the manifest lists others than are there: either may
+    be of another run, and so may the settings.
+    """
+    folder, hashes = run_dir / name, FileHashes(run_dir)
+    content = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
+        return None
+    if not overwrite and _is_manifest(content) and content["format"] == FORMAT and content["finished"]:
+        changed = changed_output(folder, content, hashes)
+        hashes.save()
+        if changed is not None:
+            raise InputError(
+                f"{folder / changed} is not the file that {folder / MANIFEST} lists, so the last settings may be of another run; name them "
+                "by --config FILE, or pass --overwrite true to make the stage again with those of the manifest."
+            )
+    return dict(content["fingerprint"])
 
 
 def _is_manifest(content: Any) -> bool:

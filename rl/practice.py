@@ -30,7 +30,7 @@ from sidrec.rl.settings import UNDECISIVE, ObjectiveConfig, RlConfig, RlTrainerC
 from sidrec.rl.trainer import SidGRPOTrainer
 from sidrec.rl.training_arguments import grpo_arguments
 from sidrec.rl.training_metrics import draw_training
-from sidrec.sft.checkpoints import last_whole_checkpoint
+from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.estimate import ModelShape
 from sidrec.sft.export import close_folder, complete_folder
@@ -177,12 +177,13 @@ def train_model(
         reference=copy.deepcopy(start.model) if objective.needs_reference else None,
         trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
         valid_cases=start.valid_cases,
-        callbacks=early_stopping(config.early_stopping_patience),
+        callbacks=[SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
     shape = ModelShape.of(trainer.model)
     questions = f"{len(start.prompts):,} questions, groups of {arguments.num_generations}"
     show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {questions}, on {arguments.device.type}")
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints", arguments.world_size))
+    whole = last_whole_checkpoint(folder / "checkpoints", arguments.world_size, screen.say)
+    trainer.train(resume_from_checkpoint=whole)
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
     finish(folder, trainer, start, screen)
 

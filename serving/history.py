@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from sidrec.data.dataset import Dataset
+from sidrec.data.filters import why_left_out
 from sidrec.pipeline.errors import InputError
 
 LISTED_CANDIDATES = 10
@@ -19,14 +20,38 @@ def history_of_user(dataset: Dataset, user: str, folder: Path) -> np.ndarray:
     """All items of a user of the data, oldest first, int64. folder: of the data, for the message. Raises InputError for an unknown user."""
     rows = dataset.interactions.filter(pl.col("user_id") == user)
     if not len(rows):
+        reason = why_left_out(dataset.left_out, dataset.info, "user", user)
+        if reason is not None:
+            raise InputError(f"--user {user}: this user {reason}.")
         known = ", ".join(dataset.interactions["user_id"].unique(maintain_order=True).head(3).to_list())
         raise InputError(f"--user {user}: no such user_id in {folder}; the first ones are {known}.")
     return rows["item_index"].to_numpy().astype(np.int64)
 
 
-def history_of_titles(titles: list[str], queries: list[str]) -> np.ndarray:
-    """The items whose titles are asked for, in that order, int64; see `find_title`. titles: of item i at index i."""
+def history_of_titles(titles: list[str], queries: list[str], dataset: Dataset | None = None) -> np.ndarray:
+    """The items whose titles are asked for, in that order, int64; see `find_title`. titles: of item i at index i.
+
+    dataset: where it is at hand, the one that the items are of: an item that a filter has left out of it is named as such.
+    """
+    if dataset is not None:
+        for query in queries:
+            refuse_left_out(dataset, query)
     return np.array([find_title(titles, query) for query in queries], dtype=np.int64)
+
+
+def refuse_left_out(dataset: Dataset, query: str) -> None:
+    """Raise InputError where no title in the data holds `query`, and that of an item is it, or holds it, which a filter has left out."""
+    wanted = query.casefold().strip()
+    if not wanted or any(wanted in title.casefold() for title in dataset.titles):
+        return
+    items = dataset.left_out.filter(pl.col("kind") == "item")
+    folded = [title.casefold() for title in items["title"]]
+    rows = [row for row, title in enumerate(folded) if title == wanted]
+    rows += [row for row, title in enumerate(folded) if wanted in title]
+    if rows:
+        name, title = items["id"][rows[0]], items["title"][rows[0]]
+        reason = why_left_out(items, dataset.info, "item", name)
+        raise InputError(f"--history {query!r}: the item {name} ({title}) {reason}.")
 
 
 def find_title(titles: list[str], query: str) -> int:

@@ -87,7 +87,7 @@ def recommend_by_run(config: RecommendConfig) -> None:
 
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     if config.history is not None:
-        history = history_of_titles(dataset.titles, config.history)
+        history = history_of_titles(dataset.titles, config.history, dataset)
     else:
         history = history_of_user(dataset, str(config.user), config.run_dir / "data")
     name = config.model or last_trained(config.run_dir)

@@ -1,20 +1,48 @@
-"""Checkpoints of a training run: which one to resume from after a kill, at any moment."""
+"""Checkpoints of a training run: sealed when they are written, and which one to go on from after a kill, at any moment."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
-import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from accelerate import PartialState
+from transformers import TrainerCallback
+
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import read_json, sha256, write_json
 
 NAME = re.compile(r"checkpoint-(\d+)")
+SEAL = "sealed.json"
 
 
-def last_whole_checkpoint(folder: Path, world_size: int = 1) -> str | None:
-    """The newest checkpoint that is whole, or None. Broken ones are deleted: their kill came while they were written or deleted.
+class SealCheckpoints(TrainerCallback):
+    """Seals a checkpoint when all processes have written their part of it."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint.is_dir():
+            seal(checkpoint, args.world_size)
+
+
+def seal(checkpoint: Path, world_size: int) -> None:
+    """Write down the sha256 of every file of a checkpoint, and how many processes it is of."""
+    files = {str(file.relative_to(checkpoint)): sha256(file) for file in files_of(checkpoint)}
+    write_json(checkpoint / SEAL, {"files": files, "world_size": world_size})
+
+
+def files_of(checkpoint: Path) -> list[Path]:
+    return sorted(file for file in checkpoint.rglob("*") if file.is_file() and file.name != SEAL)
+
+
+def last_whole_checkpoint(
+    folder: Path, world_size: int = 1, say: Callable[[str], object] = lambda sentence: None
+) -> str | None:
+    """The newest checkpoint that is as it was sealed, or None. Others are deleted: a kill came while they were written or deleted, or
+    something changed them since, and then `say` is told.
 
     All processes of a run may call it at once. Files and folders of other names are left alone.
     """
@@ -22,47 +50,23 @@ def last_whole_checkpoint(folder: Path, world_size: int = 1) -> str | None:
     for checkpoint in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         if is_whole(checkpoint, world_size):
             return str(checkpoint)
+        if (checkpoint / SEAL).exists():
+            say(f"{checkpoint} is not as it was written, or of another number of processes; going on from before it")
         shutil.rmtree(checkpoint, ignore_errors=True)
     return None
 
 
 def is_whole(checkpoint: Path, world_size: int = 1) -> bool:
-    """Whether training goes on from `checkpoint` as if it had never stopped: the weights, the optimizer's state, the schedule and every
-    process's random numbers are there and can be read.
+    """Whether training goes on from `checkpoint` as if it had never stopped.
 
-    Trainer goes on without a word where one of them is missing, and trains another model. It writes `trainer_state.json` last; when it
-    deletes, at its very end, the weights may go before that file does.
+    Trainer goes on without a word where a file is missing or another one's, and trains another model.
     """
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sealed = read_json(checkpoint / SEAL)
+        files = {str(file.relative_to(checkpoint)): sha256(file) for file in files_of(checkpoint)}
+    except (InputError, OSError):
         return False
-    random_states = ["rng_state.pth"] if world_size == 1 else [f"rng_state_{rank}.pth" for rank in range(world_size)]
-    weights = [*checkpoint.glob("*.safetensors")]
-    archives = [path for ending in ("pt", "pth", "bin") for path in checkpoint.rglob(f"*.{ending}")]
-    return (
-        bool(weights)
-        and all((checkpoint / name).is_file() for name in ("scheduler.pt", *random_states))
-        and _has_optimizer(checkpoint, world_size)
-        and all(map(_can_be_opened, weights))
-        and all(map(zipfile.is_zipfile, archives))
-    )
-
-
-def _has_optimizer(checkpoint: Path, world_size: int) -> bool:
-    """One file (FSDP calls it optimizer.bin), or DeepSpeed's: one a process."""
-    if any((checkpoint / name).is_file() for name in ("optimizer.pt", "optimizer.bin")):
-        return True
-    return len([*checkpoint.glob("global_step*/*optim_states.pt")]) >= world_size
-
-
-def _can_be_opened(weights: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        with safe_open(weights, framework="pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False
+    return bool(sealed == {"files": files, "world_size": world_size})
 
 
 def remove_checkpoints(folder: Path) -> None:

@@ -24,7 +24,7 @@ from sidrec.pipeline.stage import Stage
 from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, order_counts
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import LengthBatches
-from sidrec.sft.checkpoints import last_whole_checkpoint
+from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.embedding_init import usable_init
 from sidrec.sft.estimate import ModelShape, estimate_of
@@ -145,14 +145,15 @@ def train_model(
         trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
         valid_cases=start.valid_cases,
         batches=length_batches(start, config.batch_items, arguments),
-        callbacks=[start.drop, *early_stopping(config.early_stopping_patience)],
+        callbacks=[start.drop, SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
     estimate = estimate_of(trainer, start.rows["length"], start.with_text)
     screen.note(estimate.details())
     if (warning := estimate.warning()) is not None:
         screen.say(warning)
     show_progress(trainer, screen, estimate.in_words())
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(folder / "checkpoints", arguments.world_size))
+    whole = last_whole_checkpoint(folder / "checkpoints", arguments.world_size, screen.say)
+    trainer.train(resume_from_checkpoint=whole)
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
     if trainer.args.eval_strategy == "no":
         trainer.evaluate()

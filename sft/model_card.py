@@ -5,7 +5,6 @@ Made from the run directory's files alone, so that it says what they say; it hol
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from sidrec.decoding.recommender import SIDS_FOLDER
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
-from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.files import atomic_path, read_json
 from sidrec.pipeline.provenance import code_version
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -147,4 +146,4 @@ def _table(names: list[str], rows: list[list[str]]) -> str:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)

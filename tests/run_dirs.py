@@ -22,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
 
 from sidrec.data.dataset import Dataset
+from sidrec.data.filters import LEFT_OUT
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.stage import Stage
 from sidrec.rl import grpo, practice
@@ -35,6 +36,11 @@ THINGS = ["tea", "lamp", "boot", "drum", "rope", "vase", "coin", "harp", "kite",
 N_ITEMS = len(COLOURS) * len(THINGS)
 N_USERS = 60
 LEVEL_SIZES = [4, 4, 5]
+LEFT_OUT_ROWS = [
+    ("user", "rare", None, "k_core", 2),
+    ("item", "i60", "The silver spoon (2001)", "k_core", 1),
+    ("item", "i61", "The silver bell (2002)", "not_taken", 0),
+]
 
 WORDS = ["<unk>", "<end>", *(f"word{i}" for i in range(38))]
 
@@ -118,7 +124,8 @@ def small_dataset() -> Dataset:
         "text": titles,
     }
     interactions = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split"], orient="row")
-    return Dataset(pl.DataFrame(items), interactions, {"name": "rings", "protocol": "leave_one_out"})
+    info = {"name": "rings", "protocol": "leave_one_out", "k_core": {"k_user": 5, "k_item": 5}}
+    return Dataset(pl.DataFrame(items), interactions, info, pl.DataFrame(LEFT_OUT_ROWS, LEFT_OUT, orient="row"))
 
 
 def write_sid_stage(run_dir: Path, seed: int = 0, vectors: tuple[Path, ...] = ()) -> None:

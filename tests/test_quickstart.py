@@ -243,6 +243,7 @@ OWN = ["own", "--interactions", "log.csv", "--items", "items.csv"]
     ("words", "flags"),
     [
         (["--k_user", "2"], {"data": ["--k_user", "2"]}),
+        (["--separator", ";", "--encoding=cp1252"], {"data": ["--separator", ";", "--encoding", "cp1252"]}),
         (["--num-train-epochs=4"], {"sft": ["--num_train_epochs", "4"], "rl": ["--num_train_epochs", "4"]}),
         (["--sft.learning_rate", "0.001"], {"sft": ["--learning_rate", "0.001"]}),
         (["--level_sizes", "8", "8"], {"tokenizer": ["--level_sizes", "8", "8"]}),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
@@ -39,6 +40,7 @@ def compute(source: str, dataset: Dataset, config: TokenizerConfig, screen: Scre
 def main(arguments: list[str] | None = None) -> None:
     config, _ = parse_arguments(arguments, stage="embeddings")
     from sidrec.data.dataset import Dataset  # after --help, which shall be fast
+    from sidrec.tokenizer.embeddings.collapse import sameness_note
 
     screen = Screen("embeddings")
     dataset = Dataset.load(config.run_dir)
@@ -49,6 +51,11 @@ def main(arguments: list[str] | None = None) -> None:
         screen.say(f"embeddings: finished already, nothing to do ({stage.folder})")
         return
 
+    if dataset.n_items < 2:
+        raise InputError(
+            f"{config.run_dir / 'data'} holds one item only, so there is nothing to choose from; prepare the data with more items, or a "
+            "lower --k_item."
+        )
     screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")
     lines = []
     with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
@@ -58,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
             with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
                 np.save(handle, rows)
             lines.append(f"{config.path_of(source)}: {rows.shape[0]:,} items, vectors of length {rows.shape[1]}")
+            lines += sameness_note(source, rows)
     screen.summary("embeddings", lines)
 
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from sidrec.pipeline.arrays import read_npy, read_npz
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -62,7 +62,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, bool]:
     """The numbers in the tokens of an .index.json, int64 [N, L], and whether the last of L is an extra token."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not JSON"
         raise InputError(f"{path} cannot be read as semantic IDs ({reason}); give an .index.json.") from error
     if not isinstance(rows, dict) or not rows or set(rows) != {str(item) for item in range(len(rows))}:
@@ -99,15 +99,12 @@ def _numbers(path: Path, item: int, tokens: object) -> list[int]:
 
 def _read_array(path: Path) -> np.ndarray:
     """The numbers of an .npy file, int64 [N, L]."""
-    try:
-        codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "numpy cannot read it"
-        raise InputError(f"{path} cannot be read as codes ({reason}); give an .index.json or an .npy file.") from error
-    fits = isinstance(codes, np.ndarray) and codes.ndim == 2 and codes.size and codes.dtype.kind in "iu"
+    codes = read_npy(path)
+    fits = codes.ndim == 2 and codes.size and codes.dtype.kind in "iu"
     if not fits or codes.shape[1] > len(LEVEL_LETTERS):
-        kind = f"{codes.dtype} of shape {list(codes.shape)}" if isinstance(codes, np.ndarray) else "several arrays"
-        raise InputError(f"{path} holds {kind}; codes are whole numbers [items, 1 to {len(LEVEL_LETTERS)} levels].")
+        raise InputError(
+            f"{path} holds {codes.dtype} of shape {list(codes.shape)}; codes are whole numbers [items, 1 to {len(LEVEL_LETTERS)} levels]."
+        )
     return codes.astype(np.int64)
 
 
@@ -117,12 +114,7 @@ def read_codebooks(path: Path, level_sizes: list[int] | None = None, width: int 
     level_sizes, width: the K_l and the D that are wanted; default: whatever the file holds. Raises InputError naming the key when
     one is missing, too many, or of another shape, and when its numbers are not finite.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not an .npz file"
-        raise InputError(f"{path} cannot be read as codebooks ({reason}); save them with numpy.savez.") from error
+    arrays = read_npz(path)
     n_levels = len(level_sizes) if level_sizes else max(len(arrays), 1)
     wanted = [f"codebook_{level}" for level in range(n_levels)]
     missing = [key for key in wanted if key not in arrays]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from sidrec.pipeline.arrays import read_npy
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import read_manifest
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors, Rows, chunks
-from sidrec.tokenizer.embeddings.sources import check_numbers, open_array, read_source
+from sidrec.tokenizer.embeddings.sources import check_numbers, read_source
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.unique_sids import Occupied, cheapest_free_path, squared_distances
 
@@ -115,7 +116,7 @@ def read_new(paths: list[Path]) -> list[np.ndarray]:
     for path in paths:
         if not path.is_file():
             raise InputError(f"{path} does not exist; correct --vectors.")
-        rows = open_array(path)
+        rows = read_npy(path, on_disk=True)
         n_rows = len(sources[0]) if sources else None
         if rows.ndim != 2 or rows.dtype.kind not in "fiu" or not rows.size or n_rows not in (None, len(rows)):
             as_many = "" if n_rows is None else f", {n_rows} rows as in {paths[0]}"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> None:
     config, kind = parse_arguments(arguments, stage="sid")
     from sidrec.data.dataset import Dataset  # after --help, which shall be fast
+    from sidrec.tokenizer.embeddings.collapse import check_spread
     from sidrec.tokenizer.embeddings.sources import read_sources
     from sidrec.tokenizer.kmeans.distributed import join_processes, leave_processes
 
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
         screen.say(f"sid: finished already, nothing to do ({stage.folder})")
         return
 
+    if kind.needs_spread:
+        check_spread(vectors, config.sources)
     sizes = " x ".join(f"{size:,}" for size in level_sizes)
     screen.begin(f"semantic IDs for {dataset.n_items:,} items, {sizes} codes by {config.quantizer}")
     with (

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from sidrec.pipeline.arrays import read_npy, read_npz
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
 from sidrec.pipeline.stage import require_finished
@@ -138,11 +139,16 @@ class SemanticIds:
                 raise InputError(
                     f"{folder / name} is missing; make the semantic IDs again with `bash run_tokenizer.sh`."
                 )
-        with np.load(folder / "codebooks.npz") as books:
-            codebooks = [books[f"codebook_{level}"] for level in range(len(books.files))]
+        books = read_npz(folder / "codebooks.npz")
+        if set(books) != {f"codebook_{level}" for level in range(len(books))}:
+            raise InputError(
+                f"{folder / 'codebooks.npz'} holds {', '.join(books)}, not codebook_0 and on; make it again."
+            )
+        codebooks = [books[f"codebook_{level}"] for level in range(len(books))]
         saved = folder / "quantizer.safetensors"
         quantizer = Quantizer.load(saved) if saved.exists() else None
-        return cls(np.load(folder / "codes_all.npy"), np.load(folder / "codes_raw.npy"), codebooks, quantizer)
+        codes_all, codes_raw = (read_npy(folder / f"codes_{name}.npy") for name in ("all", "raw"))
+        return cls(codes_all, codes_raw, codebooks, quantizer)
 
     @classmethod
     def load(cls, run_dir: Path) -> SemanticIds:

@@ -21,6 +21,7 @@ from sidrec.evaluation.sid_levels import by_chance, prefix_hits
 from sidrec.evaluation.slices import slice_table, training_counts
 from sidrec.evaluation.table import GENERATIVE, MASK_NAMES, Metrics, ranks_by_repeat
 from sidrec.evaluation.variety import diversity, novelty, takers_of
+from sidrec.pipeline.arrays import read_npy
 from sidrec.pipeline.files import atomic_path, write_json
 from sidrec.pipeline.provenance import code_version, file_hashes, machine, software
 
@@ -140,7 +141,7 @@ def recall_curves(ranks: pl.DataFrame) -> dict[str, dict[str, list[float]]]:
 
 def levels(run_dir: Path, dataset: Dataset, lists: pl.DataFrame) -> dict[str, Any]:
     """Accuracy by number of codes, of every model's lists (an item has its codes whoever recommends it), and by chance."""
-    codes, targets = np.load(run_dir / "sid" / "codes_all.npy"), dataset.cases("test").targets
+    codes, targets = read_npy(run_dir / "sid" / "codes_all.npy"), dataset.cases("test").targets
     names = lists["model"].unique(maintain_order=True)
     hits = {name: prefix_hits(items_of(lists, name), targets, codes) for name in names}
     return {"models": hits, "by_chance": by_chance(targets, codes, training_counts(dataset))}

@@ -67,6 +67,12 @@ def test_own_data_end_to_end(
             "valid": 4,
             "test": 4,
         },
+        "read": {"interactions": 21, "users": 4, "items": 6, "catalogue": 7},
+        "left_out": {"not_taken": {"items": 1}, "k_core": {"interactions": 1, "users": 0, "items": 1}},
+        "medians": {"interactions_of_user": 5, "interactions_of_item": 4},
+        "again": 0,
+        "times": {"first": 0, "last": 43, "unit": None},
+        "text": {"columns": ["title"], "left_out": {}, "untitled": 0, "without_text": 0},
         "files": [{"name": "log.csv", "bytes": 210}, {"name": "items.csv", "bytes": 84}],
         "notes": [],
     }
@@ -137,11 +143,12 @@ def test_text_is_readable_and_one_line() -> None:
             "year": ["1995", "-", None],
         }
     )
-    table = catalogue(items, pl.DataFrame({"item_id": ["a", "b", "a"]}))
+    table, text = catalogue(items, pl.DataFrame({"item_id": ["a", "b", "a"]}))
     assert table["text"].to_list() == [
-        "Toy Story (1995). genres: Animation, Comedy. tags: x, y. year: 1995",
-        "St. Elmo",
+        "Toy Story (1995). genres: Animation, Comedy. price: 1.5. tags: x, y. year: 1995",
+        "St. Elmo. price: 3.5",
     ]
+    assert text["columns"] == ["title", "genres", "price", "tags", "year"]
     assert table["title"].to_list() == ["Toy Story (1995)", "St. Elmo."]
     assert table.select("item_id", "item_index").rows() == [("b", 0), ("a", 1)]
     assert table.columns == ["item_id", "item_index", "title", "text", "genres", "price", "tags", "year"]
@@ -249,7 +256,7 @@ def test_the_window_holds_both_days_and_comes_before_the_k_core(
     assert dataset.interactions["timestamp"].to_list() == [first, first + 5, after - 1] * 2
     assert dataset.info["counts"]["removed_interactions"] == 0
     assert dataset.info["from_date"] == "2016-10-01"
-    assert "4 of 10 interactions lie outside the dates" in capsys.readouterr().out
+    assert "outside the dates: 4 interactions, 0 users, 2 items" in capsys.readouterr().out
     with pytest.raises(InputError, match="from_date='2016-10-01', not '2016-10-02'"):
         prepare(*arguments, "--from_date", "2016-10-02", "--to_date", "2018-11-01", "--k_user", "3")
     with pytest.raises(InputError, match="no interaction lies between 2020-01-01 and the end"):
@@ -353,7 +360,7 @@ def test_every_column_of_the_users_files_is_kept_beside_its_row(tmp_path: Path) 
         *(("b", 1, 2, 2.5, "web"), ("b", 0, 4, 3.5, "app")),
     ]
     assert dataset.items.select("item_id", "stock", "text", "given_text").rows() == [
-        *(("x", 7, "X. text: long", "long"), ("y", 8, "Y. text: short", "short"))
+        *(("x", 7, "X. stock: 7. text: long", "long"), ("y", 8, "Y. stock: 8. text: short", "short"))
     ]
 
 

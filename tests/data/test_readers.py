@@ -103,8 +103,9 @@ def test_movielens_ids_are_checked_too(ml_1m: Path) -> None:
 
 def test_own_csv_keeps_other_columns_and_leading_zeros(tmp_path: Path) -> None:
     items = 'item_id,price,title,story\n007,1.5,,"one, two"\n8,2,B,\n'
-    raw = own(tmp_path, "timestamp,extra,item_id,user_id\n3,x,007,01\n1,y,8,01\n3,z,007,01\n", items)
-    assert raw.interactions.rows() == [("01", "007", 3, "x"), ("01", "8", 1, "y"), ("01", "007", 3, "z")]
+    raw = own(tmp_path, "timestamp,extra,item_id,user_id\n3,x,007,01\n1,y,8,01\n3,z,007,01\n4,z,007,01\n", items)
+    assert raw.interactions.rows() == [("01", "007", 3, "x"), ("01", "8", 1, "y"), ("01", "007", 4, "z")]
+    assert raw.repeats == 1
     assert raw.items.columns == ["item_id", "title", "price", "story"]
     assert raw.items.rows() == [("007", "007", 1.5, "one, two"), ("8", "B", 2.0, None)]
 
@@ -157,7 +158,7 @@ HEADER = "user_id,item_id,timestamp\n"
             None,
             ("log.csv", "no column 'user_id'", "found: user, item_id, timestamp"),
         ),
-        ("user_id;item_id;timestamp\nu;a;1\n", None, ("separated by ','", "'user_id;item_id;timestamp'")),
+        ("user_id item_id timestamp\nu a 1\n", None, ("no separator of ','", "'user_id item_id timestamp'")),
         (HEADER, None, ("log.csv", "no rows")),
         ("", None, ("log.csv is empty",)),
         (HEADER + "u,a,1\n,a,2\n", None, ("log.csv row 2", "empty user_id")),

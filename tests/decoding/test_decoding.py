@@ -266,7 +266,7 @@ def test_a_search_narrower_than_the_catalogue_fills_every_beam(models, beams):
 
 def test_a_k_or_beams_below_one_is_refused(recommender):
     for k, beams in ((0, 5), (-1, 5), (3, 0)):
-        with pytest.raises(InputError, match="ask for 1 or more"):
+        with pytest.raises(InputError, match="must be a whole number above 0"):
             recommender.recommend([np.array([1])], k, exclude_seen=True, beams=beams)
 
 

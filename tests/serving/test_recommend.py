@@ -102,6 +102,20 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
         (["--history", "red lamp", "red lmap"], ["'red lmap' is in no title", "The red lamp (1980)"]),
         (["--history", " "], ["holds an empty title"]),
         (["--user", "nobody"], ["--user nobody: no such user_id in", "the first ones are u0, u1, u2."]),
+        (
+            ["--user", "rare"],
+            [
+                "--user rare: this user was left out by the k-core (2 interactions; k_user 5, k_item 5)",
+                "a lower --k_user",
+            ],
+        ),
+        (
+            ["--history", "red lamp", "Silver SPOON"],
+            [
+                "--history 'Silver SPOON': the item i60 (The silver spoon (2001)) was left out by the k-core (1 interaction;"
+            ],
+        ),
+        (["--history", "silver bell"], ["(The silver bell (2002)) was left out, as nobody in the log has taken it"]),
         (["--user", "u1", "--history", "red lamp"], ["either --user ID or --history TITLE"]),
         ([], ["either --user ID or --history TITLE"]),
         (["--user", "u1", "--k", "0"], ["k=0 recommendations cannot be made"]),

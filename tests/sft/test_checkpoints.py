@@ -20,25 +20,28 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import require_finished
 from sidrec.rl import grpo
 from sidrec.sft import train
-from sidrec.sft.checkpoints import is_whole, last_whole_checkpoint, remove_checkpoints
+from sidrec.sft.checkpoints import is_whole, last_whole_checkpoint, remove_checkpoints, seal
 from sidrec.sft.settings import SftTrainerConfig
 
 OFTEN = {train: {"eval_steps": 1, "save_steps": 1, "item_dropout": 0.3}, grpo: {"eval_steps": 1, "save_steps": 1}}
 SCRIPTS = {train: "sft/train.py", grpo: "rl/grpo.py"}
 
 
-def write_checkpoint(folder: Path, step: int) -> Path:
+def write_checkpoint(folder: Path, step: int, world_size: int = 1) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     save_file({"weight": torch.ones(2)}, checkpoint / "model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
         torch.save({"state": torch.ones(2)}, checkpoint / name)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    seal(checkpoint, world_size)
     return checkpoint
 
 
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-10])
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
 
 
 def test_files_of_others_are_left_alone(tmp_path):
@@ -49,12 +52,10 @@ def test_files_of_others_are_left_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-3", "checkpoint-old", "checkpoint-7"}
 
 
-def test_every_process_finds_its_random_numbers(tmp_path):
-    checkpoint = write_checkpoint(tmp_path, 3)
-    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
-    assert not is_whole(checkpoint, world_size=2)
-    shutil.copyfile(checkpoint / "rng_state_0.pth", checkpoint / "rng_state_1.pth")
+def test_a_checkpoint_is_of_a_number_of_processes(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 3, world_size=2)
     assert is_whole(checkpoint, world_size=2)
+    assert not is_whole(checkpoint)
 
 
 def test_the_newest_whole_checkpoint_by_number(tmp_path):
@@ -67,34 +68,34 @@ def test_the_newest_whole_checkpoint_by_number(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda checkpoint: (checkpoint / "trainer_state.json").unlink(),
-        lambda checkpoint: (checkpoint / "trainer_state.json").write_text('{"global_st'),
-        lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+        lambda checkpoint: (checkpoint / "sealed.json").unlink(),
+        lambda checkpoint: (checkpoint / "sealed.json").write_text('{"files": {'),
+        lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
         lambda checkpoint: (checkpoint / "optimizer.pt").unlink(),
-        lambda checkpoint: (checkpoint / "scheduler.pt").unlink(),
-        lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
-        lambda checkpoint: truncate(checkpoint / "optimizer.pt"),
-        lambda checkpoint: truncate(checkpoint / "rng_state.pth"),
-        lambda checkpoint: truncate(checkpoint / "model.safetensors"),
+        lambda checkpoint: (checkpoint / "deep").mkdir() or (checkpoint / "deep" / "shard.bin").touch(),
+        lambda checkpoint: change_a_byte(checkpoint / "model.safetensors"),
+        lambda checkpoint: shutil.copyfile(checkpoint / "scheduler.pt", checkpoint / "rng_state.pth"),
         lambda checkpoint: [path.unlink() for path in checkpoint.iterdir()],
     ],
     ids=[
-        "not finished",
-        "half a state",
-        "half deleted",
+        "not sealed",
+        "half a seal",
+        "an odd seal",
         "no optimizer",
-        "no schedule",
-        "no random numbers",
-        "half an optimizer",
-        "half random numbers",
-        "half weights",
+        "a stranger",
+        "another weight",
+        "exchanged",
         "empty",
     ],
 )
 def test_a_broken_checkpoint_is_deleted_and_the_one_before_it_taken(tmp_path, damage):
     write_checkpoint(tmp_path, 9)
     damage(write_checkpoint(tmp_path, 10))
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-9")
+    (tmp_path / "checkpoint-9" / "rng_state.pth").write_bytes(b"other numbers")
+    seal(tmp_path / "checkpoint-9", 1)
+    sealed, said = (tmp_path / "checkpoint-10" / "sealed.json").exists(), []
+    assert last_whole_checkpoint(tmp_path, say=said.append) == str(tmp_path / "checkpoint-9")
+    assert [str(tmp_path / "checkpoint-10") in sentence for sentence in said] == [True] * sealed
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
     damage(tmp_path / "checkpoint-9")
     assert last_whole_checkpoint(tmp_path) is None
@@ -189,7 +190,7 @@ def test_kill_and_interrupt_sft_then_kill_rl(undisturbed, tmp_path):
     half = checkpoints / f"checkpoint-{reached + 1}"
     shutil.rmtree(half, ignore_errors=True)
     shutil.copytree(checkpoints / f"checkpoint-{reached}", half)
-    (half / "trainer_state.json").unlink()
+    (half / "sealed.json").unlink()
     (half / "model.safetensors").write_bytes(b"half")
 
     (run_dir / "sft" / "log.txt").unlink()

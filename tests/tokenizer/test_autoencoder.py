@@ -117,6 +117,60 @@ def test_the_sum_over_levels_and_its_gradient_are_those_of_the_formula() -> None
         torch.testing.assert_close(by_model[weight], formula[weight], rtol=1e-8, atol=1e-12, msg=weight)
 
 
+def test_the_first_level_counts_coarse_weight_and_the_others_fine_weight() -> None:
+    model, x = model_of(coarse_weight=3.0, fine_weight=0.25, commitment_weight=0.4), batch()
+    losses, quantized = model(x)
+    r, e = (torch.stack(level).double() for level in (quantized.residuals, quantized.chosen))  # [L, N, e]
+    w = torch.tensor([3.0, 0.25, 0.25], dtype=torch.float64)
+    for name, value in (
+        ("codebook", (w * (e - r.detach()).square().mean((1, 2))).sum() / L),
+        ("commitment", (w * (r - e.detach()).square().mean((1, 2))).sum() / L),
+    ):
+        assert losses[name].item() == pytest.approx(value.item(), rel=1e-9)
+        by_model, formula = gradients(losses[name], model), gradients(value, model)
+        for weight in by_model:
+            torch.testing.assert_close(by_model[weight], formula[weight], rtol=1e-7, atol=1e-12, msg=weight)
+    wanted = losses["reconstruction"] + losses["codebook"] + 0.4 * losses["commitment"]
+    assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    plain = model_of(commitment_weight=0.4)(x)[0]
+    assert losses["codebook"].item() != pytest.approx(plain["codebook"].item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "weights"),
+    [("soft", "softmax"), ("soft", "sinkhorn"), *(("topk", w) for w in ("softmax", "sinkhorn", "uniform", "learnt"))],
+)
+def test_a_soft_level_is_coded_by_its_mixture_and_the_others_by_one_code(assignment: str, weights: str) -> None:
+    """Level 1 alone mixes: r_2 = r_1 - Q C_1, and the loss and its gradient follow from r_l and e_l."""
+    soft = {"assignment": assignment, "soft_weights": weights, "soft_levels": [1], "commitment_weight": 0.4}
+    model, x = model_of(**soft), batch()
+    losses, quantized = model(x, 0.3)
+    z = model.encoder(x)
+    books = [book.weight for book in model.codebooks]
+    r, e, total = z, [], 0
+    for level, book in enumerate(books):
+        if level == 1:
+            ranks = model.ranks[1] if weights == "learnt" else None
+            mixture = model.soft.weights(r.detach(), book.detach(), 0.3, ranks)  # has tests of its own
+            assert float((mixture.detach() > 1e-9).double().sum(1).mean()) > 2
+            e.append(mixture @ book)
+        else:
+            e.append(book[nearest(r, book)])
+        total = total + ((e[-1] - r.detach()) ** 2).mean() / L + 0.4 * ((e[-1].detach() - r) ** 2).mean() / L
+        r = r - e[-1].detach()
+    torch.testing.assert_close(quantized.zq, sum(e))
+    wanted = ((model.decoder(z + (sum(e) - z).detach()) - x) ** 2).mean() + total
+    assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
+    by_model, formula = gradients(losses["loss"], model), gradients(wanted, model)
+    for name in by_model:
+        torch.testing.assert_close(by_model[name], formula[name], rtol=1e-7, atol=1e-10, msg=name)
+    if weights == "learnt":
+        assert float(by_model["ranks.1"].abs().max()) > 0
+    hard = model_of()
+    hard.load_state_dict(model.state_dict(), strict=False)
+    assert torch.equal(model.eval().quantize(z, 0.3).zq, hard.quantize(z).zq), "outside training codes are hard"
+
+
 @pytest.mark.parametrize("levels", ["all", "first"])
 def test_which_levels_commitment_reaches_the_latents(levels: str) -> None:
     """As published only level 0 trains the encoder; with all levels every one does."""
@@ -268,11 +322,32 @@ def test_unevenness_has_the_gradient_of_its_formula_and_scale_does_not_matter() 
     assert torch.autograd.grad(unevenness(rows, far), rows)[0].isfinite().all()
 
 
-def test_diversity_is_weighted_in_units_of_the_input() -> None:
-    plain, diverse = model_of(), model_of(diversity_weight=0.3)
+def test_the_variance_form_is_its_formula_and_near_even_use_two_kths_of_the_entropy_form() -> None:
+    rows, book = batch(8)[:, :E].clone().requires_grad_(), batch(9)[:K, :E].clone().requires_grad_()
+    squared = (rows[:, None] - book[None]).square().sum(2)
+    two = squared.detach().sort(1).values
+    p = torch.softmax(-squared / (two[:, 1] - two[:, 0]).mean(), 1).mean(0)
+    measured, wanted = unevenness(rows, book, "variance"), sum((share - 1 / K) ** 2 for share in p)
+    assert measured.item() == pytest.approx(wanted.item(), rel=1e-9)
+    for gradient, formula in zip(
+        torch.autograd.grad(measured, (rows, book)), torch.autograd.grad(wanted, (rows, book)), strict=True
+    ):
+        torch.testing.assert_close(gradient, formula)
+        assert float(gradient.abs().max()) > 1e-4
+    crowd = torch.randn(4000, E, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    corners = 0.01 * torch.cat([torch.eye(E), -torch.eye(E)]).double()  # 2 e codes about the origin of a round cloud
+    even, other = unevenness(crowd, corners), unevenness(crowd, corners, "variance")
+    assert 0 < other.item() < 1e-3
+    assert other.item() == pytest.approx(even.item() * 2 / (2 * E), rel=0.05)
+
+
+@pytest.mark.parametrize("form", ["entropy", "variance"])
+def test_diversity_is_weighted_in_units_of_the_input(form: str) -> None:
+    plain, diverse = model_of(), model_of(diversity_weight=0.3, diversity_form=form)
     x = batch()
     losses, quantized = diverse(x)
-    levels = [unevenness(r, book.weight) for r, book in zip(quantized.residuals, diverse.codebooks, strict=True)]
+    pairs = zip(quantized.residuals, diverse.codebooks, strict=True)
+    levels = [unevenness(r, book.weight, form) for r, book in pairs]
     wanted = plain(x)[0]["loss"] + 0.3 * x.square().mean() * sum(levels) / L
     assert losses["loss"].item() == pytest.approx(wanted.item(), rel=1e-9)
 

@@ -93,9 +93,17 @@ def test_every_set_is_measured_alike(folder: Path) -> None:
     error = ((vectors[:] - sids.quantizer.reconstruct(sids.codes)) ** 2).sum(1).mean()
     assert ours["own_mean_squared_error"] == pytest.approx(error, rel=1e-4)
     assert alone["own_mean_squared_error"] is None
+    left = vectors[:].astype(np.float64)
+    for level, book in enumerate(sids.quantizer.codebooks.books):
+        d = np.sort(np.linalg.norm(left[:, None] - book, axis=2), axis=1)
+        assert ours["own_margins"][level] == pytest.approx(np.median((d[:, 1] - d[:, 0]) / d[:, 0]), rel=1e-3)
+        left -= book[sids.codes_raw[:, level]]
+    assert alone["own_margins"] is None
     cells = {row[0]: row[1:] for row in rows({"run": ours, "codes": alone})}
     assert cells["MSE by its own quantizer"] == (f"{error:.4f}", "–")
     assert cells["perplexity"][0] == cells["perplexity"][1]
+    medians = " / ".join(f"{median:.2f}" for median in ours["own_margins"])
+    assert cells["margin of its own quantizer, median"] == (medians, "–")
 
 
 def test_a_quantizer_of_other_vectors_is_left_out(folder: Path) -> None:

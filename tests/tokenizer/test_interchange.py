@@ -63,7 +63,7 @@ def test_codebooks_need_one_width_even_when_none_is_asked_for(tmp_path: Path) ->
 
 
 def test_a_file_that_holds_no_codebooks_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"b.npz cannot be read as codebooks \(No such file or directory\)"):
+    with pytest.raises(InputError, match=r"b.npz cannot be read as an .npz file \(No such file or directory\)"):
         read_codebooks(tmp_path / "b.npz")
     (tmp_path / "b.npz").write_text("1,2,3")
     with pytest.raises(InputError, match=r"is not an \.npz file"):

@@ -67,6 +67,8 @@ SWITCHES: list[dict[str, Any]] = [
     {"assignment": "soft"},
     {"assignment": "topk", "top_k": 3},
     {"assignment": "soft", "condition_on_previous": True, "inherit_levels": True},
+    {"condition_on_previous": True, "condition_form": "one_hot"},
+    {"condition_on_previous": True, "condition_form": "one_hot", "assignment": "soft"},
     {"alignment_weight": 0.1},
 ]
 
@@ -100,6 +102,18 @@ def test_conditioned_codebooks_are_written_out_entry_by_entry() -> None:
                 )
 
 
+def test_codebooks_conditioned_on_one_hot_codes_are_written_out_entry_by_entry() -> None:
+    model = spread_model(settings(condition_on_previous=True, condition_form="one_hot"))
+    books = model.quantizer().codebooks.books
+    for level in (1, 2):
+        c, table = (
+            part.detach().numpy() for part in (model.codebooks[level].vectors(), model.codebooks[level].condition)
+        )
+        for p in range(10):
+            for k in range(10):
+                np.testing.assert_allclose(books[level][p, k], c[k] - table[p], atol=1e-6)
+
+
 def test_conditioned_codes_can_be_made_unique() -> None:
     vectors = item_vectors()
     quantizer = spread_model(settings(condition_on_previous=True)).quantizer()
@@ -122,12 +136,14 @@ def written_loss(model: LoraAutoencoder, x: torch.Tensor, temperature: float | N
     """The whole loss from its formula: hard codes, or mixtures with constant weights; x: [n, D]."""
     training, lora = model.settings, model.lora
     z = model.encoder(x)
-    left, before = z, None
+    left, before, q = z, None, None
     codebook = commitment = torch.zeros(())
     total = torch.zeros_like(z)
     for level, book in enumerate(model.codebooks):
         c = book.base + book.a() @ book.b()
-        told = before.detach() @ book.condition.T if lora.condition_on_previous and level else torch.zeros_like(z)
+        told = torch.zeros_like(z)
+        if lora.condition_on_previous and level:
+            told = q @ book.condition if lora.condition_form == "one_hot" else before.detach() @ book.condition.T
         d = ((left + told).detach()[:, None] - c.detach()[None]).square().sum(-1)  # [n, K]
         two = d.sort(1).values[:, :2]
         q = (
@@ -188,7 +204,7 @@ def test_the_second_commitment_is_the_formula_and_its_gradient_reaches_codes_and
     for level, book in enumerate(model.codebooks):
         told = before.detach() @ book.condition.T if condition and before is not None else 0.0
         rows = quantized.residuals[level] + told
-        weights = model.soft.weights(rows.detach(), book.vectors(), model.soft.temperature(0.5))  # type: ignore[union-attr]
+        weights = model.soft.weights(rows.detach(), book.vectors(), 0.5)  # type: ignore[union-attr]
         before = weights @ book.vectors()
         nearest = book.vectors()[(rows[:, None] - book.vectors()[None]).square().sum(2).argmin(1)]
         left, by_code = rows - before, (rows - nearest).detach()
@@ -208,8 +224,8 @@ def test_the_second_commitment_vanishes_with_hard_codes_value_and_gradient() -> 
     x = torch.from_numpy(item_vectors()[:])
     _, quantized = model(x)
     terms = second_commitment(quantized.residuals, quantized.chosen, quantized.chosen)
-    assert terms.tolist() == [0, 0, 0]
-    gradients = torch.autograd.grad(terms.sum(), list(model.parameters()), allow_unused=True)
+    assert [term.item() for term in terms] == [0, 0, 0]
+    gradients = torch.autograd.grad(sum(terms), list(model.parameters()), allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in gradients)
     soft = spread_model(settings(assignment="soft", second_commitment_weight=1.0)).eval()
     assert soft(x)[0]["second_commitment"].item() == 0
@@ -395,6 +411,7 @@ def test_training_lowers_the_error_below_its_kmeans_start() -> None:
         ("penalty_reduction", "max", "penalty_reduction is 'max'"),
         ("assignment", "top-k", "`hard`, `soft`, `topk`"),
         ("rank", 0, "rank is 0; it must be a whole number of at least 1"),
+        ("condition_form", "one_hot", "condition_form is set, but has no effect while condition_on_previous is false"),
         ("l2_weight", -1.0, "l2_weight is -1.0"),
         ("relative_weight", float("nan"), "relative_weight is nan"),
         ("top_k", 3, "top_k is set, but has no effect while assignment is `hard`"),

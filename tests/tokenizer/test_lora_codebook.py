@@ -161,8 +161,27 @@ def test_the_code_before_has_no_say_at_the_start_and_gets_no_gradient() -> None:
     books = levels(2, condition_on_previous=True)
     assert "condition" not in dict(books[0].named_parameters())
     previous = torch.randn(6, E, dtype=torch.float64, requires_grad=True)
-    assert float(books[1].offset(previous).abs().max()) == 0
+    codes = torch.arange(6)
+    assert float(books[1].offset(previous, codes).abs().max()) == 0
     with torch.no_grad():
         books[1].condition.normal_()
-    torch.testing.assert_close(books[1].offset(previous)[3], books[1].condition @ previous[3])
-    assert not torch.autograd.grad(books[1].offset(previous).sum(), previous, allow_unused=True)[0]
+    torch.testing.assert_close(books[1].offset(previous, codes)[3], books[1].condition @ previous[3])
+    assert not torch.autograd.grad(books[1].offset(previous, codes).sum(), previous, allow_unused=True)[0]
+
+
+def test_a_one_hot_code_before_is_a_row_of_a_table_and_a_mixture_one_of_its_rows() -> None:
+    books = levels(2, condition_on_previous=True, condition_form="one_hot")
+    table = books[1].condition
+    assert table.shape == (K, E)
+    assert not table.detach().any()
+    with torch.no_grad():
+        table.normal_()
+    nothing = torch.full((4, E), torch.nan, dtype=torch.float64)  # vectors before do not count
+    p = torch.tensor([3, 0, 11, 3])
+    one_hot = torch.nn.functional.one_hot(p, K).double()
+    torch.testing.assert_close(books[1].offset(nothing, p), one_hot @ table)
+    mixtures = torch.rand(4, K, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(books[1].offset(nothing, mixtures), mixtures @ table)
+    gradient = torch.autograd.grad(books[1].offset(nothing, mixtures).sum(), (table, mixtures), allow_unused=True)
+    torch.testing.assert_close(gradient[0], mixtures.detach().sum(0)[:, None].expand(K, E))
+    assert gradient[1] is None

@@ -370,7 +370,15 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_the_last_good_checkpo
     [
         ("vq", [8, 8], {}, r"vector quantization has one level, but level_sizes gives 2 \(8 8\)"),
         ("rqvae", [8, 4], {"shared_codebook": True}, "shared_codebook needs equal level_sizes, not 8 4"),
-        ("rqvae", SIZES, {"codebook_init": "nowhere.npz"}, "nowhere.npz cannot be read as codebooks"),
+        ("rqvae", SIZES, {"codebook_init": "nowhere.npz"}, "nowhere.npz cannot be read as an .npz file"),
+        ("rqvae", SIZES, {"assignment": "topk", "top_k": 9}, "top_k 9 is more than the 8 codes of a level"),
+        (
+            "rqkmeans_plus",
+            SIZES,
+            {"assignment": "soft", "soft_levels": [0, 3]},
+            "names level 3, but the last level is 2",
+        ),
+        ("vq", [8], {"assignment": "soft", "soft_levels": [1]}, "names level 1, but the last level is 0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_work(
@@ -388,7 +396,10 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"codebook_update": "adam"}, "codebook_update is 'adam'"),
         ({"commitment_levels": "none"}, "commitment_levels is 'none'"),
         ({"level_reduction": "max"}, "level_reduction is 'max'; it must be one of `mean`, `sum`"),
-        ({"codebook_init": "books.npy"}, "codebook_init is 'books.npy'; it must be `kmeans`, `random` or the path"),
+        (
+            {"codebook_init": "books.npy"},
+            "codebook_init is 'books.npy'; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path",
+        ),
         ({"hidden_sizes": [0]}, r"hidden_sizes is \[0\]"),
         ({"e_dim": 0}, "e_dim is 0; it must be a whole number of at least 1"),
         ({"training_steps": 0}, "training_steps is 0; it must be a whole number of at least 1"),
@@ -397,9 +408,25 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"gradient_clip": float("inf")}, "gradient_clip is inf"),
         ({"commitment_weight": -1}, "commitment_weight is -1; it must be a number of at least 0"),
         ({"warmup_steps": 1001, "training_steps": 1000}, "warmup_steps is 1001, more than training_steps, 1000"),
+        ({"coarse_weight": -0.5}, "coarse_weight is -0.5; it must be a number of at least 0"),
+        ({"diversity_form": "variance"}, "diversity_form is set, but has no effect while diversity_weight is 0"),
+        ({"diversity_form": "gini", "diversity_weight": 0.1}, "diversity_form is 'gini'; it must be one of `entropy`"),
+        ({"reset_to": "kmeans"}, "reset_to is set, but has no effect while reset_every is 0"),
+        ({"reset_to": "means", "reset_every": 5}, "reset_to is 'means'; it must be one of `residuals`, `kmeans`"),
         ({"ema_decay": 0.9}, "ema_decay is set, but has no effect while codebook_update is `gradient`"),
         ({"ema_decay": 1.0, "codebook_update": "ema"}, "ema_decay is 1.0; it must be a share below 1"),
         ({"threshold_dead_code": 0.2}, "threshold_dead_code is set, but has no effect while reset_every is 0"),
+        ({"top_k": 3}, "top_k is set, but has no effect while assignment is `hard`"),
+        ({"soft_weights": "sinkhorn"}, "soft_weights is set, but has no effect while assignment is `hard`"),
+        ({"soft_levels": [0]}, "soft_levels is set, but has no effect while assignment is `hard`"),
+        ({"assignment": "soft", "soft_levels": [-1]}, r"soft_levels is \[-1\]; give a list of levels, 0 the first"),
+        ({"assignment": "soft", "soft_weights": "uniform"}, "soft_weights `uniform` mixes the nearest few codes"),
+        ({"assignment": "soft", "sinkhorn_epsilon": 0.1}, "sinkhorn_epsilon is set, but training mixes codes"),
+        ({"assignment": "soft", "codebook_update": "ema"}, "assignment `soft` mixes codes; set codebook_update"),
+        (
+            {"assignment": "topk", "soft_weights": "learnt", "temperature_end": 0.1},
+            "temperature_end is set, but has no effect while soft_weights is `learnt`",
+        ),
         ({"sinkhorn_iterations": 3}, "sinkhorn_iterations is set, but has no effect while sinkhorn_epsilon is 0"),
         ({"sinkhorn_iterations": 3, "sinkhorn_epsilon": [0.0, 0.0]}, "has no effect while sinkhorn_epsilon is 0"),
         ({"sinkhorn_epsilon": []}, r"sinkhorn_epsilon is \[\]; give one number"),
@@ -464,6 +491,35 @@ def test_ema_with_revival_uses_every_first_code_from_random_codebooks() -> None:
     _, revived = trained("rqvae", [32, 8], **random, codebook_update="ema", reset_every=5)
     assert collapsed["rows"][-1]["codes_used"][0] < 24
     assert revived["rows"][-1]["codes_used"][0] == 32
+
+
+@pytest.mark.parametrize("kind", ["rqvae", "rqkmeans_plus", "vq"])
+@pytest.mark.parametrize("weights", ["softmax", "uniform", "learnt", "sinkhorn"])
+def test_every_kind_learns_with_mixtures_and_is_measured_with_one_code_a_level(kind: str, weights: str) -> None:
+    sizes = [8] if kind == "vq" else SIZES
+    length = {"training_steps": 60, "keep": "last"}
+    hard, _ = trained(kind, sizes, **length)
+    mixed, curve = trained(kind, sizes, **length, assignment="topk", top_k=3, soft_weights=weights, soft_levels=[0])
+    books = [model.quantizer().codebooks.books[0] for model in (hard, mixed)]
+    assert float(np.abs(books[0] - books[1]).max()) > 1e-3
+    quantizer = mixed.quantizer()
+    error = np.square(quantizer.reconstruct(quantizer.encode(vectors())) - vectors()).mean()
+    assert curve["rows"][-1]["reconstruction"] / mixed.scale**2 == pytest.approx(error, rel=1e-3)
+    ranks = {name: weight for name, weight in mixed.named_parameters() if name.startswith("ranks")}
+    if weights == "learnt":
+        assert float(ranks["ranks.0"].detach().abs().max()) > 1e-3
+        assert all(not weight.detach().any() for name, weight in ranks.items() if name != "ranks.0"), (
+            "level 0 alone mixes"
+        )
+    else:
+        assert not ranks
+
+
+def test_dead_codes_move_to_kmeans_of_the_batch() -> None:
+    random: dict[str, Any] = {"e_dim": 6, "codebook_init": "random", "training_steps": 200, "evaluate_every": 200}
+    curves = [trained("rqvae", [32, 8], **random, reset_every=5, reset_to=to)[1] for to in ("residuals", "kmeans")]
+    assert curves[1]["rows"][-1]["codes_used"][0] == 32
+    assert curves[0]["rows"][-1]["reconstruction"] != curves[1]["rows"][-1]["reconstruction"]
 
 
 REFERENCES = {"rqkmeans_plus": 4.105153, "rqvae": 0.112842, "ema": 0.091022, "vq": 0.102709}

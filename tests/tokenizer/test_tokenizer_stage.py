@@ -288,7 +288,7 @@ def test_wrong_own_files_are_named(command: Command, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"own.npy does not exist; correct --sources"):
         command(quantize, *flags)
     (tmp_path / "own.npy").write_text("1,2,3")
-    with pytest.raises(InputError, match=r"own.npy is not an array file"):
+    with pytest.raises(InputError, match=r"own.npy cannot be read as an .npy file"):
         command(quantize, *flags)
 
 

@@ -57,7 +57,8 @@ def test_the_folder_is_whole_and_holds_no_checkpoints(run_dir: Path, command: An
 def test_a_killed_stage_goes_on_and_ends_in_the_same_bytes(
     run_dir: Path, command: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    flags = ["--quantizer", "rqvae", "--e_dim", "4", "--reset_every", "3"]
+    flags = ["--quantizer", "rqvae", "--e_dim", "4", "--reset_every", "3", "--reset_to", "kmeans"]
+    flags += ["--assignment", "topk", "--soft_weights", "learnt"]
     step, begun = Training._step, []
 
     def ctrl_c(self: Training, number: int) -> Any:

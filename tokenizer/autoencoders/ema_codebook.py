@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
+
 SMOOTHING = 1e-5  # ε
 
 
@@ -60,11 +62,14 @@ class EmaCodebook(nn.Module):
         self.weight.copy_(self.sums / smoothed[:, None])
 
     @torch.no_grad()
-    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator) -> int:
-        """Move codes with a count under `share` of an equal one to residuals [n, e] drawn without repetition. Returns how many."""
-        dead = (self.counts < share * self.expected).nonzero().flatten()[: len(residuals)]
-        drawn = residuals[torch.from_numpy(rng.permutation(len(residuals))[: len(dead)])]
-        self.weight[dead] = drawn
+    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator, iterations: int = 0) -> int:
+        """Move codes with a count under `share` of an equal one to `new_places` among residuals [n, e]. Returns how many.
+
+        iterations: of k-means there.
+        """
+        dead = dead_codes(self.counts, share * self.expected, len(residuals))
+        places = new_places(residuals, self.weight[~dead], int(dead.sum()), rng, iterations)
+        self.weight[dead] = places
         self.counts[dead] = self.expected
-        self.sums[dead] = drawn * self.expected
-        return len(dead)
+        self.sums[dead] = places * self.expected
+        return len(places)

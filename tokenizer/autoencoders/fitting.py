@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,18 @@ from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.settings import AutoencoderSettings, CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.training import Training
-from sidrec.tokenizer.embeddings.item_vectors import Rows
+from sidrec.tokenizer.codebooks import Codebooks
+from sidrec.tokenizer.embeddings.item_vectors import Rows, chunks
 from sidrec.tokenizer.interchange import read_codebooks
-from sidrec.tokenizer.kmeans import residual_kmeans
+from sidrec.tokenizer.kmeans import residual_kmeans, soft_kmeans
 from sidrec.tokenizer.quantizer import Quantizer
 
 SAMPLED_ROWS = 4096
+START_OF: dict[str, Callable[..., Codebooks]] = {  # by the name that `codebook_init` takes
+    "kmeans": residual_kmeans.fit,
+    "soft_kmeans": soft_kmeans.fit,
+    "gmm": partial(soft_kmeans.fit, learn_shares=True),
+}
 
 
 def fitting_scale(vectors: Rows) -> float:
@@ -47,20 +55,24 @@ def build(
     zero_start: bool = True,
     shared_codebook: bool = False,
     scale: float = 1.0,
+    groups: int = 1,
+    join: str = "concat",
 ) -> ResidualAutoencoder:
     """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`.
 
     skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D; without zero_start, the encoder's MLP(X)
     starts at random. shared_codebook: one module on all levels.
+    groups: parts of the latent, coded apart; join: what the decoder takes of them, `concat` or `sum`.
     """
     N, D = vectors.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         beside = (settings.batch_norm, settings.dropout)
         encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip_encoder, *beside, zero_start)
-        decoder = Mlp([(e_dim, D)], settings.hidden_sizes[::-1], skip_decoder, *beside)
+        joined = e_dim // groups if join == "sum" else e_dim
+        decoder = Mlp([(joined, D)], settings.hidden_sizes[::-1], skip_decoder, *beside)
         sizes = level_sizes[:1] if shared_codebook else level_sizes
-        starts = [torch.empty(K, e_dim).uniform_(-1 / K, 1 / K) for K in sizes]
+        starts = [torch.empty(K, e_dim // groups).uniform_(-1 / K, 1 / K) for K in sizes]
     books: list[Codebook | EmaCodebook] = []
     for start in starts:
         if settings.codebook_update == "ema":
@@ -69,7 +81,7 @@ def build(
         else:
             books.append(Codebook(start))
     by_level = books * len(level_sizes) if shared_codebook else books
-    return ResidualAutoencoder(encoder, by_level, decoder, settings, scale)
+    return ResidualAutoencoder(encoder, by_level, decoder, settings, scale, groups, join)
 
 
 def start_codebooks(
@@ -80,7 +92,7 @@ def start_codebooks(
     seed: int,
     screen: Screen | None = None,
 ) -> None:
-    """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of k-means on the latents of `vectors`.
+    """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of START_OF on the latents of `vectors`.
 
     A codebook that all levels share starts as the union of a residual k-means with K / L codes on every level, so that it has codes of
     every scale. Batch normalisation takes its means and variances from a sample of the vectors first: k-means shall see such latents
@@ -92,15 +104,40 @@ def start_codebooks(
     if settings.codebook_init.endswith(".npz"):
         width = model.quantizer().codebooks.width
         model.start_codebooks(read_codebooks(Path(settings.codebook_init), level_sizes[:n_books], width))
-    elif settings.codebook_init == "kmeans":
+    elif settings.codebook_init in START_OF:
+        learn = START_OF[settings.codebook_init]
         latents = model.quantizer().latents(vectors)
+        if model.groups > 1:
+            model.start_codebooks(start_of_parts(latents, model, level_sizes, seed, settings, screen))
+            return
         if n_books == len(level_sizes):
-            model.start_codebooks(residual_kmeans.fit(latents, level_sizes, seed, settings, screen).books)
+            model.start_codebooks(learn(latents, level_sizes, seed, settings, screen).books)
             return
         K, L = level_sizes[0], len(level_sizes)
         parts = [K * (level + 1) // L - K * level // L for level in range(L)]
-        books = residual_kmeans.fit(latents, [part for part in parts if part], seed, settings, screen).books
+        books = learn(latents, [part for part in parts if part], seed, settings, screen).books
         model.start_codebooks([np.concatenate(books)])
+
+
+def start_of_parts(
+    latents: Rows,
+    model: ResidualAutoencoder,
+    level_sizes: list[int],
+    seed: int,
+    settings: CodebookTrainingSettings,
+    screen: Screen | None = None,
+) -> list[np.ndarray]:
+    """What codebooks start as, of each part of `latents` [N, e] by itself: a codebook [K, e] a level, zero outside the level's part."""
+    learn = START_OF[settings.codebook_init]
+    whole = np.concatenate([rows for _, rows in chunks(latents)])
+    books: list[np.ndarray] = [np.empty(0)] * len(level_sizes)
+    for group in range(model.groups):
+        part = model.part(group, latents.shape[1])
+        alone = np.zeros_like(whole)
+        alone[:, part] = whole[:, part]
+        sizes = level_sizes[group :: model.groups]
+        books[group :: model.groups] = learn(alone, sizes, seed, settings, screen).books
+    return books
 
 
 def fit(

@@ -27,6 +27,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
 
 if TYPE_CHECKING:
     from sidrec.tokenizer.quantizers.lora import Lora
@@ -63,7 +66,8 @@ class LoraCodebook(nn.Module):
             self.a_learnt = nn.Parameter(torch.zeros_like(random) if self.inherits_a else random)
         self.b_learnt = nn.Parameter(torch.zeros(settings.rank, e))
         if settings.condition_on_previous and before is not None:
-            self.condition = nn.Parameter(torch.zeros(e, e))  # W
+            rows = len(before.base) if settings.condition_form == "one_hot" else e
+            self.condition = nn.Parameter(torch.zeros(rows, e))  # T, or W
         self.register_buffer("counts", torch.zeros(K))  # rows coded by each code since the last `revive`
 
     @torch.no_grad()
@@ -89,13 +93,16 @@ class LoraCodebook(nn.Module):
         """[K, e]."""
         return self.base + self.a() @ self.b()
 
-    def offset(self, previous: Tensor) -> Tensor:
+    def offset(self, previous: Tensor, shares: Tensor) -> Tensor:
         """What the level before tells this one: W C_{l-1}[p], [n, e], for rows C_{l-1}[p] [n, e], which get no gradient from it.
 
         This level codes r + W C_{l-1}[p] with C_l, which is to code r with C_l[k] - W C_{l-1}[p]. (Residuals coded given the codes before:
-        QINCo, arXiv 2401.14732; here linear.)
+        QINCo, arXiv 2401.14732; here linear.) With `condition_form` one_hot it is T[p], row p of a table [K_{l-1}, e]; of mixtures, the
+        same mixture of rows. shares: p, int64 [n], or the mixtures, [n, K_{l-1}].
         """
-        return previous.detach() @ self.condition.T
+        if self.settings.condition_form == "vector":
+            return previous.detach() @ self.condition.T
+        return shares.detach() @ self.condition if shares.is_floating_point() else embedding(shares, self.condition)
 
     def penalty(self) -> Tensor:
         """What the loss adds for this level, a scalar; see the module's docstring."""
@@ -121,16 +128,16 @@ class LoraCodebook(nn.Module):
         self.counts += torch.bincount(codes, minlength=len(self.counts))
 
     @torch.no_grad()
-    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator) -> int:
-        """Move codes used less than `share` of an equal use, since the last call, to residuals [n, e] drawn without repetition.
+    def revive(self, residuals: Tensor, share: float, rng: np.random.Generator, iterations: int = 0) -> int:
+        """Move codes used less than `share` of an equal use, since the last call, to `new_places` among residuals [n, e].
 
-        Their base moves, by what A B leaves to it. Returns how many.
+        Their base moves, by what A B leaves to it. iterations: of k-means there. Returns how many.
         """
-        dead = (self.counts < share * self.counts.mean()).nonzero().flatten()[: len(residuals)]
-        drawn = residuals[torch.from_numpy(rng.permutation(len(residuals))[: len(dead)])]
-        self.base[dead] = drawn - (self.a() @ self.b())[dead]
+        dead = dead_codes(self.counts, share * self.counts.mean(), len(residuals))
+        places = new_places(residuals, self.vectors()[~dead], int(dead.sum()), rng, iterations)
+        self.base[dead] = places - (self.a() @ self.b())[dead]
         self.counts.zero_()
-        return len(dead)
+        return len(places)
 
     def shares(self) -> Tensor:
         """||A B^m|| / ||base^m|| of each source, [M], Frobenius norms."""

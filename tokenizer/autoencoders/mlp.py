@@ -88,6 +88,17 @@ class Mlp(nn.Module):
             norm.momentum = MOMENTUM
         self.train()
 
+    def of_sum(self, parts: int) -> Mlp:
+        """A copy that takes [n, parts · in], vectors side by side, and gives what this one gives for their sum. One block, no skip."""
+        assert len(self.blocks) == 1
+        assert not self.skip
+        copy = deepcopy(self)
+        (width, out) = self.blocks[0]
+        copy.blocks = [(parts * width, out)]
+        first, _ = copy.ends()[0]
+        first.weight, first.in_features = nn.Parameter(first.weight.detach().repeat(1, parts)), parts * width
+        return copy
+
     def forward(self, x: Tensor) -> Tensor:
         """[n, sum of in] to [n, sum of out]."""
         assert x.shape[1] == sum(width for width, _ in self.blocks), f"x is {tuple(x.shape)}, blocks are {self.blocks}"

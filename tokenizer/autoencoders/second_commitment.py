@@ -8,15 +8,14 @@ codes; the weights of the mixture are constants to it, so that it does not make 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
 
-def second_commitment(residuals: list[Tensor], chosen: list[Tensor], hard: list[Tensor]) -> Tensor:
-    """||(r_l - m_l) - sg[r_l - C_l[k_l]]||^2 of each level, a mean over rows and dimensions: [L].
+def second_commitment(residuals: list[Tensor], chosen: list[Tensor], hard: list[Tensor]) -> list[Tensor]:
+    """||(r_l - m_l) - sg[r_l - C_l[k_l]]||^2 of each level, a mean over rows and dimensions.
 
     residuals: r_l; chosen: m_l, what is summed and taken from r_l; hard: C_l[k_l], the nearest code's vector; each [n, e].
     """
     levels = zip(residuals, chosen, hard, strict=True)
-    return torch.stack([mse_loss(r - m, (r - e).detach()) for r, m, e in levels])
+    return [mse_loss(r - m, (r - e).detach()) for r, m, e in levels]

@@ -79,7 +79,92 @@ class TrainingSettings:
 
 
 @dataclass
-class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
+class SoftSettings:
+    """How many codes make a level's vector in training (sidrec.tokenizer.autoencoders.soft_assignment)."""
+
+    assignment: str = field(
+        default="hard",
+        metadata={
+            "help": "What a level's vector is in training: its nearest code (`hard`), or a mixture of all codes (`soft`) or of the best "
+            "few (`topk`), which ends as one code."
+        },
+    )
+    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level.", "rare": True})
+    soft_weights: str = field(
+        default="softmax",
+        metadata={
+            "help": "soft, topk: a code's share in the mixture, by its distance (`softmax`), or that and equal use of the codes in the "
+            "batch (`sinkhorn`, slower); topk only: `uniform` (1/k each) or `learnt` (a weight a rank), with k falling from --top_k to 1.",
+            "rare": True,
+        },
+    )
+    soft_levels: list[int] = field(
+        default_factory=list,
+        metadata={
+            "help": "soft, topk: levels that mix codes, 0 the first; the others are hard. Default: all.",
+            "rare": True,
+        },
+    )
+    temperature_start: float = field(
+        default=1.0,
+        metadata={
+            "help": "softmax, sinkhorn: temperature at the first step, in units of the gap between nearest and second code.",
+            "rare": True,
+        },
+    )
+    temperature_end: float = field(
+        default=0.01, metadata={"help": "softmax, sinkhorn: temperature at the last step.", "rare": True}
+    )
+    second_commitment_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "soft, topk: weight of the second commitment term, the squared distance of a level's mixture to its nearest code; "
+            "0 = off. With hard codes the term is 0 itself.",
+            "rare": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_choice(self, "assignment", ("hard", "soft", "topk"))
+        check_choice(self, "soft_weights", ("softmax", "sinkhorn", "uniform", "learnt"))
+        check_least(self, "top_k", 1)
+        for name in ("temperature_start", "temperature_end", "second_commitment_weight"):
+            check_least(self, name, 0.0)
+        because = "assignment is `hard`: there a level leaves over what its code does, and the term is 0"
+        refuse_idle(self, "second_commitment_weight", self.assignment != "hard", because)
+        if not 0 < self.temperature_end <= self.temperature_start:
+            raise InputError(
+                f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
+                "fall, and end above 0."
+            )
+        levels = self.soft_levels
+        if not isinstance(levels, list) or not all(isinstance(level, int) and level >= 0 for level in levels):
+            raise InputError(f"soft_levels is {levels!r}; give a list of levels, 0 the first, such as 0 1.")
+        if self.soft_levels and self.assignment == "hard":
+            raise InputError("soft_levels is set, but has no effect while assignment is `hard`; leave it out.")
+        refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
+        refuse_idle(self, "soft_weights", self.assignment != "hard", "assignment is `hard`")
+        counted = self.soft_weights in ("uniform", "learnt")
+        if counted and self.assignment == "soft":
+            raise InputError(
+                f"soft_weights `{self.soft_weights}` mixes the nearest few codes; set assignment to `topk`."
+            )
+        for name in ("temperature_start", "temperature_end"):
+            refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
+            refuse_idle(self, name, not counted, f"soft_weights is `{self.soft_weights}`")
+
+    def check_soft_levels(self, level_sizes: list[int]) -> None:
+        """Raise InputError for a soft level that does not exist, or one with fewer codes than are mixed."""
+        levels = self.soft_levels or list(range(len(level_sizes)))
+        if max(levels) >= len(level_sizes):
+            raise InputError(f"soft_levels names level {max(levels)}, but the last level is {len(level_sizes) - 1}.")
+        fewest = min(level_sizes[level] for level in levels)
+        if self.assignment == "topk" and self.top_k > fewest:
+            raise InputError(f"top_k {self.top_k} is more than the {fewest} codes of a level; lower it.")
+
+
+@dataclass
+class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
     """Residual codebooks that are trained with an encoder and a decoder (sidrec.tokenizer.autoencoders.autoencoder).
 
     The settings of k-means count where `codebook_init` is `kmeans`.
@@ -89,7 +174,8 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
         default="kmeans",
         metadata={
             "help": "What codebooks start as: `kmeans` (residual k-means of the latents; items go to the nearest code, without prices), "
-            "`random`, or an .npz file with codebook_0, codebook_1, …"
+            "`soft_kmeans` (from there, each item shared by all codes), `gmm` (the same, and codes of unequal weight), `random`, or an "
+            ".npz file with codebook_0, codebook_1, …"
         },
     )
     quantization_weight: float = field(
@@ -106,6 +192,14 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             "rare": True,
         },
     )
+    coarse_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the codebook and commitment loss of the first level.", "rare": True},
+    )
+    fine_weight: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the codebook and commitment loss of each level after the first.", "rare": True},
+    )
     commitment_levels: str = field(
         default="all",
         metadata={
@@ -116,6 +210,14 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
     reset_every: int = field(
         default=0,
         metadata={"help": "Every so many steps, codes in hardly any use move to residuals of the batch; 0 = never."},
+    )
+    reset_to: str = field(
+        default="residuals",
+        metadata={
+            "help": "Where dead codes move: `residuals` drawn from the batch, or `kmeans` of the batch's residuals, in which living codes "
+            "stand still.",
+            "rare": True,
+        },
     )
     threshold_dead_code: float = field(
         default=0.05,
@@ -149,16 +251,29 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             "rare": True,
         },
     )
+    diversity_form: str = field(
+        default="entropy",
+        metadata={
+            "help": "Unevenness of the K shares of use p: `entropy` (log K - H(p), nats) or `variance` (sum of (p - 1/K)^2, near even use "
+            "2/K of the other: raise --diversity_weight by K/2).",
+            "rare": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         KmeansSettings.__post_init__(self)
         TrainingSettings.__post_init__(self)
-        if self.codebook_init not in ("kmeans", "random") and not str(self.codebook_init).endswith(".npz"):
+        SoftSettings.__post_init__(self)
+        starts = ("kmeans", "soft_kmeans", "gmm", "random")
+        if self.codebook_init not in starts and not str(self.codebook_init).endswith(".npz"):
             raise InputError(
-                f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `random` or the path of an .npz file."
+                f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path of an "
+                ".npz file."
             )
         check_choice(self, "level_reduction", ("mean", "sum"))
         check_choice(self, "commitment_levels", ("all", "first"))
+        for name in ("coarse_weight", "fine_weight"):
+            check_least(self, name, 0.0)
         for name in ("quantization_weight", "commitment_weight", "threshold_dead_code"):
             check_least(self, name, 0.0)
         self._check_epsilons()
@@ -166,8 +281,17 @@ class CodebookTrainingSettings(KmeansSettings, TrainingSettings):
             check_least(self, name, least)
         refuse_zero(self, "quantization_weight")
         check_share(self, "threshold_dead_code")
+        check_choice(self, "reset_to", ("residuals", "kmeans"))
+        refuse_idle(self, "reset_to", self.reset_every > 0, "reset_every is 0")
+        check_choice(self, "diversity_form", ("entropy", "variance"))
+        refuse_idle(self, "diversity_form", self.diversity_weight > 0, "diversity_weight is 0")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
-        refuse_idle(self, "sinkhorn_iterations", self.balances, "sinkhorn_epsilon is 0")
+        if self.balances and self.assignment != "hard":
+            raise InputError(
+                f"sinkhorn_epsilon is set, but training mixes codes (assignment `{self.assignment}`); leave it out."
+            )
+        balances = self.balances or self.soft_weights == "sinkhorn"
+        refuse_idle(self, "sinkhorn_iterations", balances, "sinkhorn_epsilon is 0")
 
     def _check_epsilons(self) -> None:
         if isinstance(self.sinkhorn_epsilon, list) and len(self.sinkhorn_epsilon) == 1:
@@ -234,6 +358,11 @@ class AutoencoderSettings(CodebookTrainingSettings, MovingAverageSettings):
     def __post_init__(self) -> None:
         CodebookTrainingSettings.__post_init__(self)
         MovingAverageSettings.__post_init__(self)
+        if self.codebook_update == "ema" and self.assignment != "hard":
+            raise InputError(
+                f"codebook_update is `ema`, which follows whole items, but assignment `{self.assignment}` mixes codes; set "
+                "codebook_update to `gradient`."
+            )
 
 
 @dataclass

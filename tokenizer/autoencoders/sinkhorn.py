@@ -20,7 +20,11 @@ def log_plan(squared: Tensor, epsilon: float, iterations: int) -> Tensor:
     the batch's smallest and largest are -1 and 1: epsilon needs no unit.
     """
     middle, half = (squared.max() + squared.min()) / 2, (squared.max() - squared.min()) / 2
-    plan = -((squared - middle) / (half + 1e-5)).double() / epsilon
+    return balanced(-((squared - middle) / (half + 1e-5)).double() / epsilon, iterations)
+
+
+def balanced(plan: Tensor, iterations: int) -> Tensor:
+    """The logarithm of a kernel [n, K], scaled so that rows sum to 1/n and columns to 1/K: by turns, rows first."""
     n, K = plan.shape
     for _ in range(iterations):
         plan = plan - plan.logsumexp(1, keepdim=True) - math.log(n)

@@ -78,7 +78,7 @@ def ppmi_svd(
     if matrix.nnz == 0:
         raise InputError(
             "the training part of interactions.parquet has no two items that occur together more often than by chance, "
-            "so there is nothing to make collaborative vectors from; leave the source out with --sources text."
+            "so there is nothing to make collaborative vectors from; leave the source out with --sources text --weights 1."
         )
     left, singular = truncated_svd(matrix, dim, seed, screen)
     return unit_rows(left * np.sqrt(singular), seed)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sidrec.pipeline.arrays import read_npy
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import require_finished
 from sidrec.tokenizer.config import COMPUTED_SOURCES, TokenizerConfig
@@ -30,7 +31,7 @@ def read_source(path: Path, n_items: int, computed: bool = False) -> np.ndarray:
 
     computed: made by this project, where a column may well be constant (items of one pattern have one first singular vector).
     """
-    vectors = open_array(path)
+    vectors = read_npy(path, on_disk=True)
     if vectors.ndim != 2 or len(vectors) != n_items or vectors.shape[1] < 1 or vectors.dtype.kind not in "fiu":
         raise InputError(
             f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}; it must hold numbers, one row for each of the "
@@ -38,16 +39,6 @@ def read_source(path: Path, n_items: int, computed: bool = False) -> np.ndarray:
         )
     check_numbers(path, vectors, constant_columns=computed)
     return vectors
-
-
-def open_array(path: Path) -> np.ndarray:
-    """The array of an .npy file, left on disk. Raises InputError when it is no such file."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise InputError(
-            f"{path} is not an array file that numpy can read ({error}); save it with numpy.save."
-        ) from error
 
 
 def check_numbers(path: Path, vectors: np.ndarray, constant_columns: bool = False) -> None:

@@ -50,7 +50,7 @@ def _tfidf(texts: list[str], screen: Screen) -> tuple[TfidfVectorizer, sparse.cs
     except ValueError as error:  # sklearn's "empty vocabulary" and "no terms remain"
         raise InputError(
             f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
-            "give the items text, or leave the source out with --sources collaborative."
+            "give the items text, or leave the source out with --sources collaborative --weights 1."
         ) from error
     return vectorizer, matrix
 

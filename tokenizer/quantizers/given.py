@@ -24,6 +24,7 @@ class Given(Kind):
     """The extra token that only some items have is left out: --unique makes its own."""
 
     summary: ClassVar[str] = "the codes of --codes_file"
+    needs_spread: ClassVar[bool] = False
 
     codes_file: str | None = field(
         default=None,

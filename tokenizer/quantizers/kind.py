@@ -26,6 +26,7 @@ class Kind:
     summary: ClassVar[str] = ""  # a few words for --help
     is_trained: ClassVar[bool] = False  # learns in steps, and goes on from checkpoints in the stage's folder
     shares_rows: ClassVar[bool] = False  # several processes can learn it together
+    needs_spread: ClassVar[bool] = True  # its codes come from the vectors, so these must differ
 
     def choose_level_sizes(self, asked: list[int], shape: tuple[int, ...], unique: str) -> list[int]:
         """K_l of each level. asked: --level_sizes, empty for none; shape: of the item vectors, [N, D]; unique: --unique.

@@ -5,13 +5,12 @@ See sidrec.tokenizer.autoencoders.lora_codebook for the formulas, and lora_autoe
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import write_json
+from sidrec.pipeline.files import read_json, write_json
 from sidrec.pipeline.ranges import check_choice, check_least, refuse_idle
 from sidrec.tokenizer.autoencoders.settings import CodebookTrainingSettings, LatentSettings
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
@@ -67,32 +66,17 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         default=0.0,
         metadata={"help": "Weight of InfoNCE between the sources' latents of an item; 0 = off."},
     )
-    assignment: str = field(
-        default="hard",
-        metadata={"help": "Codes in training: `hard`, `soft` (weights over all codes) or `topk`; both end hard."},
-    )
-    top_k: int = field(default=4, metadata={"help": "topk: codes mixed per level.", "rare": True})
-    temperature_start: float = field(
-        default=1.0,
-        metadata={
-            "help": "soft, topk: temperature at the first step, in units of the gap between nearest and second code.",
-            "rare": True,
-        },
-    )
-    temperature_end: float = field(
-        default=0.01, metadata={"help": "soft, topk: temperature at the last step.", "rare": True}
-    )
-    second_commitment_weight: float = field(
-        default=0.0,
-        metadata={
-            "help": "soft, topk: weight of the second commitment term, the squared distance of a level's mixture to its nearest code; "
-            "0 = off. With hard codes the term is 0 itself.",
-            "rare": True,
-        },
-    )
     condition_on_previous: bool = field(
         default=False,
         metadata={"help": "Add W · (vector of the code before) to each level's residual; W starts at 0."},
+    )
+    condition_form: str = field(
+        default="vector",
+        metadata={
+            "help": "condition_on_previous: W times the `vector` of the code before, or times its number as `one_hot` input: e_dim numbers "
+            "for each code before.",
+            "rare": True,
+        },
     )
     inherit_levels: bool = field(
         default=False,
@@ -107,48 +91,24 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         CodebookTrainingSettings.__post_init__(self)
         check_choice(self, "share_a", ("sources", "all"))
         check_choice(self, "base", ("trainable", "frozen"))
+        check_choice(self, "condition_form", ("vector", "one_hot"))
+        refuse_idle(self, "condition_form", self.condition_on_previous, "condition_on_previous is false")
         check_choice(self, "penalty_reduction", ("mean", "sum"))
-        check_choice(self, "assignment", ("hard", "soft", "topk"))
-        for name in ("rank", "top_k"):
-            check_least(self, name, 1)
-        weights = (
-            "l2_weight",
-            "orthogonality_weight",
-            "relative_weight",
-            "relative_limit",
-            "alignment_weight",
-            "second_commitment_weight",
-        )
-        for name in (*weights, "layer0_multiplier", "temperature_start", "temperature_end"):
+        check_least(self, "rank", 1)
+        weights = ("l2_weight", "orthogonality_weight", "relative_weight", "relative_limit", "alignment_weight")
+        for name in (*weights, "layer0_multiplier"):
             check_least(self, name, 0.0)
-        if not 0 < self.temperature_end <= self.temperature_start:
-            raise InputError(
-                f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
-                "fall, and end above 0."
-            )
-        refuse_idle(self, "top_k", self.assignment == "topk", f"assignment is `{self.assignment}`")
-        because = "assignment is `hard`: there a level leaves over what its code does, and the term is 0"
-        refuse_idle(self, "second_commitment_weight", self.assignment != "hard", because)
-        for name in ("temperature_start", "temperature_end"):
-            refuse_idle(self, name, self.assignment != "hard", "assignment is `hard`")
         refuse_idle(self, "relative_limit", self.relative_weight > 0, "relative_weight is 0")
-        refused = {
-            "reset_every": (self.reset_every > 0 and self.base == "frozen", "has a frozen base, which cannot be moved"),
-            "sinkhorn_epsilon": (
-                self.balances and self.assignment != "hard",
-                f"mixes codes in training (assignment `{self.assignment}`)",
-            ),
-        }
-        for name, (wrong, reason) in refused.items():
-            if wrong:
-                raise InputError(f"{name} is set, but this low-rank quantizer {reason}; leave {name} out.")
+        if self.reset_every > 0 and self.base == "frozen":
+            raise InputError(
+                "reset_every is set, but this low-rank quantizer has a frozen base, which cannot be moved; leave reset_every out."
+            )
 
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         """Low-rank codebooks of these levels and sources must be possible."""
         self.check_codebook_file(level_sizes, self.e_dim)
         self.check_epsilons(len(level_sizes))
-        if self.assignment == "topk" and self.top_k > min(level_sizes):
-            raise InputError(f"top_k {self.top_k} is more than the {min(level_sizes)} codes of a level; lower it.")
+        self.check_soft_levels(level_sizes)
         if len(set(level_sizes)) > 1 and (self.share_a == "all" or self.inherit_levels):
             cause = "share_a `all`" if self.share_a == "all" else "inherit_levels"
             raise InputError(f"{cause} needs level_sizes that are all equal, not {' '.join(map(str, level_sizes))}.")
@@ -211,12 +171,12 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     def summary_lines(self, folder: Path) -> list[str]:
         from sidrec.tokenizer.report.lora import summary
 
-        return [summary(json.loads((folder / REPORT).read_text(encoding="utf-8")))]
+        return [summary(read_json(folder / REPORT))]
 
     def report_tables(self, folder: Path) -> list[str]:
         from sidrec.tokenizer.report.lora import table_of_levels
 
-        return [table_of_levels(json.loads((folder / REPORT).read_text(encoding="utf-8")))]
+        return [table_of_levels(read_json(folder / REPORT))]
 
 
 def source_widths(vectors: Rows) -> list[int]:

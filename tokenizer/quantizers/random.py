@@ -25,6 +25,7 @@ class Random(Kind):
     """Paths drawn without repetition; the codebooks for new items are fitted to them."""
 
     summary: ClassVar[str] = "codes without meaning, to compare with"
+    needs_spread: ClassVar[bool] = False
 
     def choose_level_sizes(self, asked: list[int], shape: tuple[int, ...], unique: str) -> list[int]:
         """Any sizes that give every item a path of its own, or, with a further token, any at all."""

@@ -62,6 +62,7 @@ class RqkmeansPlus(AutoencoderSettings, Kind):
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         self.check_codebook_file(level_sizes, vectors.shape[1])
         self.check_epsilons(len(level_sizes))
+        self.check_soft_levels(level_sizes)
 
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None

@@ -36,6 +36,7 @@ class Vq(LatentSettings, AutoencoderSettings, Kind):
             )
         self.check_codebook_file(level_sizes, self.e_dim)
         self.check_epsilons(len(level_sizes))
+        self.check_soft_levels(level_sizes)
 
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None

@@ -25,7 +25,7 @@ from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.report.categories import categories_of
 from sidrec.tokenizer.report.figures import measure
 from sidrec.tokenizer.report.plots import COLOURS, GREY, bare_axes, coinciding, counts_on_log_scale, legend_below
-from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS
+from sidrec.tokenizer.report.vector_metrics import NEIGHBOURS, margins
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 Measured = dict[str, dict[str, Any]]  # a set's name: its figures
@@ -57,18 +57,26 @@ class SidSet:
 def measure_set(vectors: Rows, one: SidSet, seed: int, categories: list[str] | None) -> dict[str, Any]:
     """The figures of `sidrec.tokenizer.report.figures.measure`, with vectors fitted to the set's raw codes, whatever its quantizer.
 
-    own_mean_squared_error: what the set's own quantizer leaves of these vectors, with the codes that are used; None where there is no
-    quantizer, or one for vectors of another width. vectors: [N, D].
+    own_mean_squared_error: what the set's own quantizer leaves of these vectors, with the codes that are used; own_margins: the median
+    margin of each level among that quantizer's codes, of its latents; both None where there is no quantizer, or one for vectors of
+    another width. vectors: [N, D].
     """
     coded = one.raw.shape[1]
     fitted = Quantizer(fitted_codebooks(vectors, one.raw, one.level_sizes[:coded]))
     raw = np.concatenate([one.raw, np.zeros_like(one.codes[:, coded:])], axis=1)
     books = [np.zeros((size, 1), dtype=np.float32) for size in one.level_sizes]
     figures = measure(vectors, SemanticIds(one.codes, raw, books, fitted), seed, categories)
-    quantizers_error = None
+    quantizers_error, quantizers_margins = None, None
     if one.quantizer is not None and _width(one.quantizer) == vectors.shape[1]:
         quantizers_error = round(one.quantizer.mean_squared_errors(vectors, one.codes[:, :coded])[-1], 6)
-    return figures | {"reconstruction": "fitted to the codes", "own_mean_squared_error": quantizers_error}
+        quantizers_margins = [
+            round(float(m), 6) for m in np.median(margins(vectors, one.raw, one.quantizer, seed), axis=0)
+        ]
+    return figures | {
+        "reconstruction": "fitted to the codes",
+        "own_mean_squared_error": quantizers_error,
+        "own_margins": quantizers_margins,
+    }
 
 
 def _width(quantizer: Quantizer) -> int:
@@ -104,6 +112,9 @@ def rows(measured: Measured) -> list[tuple[str, ...]]:
         "cosine within first codes": lambda f: _optional(f["within_prefixes"]["cosine"][0], "{:.3f}"),
         "margin, median": lambda f: " / ".join(
             f"{level['margin']['median']:.2f}" for level in f["levels"] if "margin" in level
+        ),
+        "margin of its own quantizer, median": lambda f: (
+            "–" if f["own_margins"] is None else " / ".join(f"{median:.2f}" for median in f["own_margins"])
         ),
     }
     if all(figures["categories"] for figures in measured.values()):

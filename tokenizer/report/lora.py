@@ -66,7 +66,7 @@ def usage_report(model: LoraAutoencoder, vectors: Rows) -> dict[str, Any]:
         hard = model.quantize_at(z, None)
         errors["hard"] += float((model.decode(hard.zq) - x).square().sum()) / len(vectors)
         if model.soft:
-            soft = model.quantize_at(z, model.soft.end)
+            soft = model.quantize_at(z, 1.0)
             errors["soft"] += float((model.decode(soft.zq) - x).square().sum()) / len(vectors)
         for level, (book, coded) in enumerate(zip(model.codebooks, hard.coded, strict=True)):
             joint[level].add(coded, book.vectors())
