@@ -21,17 +21,15 @@ from rich.console import Console
 
 from benchmarks.finished_rows import FinishedRows, Row, markdown
 from benchmarks.harness import announce, plain_console, print_figures, timed
-from benchmarks.quantizers import QUANTIZERS, check_names, read_settings
+from benchmarks.quantizers import QUANTIZERS, check_names, read_items, read_settings
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.sources import read_source
 from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizer import Quantizer
 from sidrec.tokenizer.quantizers import Kind
-from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes
 from sidrec.tokenizer.quantizers.rqkmeans import Rqkmeans
 from sidrec.tokenizer.quantizers.rqkmeans_plus import RqkmeansPlus
 from sidrec.tokenizer.report.sid_metrics import collisions, usage
@@ -89,16 +87,6 @@ def main(arguments: list[str] | None = None) -> None:
     for name, file_figures in figures.items():
         console.print(f"{name}: {'; '.join(verdicts(file_figures))}")
     print_figures(figures)
-
-
-def read_items(path: Path, level_sizes: list[int]) -> np.ndarray:
-    """[N, D]. Raises InputError when the file is not such an array, or holds fewer items than a level has codes."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with benchmarks.item_texts or sidrec.tokenizer.embed.")
-    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    source = read_source(path, shape[0] if shape else 0)
-    check_level_sizes(level_sizes, len(source))
-    return source
 
 
 def measure_or_find(

@@ -74,19 +74,26 @@ class Codebooks:
         book = self.books[level]
         return book[codes[:, level]] if book.ndim == 2 else book[codes[:, level - 1], codes[:, level]]
 
-    def encode(self, latents: Rows) -> np.ndarray:
-        """The nearest code on every level, each given the codes before it. latents: [N, e]. Returns int32 [N, L]."""
+    def encode(self, latents: Rows, first: np.ndarray | None = None) -> np.ndarray:
+        """The nearest code on every level, each given the codes before it. latents: [N, e]. Returns int32 [N, L].
+
+        first: int32 [N, < L], codes of the first levels that are settled already; None for none.
+        """
         assert latents.shape[1] == self.width, f"latents are {latents.shape}, codebooks hold vectors of {self.width}"
         codes = np.empty((len(latents), len(self.books)), dtype=np.int32)
         searches = [self._search(level) for level in range(len(self.books))]
+        settled = 0 if first is None else first.shape[1]
         conditional = any(book.ndim == 3 for book in self.books)
         for rows, chunk in chunks(latents):
             step = len(chunk) if conditional else BLOCK  # all levels of a block while it is in the cache
             for start in range(0, len(chunk), step):
                 residual = torch.tensor(chunk[start : start + step])  # a copy: it is written to
                 here = codes[rows][start : start + step]  # a view
+                if first is not None:
+                    here[:, :settled] = first[rows][start : start + step]
                 for level, search in enumerate(searches):
-                    here[:, level] = search(residual, here)
+                    if level >= settled:
+                        here[:, level] = search(residual, here)
                     if level + 1 < len(searches):
                         residual -= torch.from_numpy(self.vectors_of(level, here))
         return codes

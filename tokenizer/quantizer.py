@@ -25,7 +25,8 @@ class Quantizer:
     """Encoder [n, D] → [n, e], codebooks of latents, decoder [n, e] → [n, D].
 
     encoder, decoder: None is the identity (then e = D). fsq_levels: levels of each latent dimension when it is bounded before coding
-    (finite scalar quantization); empty: it is not. scales: how the item vectors were made of their sources, where that is known.
+    (finite scalar quantization), fsq_symmetric: on a symmetric grid; empty: it is not. scales: how the item vectors were made of their
+    sources, where that is known.
     """
 
     codebooks: Codebooks
@@ -33,6 +34,7 @@ class Quantizer:
     decoder: Mlp | None = None
     fsq_levels: tuple[int, ...] = ()
     scales: tuple[SourceScale, ...] = ()
+    fsq_symmetric: bool = False
 
     def item_vectors(self, sources: list[np.ndarray]) -> ItemVectors:
         """Vectors [n, D] of new items, made of their `sources` [n, D_s] as those of the old items were.
@@ -51,9 +53,9 @@ class Quantizer:
         """The latents of `vectors` [N, D]: [N, e] rows, computed when they are asked for."""
         return vectors if self.encoder is None and not self.fsq_levels else _Latents(self, vectors)
 
-    def encode(self, vectors: Rows) -> np.ndarray:
-        """The quantizer's own codes. vectors: [N, D]. Returns int32 [N, L]; rows may be equal."""
-        return self.codebooks.encode(self.latents(vectors))
+    def encode(self, vectors: Rows, first: np.ndarray | None = None) -> np.ndarray:
+        """The quantizer's own codes. vectors: [N, D]; first: see `Codebooks.encode`. Returns int32 [N, L]; rows may be equal."""
+        return self.codebooks.encode(self.latents(vectors), first)
 
     @torch.inference_mode()
     def decode(self, latents: np.ndarray) -> np.ndarray:
@@ -82,6 +84,8 @@ class Quantizer:
             "fsq_levels": list(self.fsq_levels),
             "scales": [asdict(scale) for scale in self.scales],
         }
+        if self.fsq_symmetric:
+            built["fsq_symmetric"] = True
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             if module is not None:
                 built[name] = module.settings()
@@ -106,11 +110,14 @@ class Quantizer:
                     modules[name] = Mlp(**built[name])
                     keys = [key for key in tensors if key.startswith(f"{name}.")]
                     modules[name].load_state_dict({key.removeprefix(f"{name}."): tensors.pop(key) for key in keys})
+                    modules[name].eval()
         except (OSError, KeyError, SafetensorError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{path} is not a quantizer of this project ({reason}); make the SIDs again.") from error
         scales = tuple(SourceScale(**scale) for scale in built.get("scales", []))
-        return cls(Codebooks(books, prices), **modules, fsq_levels=tuple(built["fsq_levels"]), scales=scales)
+        levels, symmetric = tuple(built["fsq_levels"]), built.get("fsq_symmetric", False)
+        encoder, decoder = modules.get("encoder"), modules.get("decoder")
+        return cls(Codebooks(books, prices), encoder, decoder, levels, scales, symmetric)
 
 
 class _Latents:
@@ -129,5 +136,5 @@ class _Latents:
         if self.quantizer.encoder is not None:
             latents = self.quantizer.encoder(latents)
         if self.quantizer.fsq_levels:
-            latents = bound(latents, self.quantizer.fsq_levels)
+            latents = bound(latents, self.quantizer.fsq_levels, self.quantizer.fsq_symmetric)
         return latents.numpy()

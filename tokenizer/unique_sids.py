@@ -12,6 +12,7 @@ from array import array
 from collections import defaultdict
 
 import numpy as np
+import polars as pl
 from scipy.optimize import linear_sum_assignment
 
 from sidrec.pipeline.screen import Screen
@@ -54,14 +55,12 @@ def make_unique(latents: Rows, codes: np.ndarray, codebooks: Codebooks, screen: 
 
 
 def places(codes: np.ndarray) -> np.ndarray:
-    """The code of an extra token that tells equal rows apart: how many items before have the same codes, int32 [N]. codes: int [N, L]."""
-    _, group = np.unique(codes, axis=0, return_inverse=True)
-    order = np.argsort(group.ravel(), kind="stable")  # items, group by group, in item order
-    firsts = np.flatnonzero(np.diff(group.ravel()[order], prepend=-1))
-    sizes = np.diff(firsts, append=len(codes))
-    counts_before = np.empty(len(codes), dtype=np.int32)
-    counts_before[order] = np.arange(len(codes)) - np.repeat(firsts, sizes)
-    return counts_before
+    """The code of an extra token that tells equal rows apart: how many items before have the same codes, int32 [N]. codes: int [N, L].
+
+    MiniOneRec numbers so too, from 1, but gives the token to items that share their codes only: its IDs are of L or of L + 1 tokens.
+    """
+    levels = pl.DataFrame({f"{level}": codes[:, level] for level in range(codes.shape[1])})
+    return levels.select(pl.int_range(pl.len(), dtype=pl.Int32).over(levels.columns)).to_series().to_numpy()
 
 
 def _groups_with_repeats(codes: np.ndarray, sizes: list[int]) -> list[np.ndarray]:

@@ -17,9 +17,16 @@ from benchmarks.finished_rows import FinishedRows, markdown
 from benchmarks.harness import name_of
 from benchmarks.item_texts import ItemTextsConfig, read_texts
 from benchmarks.item_texts import main as make_item_texts
-from benchmarks.quantizers import FSQ_LEVELS, QUANTIZERS, RESIDUAL_FSQ_LEVELS, check_names, flags_of, read_settings
+from benchmarks.quantizers import (
+    QUANTIZERS,
+    RESIDUAL_FSQ_LEVELS,
+    check_names,
+    flags_of,
+    read_items,
+    read_settings,
+)
 from benchmarks.tokenizer_downstream import DownstreamConfig, in_words, summarise, to_repeat
-from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, read_items, verdicts
+from benchmarks.tokenizer_quality import QualityConfig, figures_of_bars, measure, verdicts
 from sidrec.data.metrics import recall_at
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer import quantizers
@@ -50,8 +57,7 @@ def test_the_tables_hold_every_quantizer_but_vq_and_given() -> None:
 
 
 def test_fsq_takes_its_own_nearest_sizes() -> None:
-    for levels in (FSQ_LEVELS, RESIDUAL_FSQ_LEVELS):
-        assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in levels.items())
+    assert all(0.9 * size < np.prod(fsq_levels) <= size for size, fsq_levels in RESIDUAL_FSQ_LEVELS.items())
     kind: Any
     kind, sizes = read_settings("fsq", [256, 256])
     assert (kind.fsq_levels, kind.fsq_tokens, sizes) == ([8, 6, 5], 2, [240, 240])

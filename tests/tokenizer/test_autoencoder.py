@@ -103,6 +103,20 @@ def test_every_loss_and_its_gradient_are_those_of_the_formula(reconstruction: st
     assert float(gradients(losses["loss"], model)["codebooks.0.weight"].abs().sum()) > 0
 
 
+def test_the_sum_over_levels_and_its_gradient_are_those_of_the_formula() -> None:
+    """As TIGER writes it: sum_l ||sg[r_l] - e_l||^2 + beta ||r_l - sg[e_l]||^2, beside one reconstruction error."""
+    model = model_of(level_reduction="sum", commitment_weight=0.4, quantization_weight=0.7)
+    x = batch()
+    losses, _ = model(x)
+    wanted = written_loss(model, x, 0.4, 0.7 * L, l1=False, first=False)
+    assert losses["codebook"].item() == pytest.approx(L * wanted["codebook"].item(), rel=1e-10)
+    assert losses["commitment"].item() == pytest.approx(L * wanted["commitment"].item(), rel=1e-10)
+    assert losses["reconstruction"].item() == pytest.approx(wanted["reconstruction"].item(), rel=1e-10)
+    by_model, formula = gradients(losses["loss"], model), gradients(wanted["loss"], model)
+    for weight in by_model:
+        torch.testing.assert_close(by_model[weight], formula[weight], rtol=1e-8, atol=1e-12, msg=weight)
+
+
 def test_the_first_level_counts_coarse_weight_and_the_others_fine_weight() -> None:
     model, x = model_of(coarse_weight=3.0, fine_weight=0.25, commitment_weight=0.4), batch()
     losses, quantized = model(x)
@@ -262,6 +276,20 @@ def test_sinkhorn_is_for_training_only() -> None:
     x = batch()
     assert len(model.train()(x)[1].codes[:, 0].unique()) == K
     assert model.eval()(x)[1].codes[:, 0].unique().tolist() == [0]
+
+
+def test_a_level_with_an_epsilon_of_its_own_is_balanced_and_the_others_are_not() -> None:
+    x = batch()
+    for epsilons in ([0.0, 0.003, 0.1], [0.01, 0.0, 0.0]):
+        model = model_of(sinkhorn_epsilon=epsilons)
+        residual = model.encoder(x)
+        codes = model.train()(x)[1].codes
+        for level, (epsilon, book) in enumerate(zip(epsilons, model.codebooks, strict=True)):
+            wanted = balanced_codes(residual, book.weight, epsilon, 50) if epsilon else nearest(residual, book.weight)
+            assert torch.equal(codes[:, level], wanted), (epsilons, level)
+            residual = residual - book.weight[wanted]
+    one, three = (model_of(sinkhorn_epsilon=epsilon).train()(x)[1].codes for epsilon in (0.01, [0.01] * 3))
+    assert torch.equal(one, three)
 
 
 def test_unevenness_is_the_entropy_gap_of_the_soft_usage() -> None:

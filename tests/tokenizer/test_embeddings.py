@@ -16,7 +16,7 @@ from sidrec.pipeline import screen as screen_module
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.embeddings.collaborative import cooccurrence, ppmi_svd, shifted_ppmi
-from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
+from sidrec.tokenizer.embeddings.text import encode_texts, fitted_tfidf_svd, tfidf_svd
 from sidrec.tokenizer.embeddings.unit_rows import EMPTY_NORM, unit_rows
 
 TEXTS = ["red wool scarf", "red wool hat", "blue steel pan", "blue steel pot", "", "zzz", "red hat", "steel pot"]
@@ -46,6 +46,17 @@ def test_tfidf_dim_is_cut_to_the_rank_of_the_texts() -> None:
 
 def test_tfidf_is_the_same_for_one_seed() -> None:
     assert tfidf_svd(TEXTS, 4, 3).tobytes() == tfidf_svd(TEXTS, 4, 3).tobytes()
+
+
+def test_a_fitted_tfidf_embeds_its_texts_as_they_were_and_others_near_those_that_they_share_words_with() -> None:
+    embed = fitted_tfidf_svd(TEXTS, 4, 0)
+    vectors = tfidf_svd(TEXTS, 4, 0)
+    known = [0, 1, 2, 3, 6, 7]
+    np.testing.assert_allclose(embed(TEXTS)[known], vectors[known], atol=1e-4)
+    other = embed(["RED scarf of wool", "pot", "unknown"])
+    assert other.shape == (3, 4)
+    assert (other @ vectors[known].T).argmax(axis=1)[:2].tolist() == [0, 5]
+    assert np.linalg.norm(other[2]) == pytest.approx(EMPTY_NORM, rel=1e-4)
 
 
 def test_texts_without_common_words_are_refused() -> None:

@@ -15,6 +15,7 @@ import yaml
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.autoencoders.fitting import start_codebooks
 from sidrec.tokenizer.autoencoders.lora_autoencoder import LoraAutoencoder
+from sidrec.tokenizer.autoencoders.second_commitment import second_commitment
 from sidrec.tokenizer.autoencoders.training import Training
 from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
@@ -186,6 +187,48 @@ def test_the_loss_and_its_gradient_equal_the_written_formula(switches: dict[str,
             gradient, expected, atol=1e-5, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}"
         )
         assert float(expected.abs().max()) > 0, name
+
+
+@pytest.mark.parametrize("condition", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_second_commitment_is_the_formula_and_its_gradient_reaches_codes_and_encoder(
+    reduction: str, condition: bool
+) -> None:
+    """sum or mean over levels of ||r_{l+1} - sg[r_l - C_l[k_l]]||^2, with r_{l+1} = r_l less the mixture; straight from the weights."""
+    switches: dict[str, Any] = {"assignment": "soft", "condition_on_previous": condition, "level_reduction": reduction}
+    model = spread_model(settings(second_commitment_weight=0.3, quantization_weight=2.0, **switches)).train()
+    plain = spread_model(settings(quantization_weight=2.0, **switches)).train()
+    x = torch.from_numpy(item_vectors()[:])
+    losses, quantized = model(x, 0.5)
+    terms, before = [], None
+    for level, book in enumerate(model.codebooks):
+        told = before.detach() @ book.condition.T if condition and before is not None else 0.0
+        rows = quantized.residuals[level] + told
+        weights = model.soft.weights(rows.detach(), book.vectors(), 0.5)  # type: ignore[union-attr]
+        before = weights @ book.vectors()
+        nearest = book.vectors()[(rows[:, None] - book.vectors()[None]).square().sum(2).argmin(1)]
+        left, by_code = rows - before, (rows - nearest).detach()
+        terms.append((left - by_code).square().sum() / left.numel())
+    wanted = sum(terms) if reduction == "sum" else sum(terms) / len(terms)
+    assert losses["second_commitment"].item() == pytest.approx(wanted.item(), rel=1e-4)  # type: ignore[union-attr]
+    assert losses["loss"].item() == pytest.approx(plain(x, 0.5)[0]["loss"].item() + 0.6 * wanted.item(), rel=1e-4)  # type: ignore[union-attr]
+    learnt = [model.codebooks[0].base, model.encoder.ends()[0][0].weight]
+    by_model = torch.autograd.grad(losses["second_commitment"], learnt, retain_graph=True)
+    for gradient, formula in zip(by_model, torch.autograd.grad(wanted, learnt), strict=True):
+        torch.testing.assert_close(gradient, formula, rtol=1e-3, atol=1e-6)
+        assert float(gradient.abs().max()) > 1e-4
+
+
+def test_the_second_commitment_vanishes_with_hard_codes_value_and_gradient() -> None:
+    model = spread_model(settings()).train()
+    x = torch.from_numpy(item_vectors()[:])
+    _, quantized = model(x)
+    terms = second_commitment(quantized.residuals, quantized.chosen, quantized.chosen)
+    assert [term.item() for term in terms] == [0, 0, 0]
+    gradients = torch.autograd.grad(sum(terms), list(model.parameters()), allow_unused=True)
+    assert all(gradient is None or not gradient.any() for gradient in gradients)
+    soft = spread_model(settings(assignment="soft", second_commitment_weight=1.0)).eval()
+    assert soft(x)[0]["second_commitment"].item() == 0
 
 
 @pytest.mark.parametrize("assignment", ["soft", "topk"])
@@ -392,6 +435,7 @@ def test_the_temperature_must_fall_and_stay_above_0() -> None:
     [
         ({"reset_every": 5}, {"base": "frozen"}, SIZES, 2, "reset_every is set, .* frozen base"),
         ({"sinkhorn_epsilon": 0.1}, {"assignment": "soft"}, SIZES, 2, "sinkhorn_epsilon is set, .* mixes codes"),
+        ({}, {"second_commitment_weight": 0.1}, SIZES, 2, "second_commitment_weight is set, .* the term is 0"),
         ({}, {"assignment": "topk", "top_k": 11}, SIZES, 2, "top_k 11 is more than the 10 codes"),
         ({}, {"share_a": "all"}, [10, 8], 2, "share_a `all` needs level_sizes that are all equal, not 10 8"),
         ({}, {"inherit_levels": True}, [10, 8], 2, "inherit_levels needs level_sizes"),

@@ -138,8 +138,10 @@ CHANGED: dict[str, Any] = {
     "keep": "last",
     "codebook_init": "random",
     "commitment_levels": "first",
+    "level_reduction": "sum",
     "codebook_update": "ema",
     "decoder": "mlp",
+    "encoder": "mlp",
     "share_a": "all",
     "base": "frozen",
     "penalty_reduction": "sum",
@@ -152,10 +154,13 @@ CHANGED: dict[str, Any] = {
     "join_groups": "sum",
     "fsq_form": "residual",
     "fsq_levels": [4, 4],
+    "fsq_size": 512,
+    "fsq_grid": "symmetric",
     "hidden_sizes": [8],
     "codes_file": "codes.npy",
     "codebooks_file": "books.npz",
     "temperature_end": 0.02,
+    "dropout": 0.1,
 }
 NEEDS: dict[str, dict[str, Any]] = {  # settings that have an effect only beside another
     "slack": {"clusters": "balanced"},
@@ -172,6 +177,7 @@ NEEDS: dict[str, dict[str, Any]] = {  # settings that have an effect only beside
     "temperature_start": {"assignment": "soft"},
     "temperature_end": {"assignment": "soft"},
     "relative_limit": {"relative_weight": 0.1},
+    "second_commitment_weight": {"assignment": "soft"},
 }
 
 

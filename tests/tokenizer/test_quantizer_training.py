@@ -18,6 +18,7 @@ from sidrec.pipeline.files import sha256
 from sidrec.tokenizer.autoencoders import fitting
 from sidrec.tokenizer.autoencoders.settings import TrainingSettings
 from sidrec.tokenizer.autoencoders.training import CHECKPOINT, Batches, Training, learning_rate, measure, perplexity
+from sidrec.tokenizer.config import parse_arguments
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.quantizers import QUANTIZERS
 
@@ -78,6 +79,35 @@ def test_the_first_measurement_is_of_the_start_and_training_lowers_it() -> None:
     assert [row["step"] for row in curve["rows"]] == list(range(0, 151, 10))
     assert curve["rows"][0]["encoder_shift"] == 0
     assert curve["rows"][-1]["encoder_shift"] > 0.01
+
+
+def test_skip_and_zero_start_are_what_their_names_say() -> None:
+    """z = X + MLP(X) with a last layer that is 0 or not, or MLP(X): from the weights, on the model's scale."""
+    x = torch.from_numpy(vectors())
+    for changed in ({}, {"zero_start": False}, {"encoder": "mlp"}):
+        model = settings_of("rqkmeans_plus", **changed).build(vectors(), SIZES, 0)
+        (first, last) = model.encoder.ends()[0]
+        of_mlp = torch.relu(x @ first.weight.T) @ last.weight.T
+        wanted = of_mlp if "encoder" in changed else x + of_mlp
+        torch.testing.assert_close(model.encode(x), wanted)
+        assert bool((of_mlp == 0).all()) == (not changed)
+        decoded = model.decode(x)
+        assert torch.equal(decoded, x), "the decoder's start is its own setting"
+
+
+@pytest.mark.parametrize("changed", [{"zero_start": False}, {"encoder": "mlp"}])
+def test_without_them_kmeans_starts_on_the_latents_and_a_file_on_what_is_in_it(
+    changed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The first is codebooks for the random latents, the second ("warm") those of the item vectors, which do not fit them."""
+    books = fit(vectors(), SIZES, 0).books
+    np.savez(tmp_path / "books.npz", **{f"codebook_{level}": book for level, book in enumerate(books)})
+    starts = ("kmeans", str(tmp_path / "books.npz"), "random")
+    rows = [trained("rqkmeans_plus", training_steps=5, codebook_init=start, **changed)[1]["rows"] for start in starts]
+    by_kmeans, warm, random = (row[0]["codebook"] for row in rows)
+    assert by_kmeans < 0.7 * min(warm, random)
+    plain = [trained("rqkmeans_plus", training_steps=5, codebook_init=start)[1]["rows"] for start in starts]
+    assert plain[0] == plain[1], "with skip and zero start, k-means of the latents is k-means of the vectors"
 
 
 def test_the_published_decoder_starts_at_random() -> None:
@@ -142,10 +172,19 @@ def test_a_shared_codebook_is_one_and_starts_with_all_scales() -> None:
     assert curve["rows"][-1]["reconstruction"] < 0.95 * curve["rows"][0]["reconstruction"]
 
 
-@pytest.mark.parametrize("kind", ["rqkmeans_plus", "rqvae"])
-def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changed"),
+    [
+        ("rqkmeans_plus", {}),
+        ("rqkmeans_plus", {"zero_start": False}),
+        ("rqkmeans_plus", {"encoder": "mlp"}),
+        ("rqkmeans_plus", {"encoder": "mlp", "decoder": "mlp"}),
+        ("rqvae", {}),
+    ],
+)
+def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str, changed: dict[str, Any]) -> None:
     """The scale is a power of two, so that taking it out changes no bit."""
-    model, _ = trained(kind, training_steps=20)
+    model, _ = trained(kind, training_steps=20, **changed)
     assert model.scale == (4 if kind == "rqkmeans_plus" else 1)
     x = torch.from_numpy(vectors()) * model.scale
     with torch.no_grad():
@@ -155,7 +194,7 @@ def test_what_is_exported_codes_and_decodes_as_the_model_does(kind: str) -> None
     quantizer = model.quantizer()
     codes = quantizer.encode(vectors())
     assert np.array_equal(codes, quantized.codes.numpy())
-    assert np.array_equal(quantizer.latents(vectors())[:] * model.latent_scale, z.numpy())
+    assert np.array_equal(quantizer.latents(vectors())[:] * model.scale, z.numpy())
     np.testing.assert_allclose(quantizer.reconstruct(codes) * model.scale, decoded.numpy(), rtol=1e-5, atol=1e-6)
 
 
@@ -356,6 +395,7 @@ def test_settings_that_do_not_fit_are_refused_before_work(
         ({"keep": "best"}, "keep is 'best'; it must be one of `best_loss`, `best_collision`, `last`"),
         ({"codebook_update": "adam"}, "codebook_update is 'adam'"),
         ({"commitment_levels": "none"}, "commitment_levels is 'none'"),
+        ({"level_reduction": "max"}, "level_reduction is 'max'; it must be one of `mean`, `sum`"),
         (
             {"codebook_init": "books.npy"},
             "codebook_init is 'books.npy'; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path",
@@ -388,6 +428,10 @@ def test_settings_that_do_not_fit_are_refused_before_work(
             "temperature_end is set, but has no effect while soft_weights is `learnt`",
         ),
         ({"sinkhorn_iterations": 3}, "sinkhorn_iterations is set, but has no effect while sinkhorn_epsilon is 0"),
+        ({"sinkhorn_iterations": 3, "sinkhorn_epsilon": [0.0, 0.0]}, "has no effect while sinkhorn_epsilon is 0"),
+        ({"sinkhorn_epsilon": []}, r"sinkhorn_epsilon is \[\]; give one number"),
+        ({"sinkhorn_epsilon": [0.1, -1.0]}, r"sinkhorn_epsilon is \[0.1, -1.0\]"),
+        ({"sinkhorn_epsilon": float("nan")}, "sinkhorn_epsilon is nan"),
     ],
 )
 def test_training_settings_are_refused_one_by_one(training: dict[str, Any], message: str) -> None:
@@ -395,9 +439,36 @@ def test_training_settings_are_refused_one_by_one(training: dict[str, Any], mess
         QUANTIZERS["rqvae"](**training)
 
 
+@pytest.mark.parametrize(("kind", "sizes"), [("rqkmeans_plus", SIZES), ("rqvae", SIZES), ("lora", SIZES), ("vq", [8])])
+def test_epsilons_must_be_as_many_as_levels(kind: str, sizes: list[int]) -> None:
+    changed: dict[str, Any] = {} if kind == "rqkmeans_plus" else {"e_dim": 8}
+    settings = settings_of(kind, sinkhorn_epsilon=[0.0, 0.01], **changed)
+    with pytest.raises(InputError, match=f"sinkhorn_epsilon has 2 numbers, but there are {len(sizes)} levels"):
+        settings.check(vectors(), sizes)
+    settings_of(kind, sinkhorn_epsilon=[0.01] * len(sizes), **changed).check(vectors(), sizes)
+
+
+def test_an_epsilon_is_a_number_or_a_list_on_the_command_line_and_in_a_file(tmp_path: Path) -> None:
+    """One number is the same setting however it is written: a run made with it is not made again."""
+    read = {}
+    for words in ("0.01", "0 0.01 0.1"):
+        values = [float(word) for word in words.split()]
+        (tmp_path / "c.yaml").write_text(f"sinkhorn_epsilon: {values if len(values) > 1 else values[0]}\n")
+        flags = ["--quantizer", "rqvae", "--sinkhorn_epsilon", *words.split()]
+        from_flags = parse_arguments(flags, stage="sid")[1]
+        from_file = parse_arguments(["--quantizer", "rqvae", "--config", str(tmp_path / "c.yaml")], stage="sid")[1]
+        assert from_flags == from_file
+        read[words] = from_flags.sinkhorn_epsilon  # type: ignore[attr-defined]
+    assert read == {"0.01": 0.01, "0 0.01 0.1": [0.0, 0.01, 0.1]}
+
+
 def test_the_decoder_is_refused_where_it_is_neither_of_the_two() -> None:
     with pytest.raises(InputError, match="decoder is 'linear'; it must be one of `residual`, `mlp`"):
         QUANTIZERS["rqkmeans_plus"](decoder="linear")  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="encoder is 'linear'; it must be one of `residual`, `mlp`"):
+        settings_of("rqkmeans_plus", encoder="linear")
+    with pytest.raises(InputError, match="zero_start is set, but has no effect while encoder is `mlp`"):
+        settings_of("rqkmeans_plus", encoder="mlp", zero_start=False)
 
 
 @pytest.mark.parametrize(

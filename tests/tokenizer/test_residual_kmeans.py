@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from sidrec.tokenizer.kmeans.balanced_kmeans import balancing_prices
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.quantizer import Quantizer
+from sidrec.tokenizer.quantizers import QUANTIZERS
 from sidrec.tokenizer.report.sid_metrics import usage
 
 
@@ -193,6 +195,48 @@ def test_exact_clusters_are_learnt_as_means_of_equal_sizes() -> None:
     books = fit(vectors, [24], 0, KmeansSettings(clusters="exact"))
     centroids = books.books[0][np.lexsort(books.books[0].T)]
     np.testing.assert_allclose(centroids, vectors[np.lexsort(vectors.T)], atol=1e-6)
+
+
+@pytest.mark.parametrize(("n_rows", "n_equal"), [(1024, 0), (1037, 0), (1024, 300)])
+@pytest.mark.parametrize(
+    ("name", "exact", "flags"),
+    [
+        ("rqkmeans", 3, {}),
+        ("rqkmeans", 3, {"train_rows_per_code": 8}),
+        ("product", 3, {}),
+        ("coarse_to_fine", 1, {}),
+        ("rqkmeans_fsq", 2, {"fsq_levels": [4, 3]}),
+    ],
+)
+def test_exact_codes_have_equally_many_items_or_one_more(
+    name: str, exact: int, flags: dict[str, Any], n_rows: int, n_equal: int
+) -> None:
+    """Also where a sample is learnt on, where N is no multiple of K, and where more items than a code may have are equal."""
+    vectors = clustered(n_rows)
+    vectors[:n_equal] = vectors[0]
+    sizes = [32, 16, 12]
+    kind = QUANTIZERS[name](clusters="exact", **flags)
+    quantizer = kind.fit(vectors, sizes, 0)
+    codes = kind.encode(quantizer, vectors, 0)
+    for level in range(exact):
+        counts = np.bincount(codes[:, level], minlength=sizes[level])
+        assert (counts.min(), counts.max()) == (n_rows // sizes[level], -(-n_rows // sizes[level]))
+    after = Codebooks(quantizer.codebooks.books, quantizer.codebooks.prices).encode(vectors, codes[:, :exact])
+    np.testing.assert_array_equal(codes, after)
+    if not n_equal and "train_rows_per_code" not in flags:  # few move: the error hardly grows
+        nearest_error = quantizer.mean_squared_errors(vectors, quantizer.encode(vectors))[-1]
+        assert quantizer.mean_squared_errors(vectors, codes)[-1] < 1.15 * nearest_error
+
+
+def test_settled_first_codes_are_left_and_the_next_ones_are_nearest_to_what_they_leave() -> None:
+    vectors = clustered(200)
+    codebooks = fit(vectors, [8, 6], seed=0)
+    first = np.random.default_rng(0).integers(0, 8, (200, 1)).astype(np.int32)
+    codes = codebooks.encode(vectors, first)
+    np.testing.assert_array_equal(codes[:, :1], first)
+    residual = vectors - codebooks.books[0][first[:, 0]]
+    squared = ((residual[:, None] - codebooks.books[1]) ** 2).sum(-1) + codebooks.prices[1]
+    np.testing.assert_allclose(squared[np.arange(200), codes[:, 1]], squared.min(axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.kmeans import training_rows
 from sidrec.tokenizer.kmeans.balanced_kmeans import codes_of_equal_size
-from sidrec.tokenizer.kmeans.distributed import encode_together, join_processes, leave_processes
+from sidrec.tokenizer.kmeans.distributed import join_processes, leave_processes
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
 from sidrec.tokenizer.kmeans.settings import KmeansSettings
 from sidrec.tokenizer.kmeans.training_rows import DEALT, TrainingRows
@@ -43,7 +43,8 @@ def learn_all() -> dict[str, np.ndarray]:
         books = fit(vectors(), [48, 16], 0, settings)
         learnt |= {f"{name}_book_{level}": book for level, book in enumerate(books.books)}
         learnt |= {f"{name}_prices_{level}": price for level, price in enumerate(books.prices)}
-        learnt[f"{name}_codes"] = encode_together(Quantizer(books), vectors())
+        kind = QUANTIZERS["rqkmeans"](clusters=settings.clusters)
+        learnt[f"{name}_codes"] = kind.encode(Quantizer(books), vectors(), 0)
     return learnt
 
 

@@ -5,13 +5,14 @@ import math
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sidrec.tokenizer.codebooks import Codebooks
 from sidrec.tokenizer.kmeans.residual_kmeans import fit
-from sidrec.tokenizer.unique_sids import Occupied, make_unique
+from sidrec.tokenizer.unique_sids import Occupied, make_unique, places
 
 
 def squared_error(vectors: np.ndarray, codes: np.ndarray, codebooks: Codebooks) -> float:
@@ -83,6 +84,22 @@ def test_all_vectors_equal_fill_every_path(sizes: list[int]) -> None:
     codebooks = Codebooks([rng.standard_normal((size, 2)).astype(np.float32) for size in sizes])
     unique = make_unique(vectors, codebooks.encode(vectors), codebooks)
     assert {tuple(row) for row in unique.tolist()} == set(itertools.product(*(range(size) for size in sizes)))
+
+
+@given(st.integers(1, 60), st.integers(1, 4), st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
+def test_places_count_the_items_before_with_equal_codes(n_items: int, n_levels: int, seed: int) -> None:
+    codes = np.random.default_rng(seed).integers(0, 3, (n_items, n_levels)).astype(np.int32)
+    rows = [tuple(row) for row in codes.tolist()]
+    number = places(codes)
+    assert number.dtype == np.int32
+    assert number.tolist() == [rows[:item].count(row) for item, row in enumerate(rows)]
+    # MiniOneRec's step: rows that occur twice or more get their ordinal rank as one more token
+    frame = pl.DataFrame({"codes": codes.tolist(), "item": range(n_items)})
+    ranks = frame.select(
+        pl.when(pl.len().over("codes") > 1).then(pl.col("item").rank("ordinal").over("codes")).otherwise(1)
+    )
+    np.testing.assert_array_equal(ranks.to_series().to_numpy() - 1, number)
 
 
 def test_exact_duplicates_are_ordered_by_item() -> None:

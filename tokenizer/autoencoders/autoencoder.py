@@ -6,10 +6,10 @@ With z = encoder(x), r_0 = z and level l's code e_l = C_l[argmin_k ||r_l - C_l[k
            + diversity · mean(x^2) · mean_l(unevenness of the soft usage of level l)  +  the codebooks' own penalties
 
 w_0 is `coarse_weight` (with G groups: w_0, …, w_{G-1}), the other w_l are `fine_weight`; both are 1 by default.
-All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead. As published
-by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's commitment reaches the encoder (`commitment_levels: first`). With a
-codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a
-tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
+All squared errors are means over rows and dimensions; the reconstruction error can be the mean absolute error (l1) instead, and the mean
+over levels a sum (as TIGER's; `level_reduction`). As published by MiniOneRec, r_{l+1} = sg[r_l - e_l], so that only the first level's
+commitment reaches the encoder (`commitment_levels: first`). With a codebook that follows moving averages, the term ||sg[r_l] - e_l||^2 is
+only measured: it has no gradient. (RQ-VAE: arXiv 2203.01941; as a tokenizer: TIGER, arXiv 2305.05065; RQ-Kmeans+: GPR, arXiv 2511.10138.)
 
 `ResidualAutoencoder.forward` is `encode`, `quantize` (per level: `told`, `assign`, `look_up` or `mix`, `pass_on`), `pass_through`, `decode`
 and `losses`; a variant overrides one of them and keeps the rest. Where assignment is soft, e_l is in training a mixture of codes
@@ -34,6 +34,7 @@ from sidrec.tokenizer.autoencoders.dead_codes import dead_codes, new_places
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.mlp import Mlp
 from sidrec.tokenizer.autoencoders.rotation import rotate
+from sidrec.tokenizer.autoencoders.second_commitment import second_commitment
 from sidrec.tokenizer.autoencoders.settings import CodebookTrainingSettings
 from sidrec.tokenizer.autoencoders.sinkhorn import balanced_codes
 from sidrec.tokenizer.autoencoders.soft_assignment import SoftAssignment
@@ -157,7 +158,7 @@ class ResidualAutoencoder(nn.Module):
             told = self.told(level, choice, shares) if level else None
             residuals.append(residual[:, self.part(level, z.shape[1])])
             coded.append(residuals[-1] if told is None else residuals[-1] + told)
-            codes.append(self.assign(coded[-1].detach(), vectors.detach()))
+            codes.append(self.assign(coded[-1].detach(), vectors.detach(), level))
             if progress is None or not self.mixes(level):
                 shares, choice = codes[-1], self.look_up(codes[-1], vectors)
             else:
@@ -195,10 +196,11 @@ class ResidualAutoencoder(nn.Module):
         ranks = self.ranks[level] if self.soft.form == "learnt" else None
         return self.soft.weights(rows, vectors, progress, ranks)
 
-    def assign(self, residual: Tensor, vectors: Tensor) -> Tensor:
+    def assign(self, residual: Tensor, vectors: Tensor, level: int) -> Tensor:
         """A level's codes, int64 [n]: the nearest; in training, by Sinkhorn where it is on. residual: [n, e], vectors: [K, e]."""
-        if self.training and self.settings.sinkhorn_epsilon > 0:
-            return balanced_codes(residual, vectors, self.settings.sinkhorn_epsilon, self.settings.sinkhorn_iterations)
+        epsilon = self.settings.epsilon_of(level)
+        if self.training and epsilon > 0:
+            return balanced_codes(residual, vectors, epsilon, self.settings.sinkhorn_iterations)
         return distances(residual, vectors).argmin(1)
 
     def look_up(self, code: Tensor, vectors: Tensor) -> Tensor:
@@ -224,16 +226,33 @@ class ResidualAutoencoder(nn.Module):
         """`loss` and its parts. x, reconstructed: [n, D]; z: [n, e]."""
         settings = self.settings
         levels = list(zip(self.level_weights(), quantized.residuals, quantized.chosen, strict=True))
-        codebook = torch.stack([w * mse_loss(e, r.detach()) for w, r, e in levels]).mean()
-        commitment = torch.stack([w * mse_loss(r, e.detach()) for w, r, e in levels]).mean()
+        codebook = self.over_levels([w * mse_loss(e, r.detach()) for w, r, e in levels])
+        commitment = self.over_levels([w * mse_loss(r, e.detach()) for w, r, e in levels])
         reconstruction = (l1_loss if settings.reconstruction == "l1" else mse_loss)(reconstructed, x)
         loss = reconstruction + settings.quantization_weight * (codebook + settings.commitment_weight * commitment)
         losses = {"reconstruction": reconstruction, "codebook": codebook, "commitment": commitment}
+        if settings.second_commitment_weight > 0:
+            losses["second_commitment"] = self.second_commitment(quantized)
+            weight = settings.quantization_weight * settings.second_commitment_weight
+            loss = loss + weight * losses["second_commitment"]
         if settings.diversity_weight > 0:
             losses["diversity"] = self.diversity(quantized)
             loss = loss + settings.diversity_weight * x.square().mean() * losses["diversity"]
         penalties = [book.penalty() for book in self.distinct_codebooks()]
         return losses | {"loss": loss + torch.stack(penalties).sum()}
+
+    def over_levels(self, losses: list[Tensor]) -> Tensor:
+        """The mean of the levels' losses, or their sum."""
+        together = torch.stack(losses)
+        return together.sum() if self.settings.level_reduction == "sum" else together.mean()
+
+    def second_commitment(self, quantized: Quantized) -> Tensor:
+        """Over levels as the commitment loss, how far mixtures are from their nearest codes; 0 outside training."""
+        hard = []
+        for level, book in enumerate(self.codebooks):
+            told = quantized.coded[level] - quantized.residuals[level]
+            hard.append(self.look_up(quantized.codes[:, level], book.vectors()) - told)
+        return self.over_levels(second_commitment(quantized.residuals, quantized.chosen, hard))
 
     def level_weights(self) -> list[float]:
         """w_l: what the codebook and commitment loss of each level counts."""
@@ -268,26 +287,21 @@ class ResidualAutoencoder(nn.Module):
                 revived += book.revive(residuals, self.settings.threshold_dead_code, rng, iterations)
         return revived
 
-    @property
-    def latent_scale(self) -> float:
-        """How much larger this model's latents are than those of its quantizer."""
-        return self.scale if self.encoder.skip else 1.0
-
     def start_codebooks(self, books: list[np.ndarray]) -> None:
         """Put vectors, of the quantizer's latents, into the distinct codebooks, [K, e] each, of which a level takes its part."""
         for (book, levels), vectors in zip(self.distinct_codebooks().items(), books, strict=True):
             part = self.part(levels[0], vectors.shape[1])
-            book.start(torch.from_numpy(vectors)[:, part] * self.latent_scale)
+            book.start(torch.from_numpy(vectors)[:, part] * self.scale)
 
     def quantizer(self) -> Quantizer:
-        """What has been learnt so far, for vectors as they are."""
-        scale, latent = self.scale, self.latent_scale
+        """What has been learnt so far, for vectors as they are; its latents are as much smaller as its vectors."""
+        scale = self.scale
         whole = [self.in_its_part(level, book.vectors().detach()) for level, book in enumerate(self.codebooks)]
-        books = [(vectors / latent).numpy().copy() for vectors in whole]
-        decoder = self.decoder.rescaled(latent, 1 / scale)
+        books = [(vectors / scale).numpy().copy() for vectors in whole]
+        decoder = self.decoder.rescaled(scale, 1 / scale)
         if self.join == "sum":
             decoder = decoder.of_sum(self.groups)
-        return Quantizer(Codebooks(books), self.encoder.rescaled(scale, 1 / latent), decoder)
+        return Quantizer(Codebooks(books), self.encoder.rescaled(scale, 1 / scale), decoder)
 
 
 def soft_assignment(settings: CodebookTrainingSettings) -> SoftAssignment | None:

@@ -34,9 +34,13 @@ START_OF: dict[str, Callable[..., Codebooks]] = {  # by the name that `codebook_
 
 def fitting_scale(vectors: Rows) -> float:
     """The power of two that brings the root mean square of the numbers in `vectors` [N, D] nearest to 1, seen in at most 4,096 rows."""
-    rows = vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
-    square = float(np.square(rows, dtype=np.float64).mean())
+    square = float(np.square(_sampled(vectors), dtype=np.float64).mean())
     return 2.0 ** round(-0.5 * math.log2(square)) if square > 0 else 1.0
+
+
+def _sampled(vectors: Rows) -> np.ndarray:
+    """At most 4,096 rows of `vectors` [N, D], evenly spaced."""
+    return vectors[np.unique(np.linspace(0, len(vectors) - 1, SAMPLED_ROWS, dtype=np.int64))]
 
 
 def build(
@@ -48,6 +52,7 @@ def build(
     e_dim: int,
     skip_encoder: bool = False,
     skip_decoder: bool = False,
+    zero_start: bool = True,
     shared_codebook: bool = False,
     scale: float = 1.0,
     groups: int = 1,
@@ -55,16 +60,17 @@ def build(
 ) -> ResidualAutoencoder:
     """The model for `vectors` [N, D], nothing learnt; its codebooks are uniform in [-1/K, 1/K], the start that is called `random`.
 
-    skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D. shared_codebook: one module on all levels.
+    skip_encoder, skip_decoder: start as the identity, X + MLP(X), which needs e_dim = D; without zero_start, the encoder's MLP(X)
+    starts at random. shared_codebook: one module on all levels.
     groups: parts of the latent, coded apart; join: what the decoder takes of them, `concat` or `sum`.
     """
     N, D = vectors.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip=skip_encoder)
-        decoder = Mlp(
-            [(e_dim // groups if join == "sum" else e_dim, D)], settings.hidden_sizes[::-1], skip=skip_decoder
-        )
+        beside = (settings.batch_norm, settings.dropout)
+        encoder = Mlp([(D, e_dim)], settings.hidden_sizes, skip_encoder, *beside, zero_start)
+        joined = e_dim // groups if join == "sum" else e_dim
+        decoder = Mlp([(joined, D)], settings.hidden_sizes[::-1], skip_decoder, *beside)
         sizes = level_sizes[:1] if shared_codebook else level_sizes
         starts = [torch.empty(K, e_dim // groups).uniform_(-1 / K, 1 / K) for K in sizes]
     books: list[Codebook | EmaCodebook] = []
@@ -89,8 +95,11 @@ def start_codebooks(
     """Give the codebooks of `model` the vectors that `codebook_init` names: of an .npz file, or of START_OF on the latents of `vectors`.
 
     A codebook that all levels share starts as the union of a residual k-means with K / L codes on every level, so that it has codes of
-    every scale.
+    every scale. Batch normalisation takes its means and variances from a sample of the vectors first: k-means shall see such latents
+    as training does.
     """
+    if settings.batch_norm:
+        model.encoder.settle(model.scale * torch.tensor(_sampled(vectors), dtype=torch.float32))
     n_books = len(model.distinct_codebooks())
     if settings.codebook_init.endswith(".npz"):
         width = model.quantizer().codebooks.width

@@ -34,11 +34,18 @@ class FsqAutoencoder(nn.Module):
     """encoder: [n, D] → [n, e]; decoder: [n, e] → [n, D]; e = tokens · d for `groups`, d for `residual`. levels: those of one token, d."""
 
     def __init__(
-        self, encoder: Mlp, decoder: Mlp, levels: list[int], tokens: int, form: str, loss: str = "mse"
+        self,
+        encoder: Mlp,
+        decoder: Mlp,
+        levels: list[int],
+        tokens: int,
+        form: str,
+        loss: str = "mse",
+        symmetric: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.levels, self.tokens, self.form = levels, tokens, form
+        self.levels, self.tokens, self.form, self.symmetric = levels, tokens, form, symmetric
         self.loss = {"mse": mse_loss, "l1": l1_loss}[loss]
 
     @property
@@ -48,7 +55,7 @@ class FsqAutoencoder(nn.Module):
 
     def forward(self, x: Tensor, progress: float = 1.0) -> tuple[dict[str, Tensor], Rounded]:
         """`loss`, and the same as `reconstruction`; and the codes. x: [n, D]."""
-        bounded = bound(self.encoder(x), self.all_levels)
+        bounded = bound(self.encoder(x), self.all_levels, self.symmetric)
         rounded = self.round(bounded.detach())
         reconstruction = self.loss(self.decoder(bounded + (rounded.points - bounded).detach()), x)
         return {"loss": reconstruction, "reconstruction": reconstruction}, rounded
@@ -56,14 +63,14 @@ class FsqAutoencoder(nn.Module):
     def round(self, bounded: Tensor) -> Rounded:
         """The grids' nearest points, token by token. bounded: [n, e]."""
         if self.form == "groups":
-            points = nearest_point(bounded, self.all_levels)
+            points = nearest_point(bounded, self.all_levels, self.symmetric)
             parts = points.split(len(self.levels), dim=1)
-            return Rounded(points, torch.stack([codes_of(part, self.levels) for part in parts], dim=1))
+            return Rounded(points, torch.stack([codes_of(part, self.levels, self.symmetric) for part in parts], dim=1))
         points, codes = torch.zeros_like(bounded), []
         for token in range(self.tokens):
             unit = (torch.tensor(self.levels, dtype=bounded.dtype) - 1) ** -token
-            point = nearest_point((bounded - points) / unit, self.levels)
-            codes.append(codes_of(point, self.levels))
+            point = nearest_point((bounded - points) / unit, self.levels, self.symmetric)
+            codes.append(codes_of(point, self.levels, self.symmetric))
             points = points + point * unit
         return Rounded(points, torch.stack(codes, dim=1))
 
@@ -73,5 +80,6 @@ class FsqAutoencoder(nn.Module):
 
     def quantizer(self) -> Quantizer:
         """What has been learnt so far."""
-        books = grid_codebooks(self.levels, self.tokens, self.form)
-        return Quantizer(books, self.encoder, self.decoder, tuple(self.all_levels))
+        books = grid_codebooks(self.levels, self.tokens, self.form, self.symmetric)
+        encoder, decoder = self.encoder.rescaled(1, 1), self.decoder.rescaled(1, 1)
+        return Quantizer(books, encoder, decoder, tuple(self.all_levels), fsq_symmetric=self.symmetric)

@@ -54,4 +54,5 @@ class LoraAutoencoder(ResidualAutoencoder):
             if self.lora.condition_on_previous:
                 vectors = vectors - book.offset(before, torch.arange(len(before)))[:, None]  # [K_before, K, e]
             books.append(vectors)
-        return Quantizer(Codebooks([vectors.numpy().copy() for vectors in books]), self.encoder, self.decoder)
+        codebooks = Codebooks([vectors.numpy().copy() for vectors in books])
+        return Quantizer(codebooks, self.encoder.rescaled(1, 1), self.decoder.rescaled(1, 1))

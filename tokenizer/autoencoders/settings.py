@@ -18,6 +18,17 @@ class TrainingSettings:
         default_factory=lambda: [512, 256],
         metadata={"help": "Hidden layers of the encoder; the decoder's are the reverse."},
     )
+    dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the inputs of every linear layer of encoder and decoder that each training step sets to 0; 0 = off.",
+            "rare": True,
+        },
+    )
+    batch_norm: bool = field(
+        default=False,
+        metadata={"help": "Batch normalisation after every hidden layer of encoder and decoder.", "rare": True},
+    )
     training_steps: int = field(default=1000, metadata={"help": "Optimizer steps."})
     batch_size: int = field(default=512, metadata={"help": "Items per step."})
     learning_rate: float = field(
@@ -55,8 +66,10 @@ class TrainingSettings:
         check_choice(self, "keep", ("best_loss", "best_collision", "last"))
         for name, least in (("training_steps", 1), ("batch_size", 2), ("warmup_steps", 0), ("evaluate_every", 1)):
             check_least(self, name, least)
-        for name in ("learning_rate", "weight_decay", "gradient_clip"):
+        for name in ("learning_rate", "weight_decay", "gradient_clip", "dropout"):
             check_least(self, name, 0.0)
+        check_share(self, "dropout")
+        refuse_idle(self, "batch_norm", bool(sizes), "hidden_sizes is empty")
         for name in ("learning_rate", "gradient_clip"):
             refuse_zero(self, name)
         if self.warmup_steps > self.training_steps:
@@ -102,13 +115,23 @@ class SoftSettings:
     temperature_end: float = field(
         default=0.01, metadata={"help": "softmax, sinkhorn: temperature at the last step.", "rare": True}
     )
+    second_commitment_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "soft, topk: weight of the second commitment term, the squared distance of a level's mixture to its nearest code; "
+            "0 = off. With hard codes the term is 0 itself.",
+            "rare": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         check_choice(self, "assignment", ("hard", "soft", "topk"))
         check_choice(self, "soft_weights", ("softmax", "sinkhorn", "uniform", "learnt"))
         check_least(self, "top_k", 1)
-        for name in ("temperature_start", "temperature_end"):
+        for name in ("temperature_start", "temperature_end", "second_commitment_weight"):
             check_least(self, name, 0.0)
+        because = "assignment is `hard`: there a level leaves over what its code does, and the term is 0"
+        refuse_idle(self, "second_commitment_weight", self.assignment != "hard", because)
         if not 0 < self.temperature_end <= self.temperature_start:
             raise InputError(
                 f"temperature_start is {self.temperature_start!r} and temperature_end {self.temperature_end!r}; the temperature must "
@@ -161,6 +184,14 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
     commitment_weight: float = field(
         default=0.25, metadata={"help": "beta: weight of the commitment loss beside the codebook loss."}
     )
+    level_reduction: str = field(
+        default="mean",
+        metadata={
+            "help": "Codebook and commitment loss are the levels' `mean` (as MiniOneRec), or their `sum` (as TIGER), which weighs them as "
+            "many times as there are levels against the reconstruction.",
+            "rare": True,
+        },
+    )
     coarse_weight: float = field(
         default=1.0,
         metadata={"help": "Factor on the codebook and commitment loss of the first level.", "rare": True},
@@ -196,10 +227,11 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
             "rare": True,
         },
     )
-    sinkhorn_epsilon: float = field(
+    sinkhorn_epsilon: list[float] | float = field(
         default=0.0,
         metadata={
-            "help": "Balance the codes of each training batch by Sinkhorn at this temperature; 0 = off, 0.01 is usual."
+            "help": "Balance the codes of each training batch by Sinkhorn at this temperature, a number for all levels or one a level "
+            "(distances lie in -1 to 1, so it has no unit); 0 = off, 0.01 is usual; 0 0 0.003 balances a third level only."
         },
     )
     sinkhorn_iterations: int = field(
@@ -238,11 +270,13 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
                 f"codebook_init is {self.codebook_init!r}; it must be `kmeans`, `soft_kmeans`, `gmm`, `random` or the path of an "
                 ".npz file."
             )
+        check_choice(self, "level_reduction", ("mean", "sum"))
         check_choice(self, "commitment_levels", ("all", "first"))
         for name in ("coarse_weight", "fine_weight"):
             check_least(self, name, 0.0)
-        for name in ("quantization_weight", "commitment_weight", "threshold_dead_code", "sinkhorn_epsilon"):
+        for name in ("quantization_weight", "commitment_weight", "threshold_dead_code"):
             check_least(self, name, 0.0)
+        self._check_epsilons()
         for name, least in (("diversity_weight", 0.0), ("reset_every", 0), ("sinkhorn_iterations", 1)):
             check_least(self, name, least)
         refuse_zero(self, "quantization_weight")
@@ -252,16 +286,43 @@ class CodebookTrainingSettings(SoftSettings, KmeansSettings, TrainingSettings):
         check_choice(self, "diversity_form", ("entropy", "variance"))
         refuse_idle(self, "diversity_form", self.diversity_weight > 0, "diversity_weight is 0")
         refuse_idle(self, "threshold_dead_code", self.reset_every > 0, "reset_every is 0")
-        if self.sinkhorn_epsilon > 0 and self.assignment != "hard":
+        if self.balances and self.assignment != "hard":
             raise InputError(
                 f"sinkhorn_epsilon is set, but training mixes codes (assignment `{self.assignment}`); leave it out."
             )
-        balances = self.sinkhorn_epsilon > 0 or self.soft_weights == "sinkhorn"
+        balances = self.balances or self.soft_weights == "sinkhorn"
         refuse_idle(self, "sinkhorn_iterations", balances, "sinkhorn_epsilon is 0")
+
+    def _check_epsilons(self) -> None:
+        if isinstance(self.sinkhorn_epsilon, list) and len(self.sinkhorn_epsilon) == 1:
+            self.sinkhorn_epsilon = self.sinkhorn_epsilon[0]
+        if not isinstance(self.sinkhorn_epsilon, list):
+            check_least(self, "sinkhorn_epsilon", 0.0)
+        elif not self.sinkhorn_epsilon or not all(0 <= epsilon < float("inf") for epsilon in self.sinkhorn_epsilon):
+            raise InputError(
+                f"sinkhorn_epsilon is {self.sinkhorn_epsilon!r}; give one number of at least 0, or one a level."
+            )
+
+    def epsilon_of(self, level: int) -> float:
+        """Sinkhorn's temperature on a level; 0: it is off."""
+        return self.sinkhorn_epsilon[level] if isinstance(self.sinkhorn_epsilon, list) else self.sinkhorn_epsilon
+
+    @property
+    def balances(self) -> bool:
+        """Whether Sinkhorn is on, on any level."""
+        epsilons = self.sinkhorn_epsilon
+        return any(epsilon > 0 for epsilon in (epsilons if isinstance(epsilons, list) else [epsilons]))
 
     def files(self) -> dict[str, Path]:
         """The .npz file that codebooks start from, if it is one."""
         return {"codebook_init": Path(self.codebook_init)} if self.codebook_init.endswith(".npz") else {}
+
+    def check_epsilons(self, n_levels: int) -> None:
+        """Raise InputError when Sinkhorn's temperatures are not as many as the levels."""
+        if isinstance(self.sinkhorn_epsilon, list) and len(self.sinkhorn_epsilon) != n_levels:
+            raise InputError(
+                f"sinkhorn_epsilon has {len(self.sinkhorn_epsilon)} numbers, but there are {n_levels} levels; give one, or one a level."
+            )
 
     def check_codebook_file(self, level_sizes: list[int], width: int) -> None:
         """Raise InputError when the file that codebooks start from does not hold a codebook [K, width] a level."""

@@ -23,7 +23,7 @@ from sidrec.tokenizer.embeddings.item_vectors import Rows
 
 MEASURED_ROWS = 4096  # rows measured at once
 CHECKPOINT = Path("checkpoints") / "last.pt"
-ORDER, REVIVAL = 0, 1  # what random numbers are drawn for
+ORDER, REVIVAL, DROPOUT = 0, 1, 2  # what random numbers are drawn for
 
 
 class Coded(Protocol):
@@ -179,7 +179,9 @@ class Training:
             group["lr"] = learning_rate(step, self.settings)
         rows = self.vectors[self.batches.rows(step)]
         x = torch.tensor(rows, dtype=torch.float32)
-        scalars, coded = self.model(x, (step - 1) / max(self.settings.training_steps - 1, 1))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.default_rng([self.seed, DROPOUT, step]).integers(2**63)))
+            scalars, coded = self.model(x, (step - 1) / max(self.settings.training_steps - 1, 1))
         self.optimizer.zero_grad()
         scalars["loss"].backward()
         norm = float(nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip))

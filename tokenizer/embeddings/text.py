@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sidrec.pipeline.errors import InputError
@@ -25,10 +26,24 @@ def tfidf_svd(texts: list[str], dim: int, seed: int, screen: Screen | None = Non
     InputError when no term occurs in two texts.
     """
     assert dim >= 1, f"dim must be at least 1, got {dim}"
+    _, matrix = _tfidf(texts, screen or Screen("", quiet=True))
+    left, singular = truncated_svd(matrix, dim, seed, screen)
+    return unit_rows(left * singular, seed)
+
+
+def fitted_tfidf_svd(texts: list[str], dim: int, seed: int) -> Callable[[list[str]], np.ndarray]:
+    """What embeds any texts as `tfidf_svd` embeds `texts`: [n] texts → float32 [n, D], their terms weighted and projected as those are."""
+    vectorizer, matrix = _tfidf(texts, Screen("", quiet=True))
+    left, singular = truncated_svd(matrix, dim, seed)
+    projection = matrix.T @ left / singular  # V, [terms, D]
+    return lambda others: unit_rows(vectorizer.transform(others) @ projection, seed)
+
+
+def _tfidf(texts: list[str], screen: Screen) -> tuple[TfidfVectorizer, sparse.csr_array]:
+    """The vectorizer fitted to the texts, and their matrix [N, terms]."""
     vectorizer = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, strip_accents="unicode", min_df=2, dtype=np.float64
     )
-    screen = screen or Screen("", quiet=True)
     try:
         with screen.bar("words of texts", len(texts), "texts") as bar:
             matrix = vectorizer.fit_transform(counted(texts, bar))  # sparse [N, terms]
@@ -37,8 +52,7 @@ def tfidf_svd(texts: list[str], dim: int, seed: int, screen: Screen | None = Non
             f"the column `text` of items.parquet has no word that occurs in two of the {len(texts)} items ({error}); "
             "give the items text, or leave the source out with --sources collaborative --weights 1."
         ) from error
-    left, singular = truncated_svd(matrix, dim, seed, screen)
-    return unit_rows(left * singular, seed)
+    return vectorizer, matrix
 
 
 def counted(texts: list[str], bar: Bar) -> Iterator[str]:

@@ -50,12 +50,13 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def encode_together(quantizer: Quantizer, vectors: Rows) -> np.ndarray:
-    """`quantizer.encode(vectors)` on every process, each coding its part of the rows: int32 [N, L]."""
+def encode_together(quantizer: Quantizer, vectors: Rows, first: np.ndarray | None = None) -> np.ndarray:
+    """`quantizer.encode(vectors, first)` on every process, each coding its part of the rows: int32 [N, L]."""
     rank, processes = rank_and_processes()
     if processes == 1:
-        return quantizer.encode(vectors)
+        return quantizer.encode(vectors, first)
     codes = np.zeros((len(vectors), len(quantizer.codebooks.books)), dtype=np.int32)
     for start in range(rank * CHUNK, len(vectors), processes * CHUNK):
-        codes[start : start + CHUNK] = quantizer.encode(vectors[start : start + CHUNK])
+        part = slice(start, start + CHUNK)
+        codes[part] = quantizer.encode(vectors[part], None if first is None else first[part])
     return summed(torch.from_numpy(codes)).numpy()

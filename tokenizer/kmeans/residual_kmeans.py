@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from sidrec.pipeline.screen import Screen
@@ -67,6 +68,25 @@ def fit(
             if level + 1 < len(level_sizes):
                 rows = rows.with_values(rows.values - book[nearest_codes(rows.values, book, price)])
     return Codebooks(books, prices)
+
+
+def codes_of_exact_levels(vectors: Rows, codebooks: Codebooks, n_levels: int) -> np.ndarray:
+    """Codes of the first levels, int32 [N, n_levels], such that every code of a level has N // K_l items, or one more.
+
+    Prices alone come near to that, but equal vectors have one nearest code, and a price balances the rows it was learnt on. So the
+    items that cost least to move go to codes that have room, level by level, and the next level codes what that leaves over.
+    vectors: float32 [N, D], of which N x K_l distances are in memory.
+    """
+    rows = TrainingRows.read(vectors, torch.arange(len(vectors)))
+    codes = []
+    for book, price in zip(codebooks.books[:n_levels], codebooks.prices, strict=False):
+        vectors_of_codes = torch.tensor(book)
+        priced = torch.empty(len(rows.values), len(book))
+        _distances_into(priced, rows.values, vectors_of_codes)
+        code = codes_of_equal_size(rows, priced.add_(torch.tensor(price)))
+        codes.append(rows.whole(code).numpy())
+        rows = rows.with_values(rows.values - vectors_of_codes[code])
+    return np.stack(codes, axis=1).astype(np.int32)
 
 
 def _iterations(settings: KmeansSettings) -> int:

@@ -15,7 +15,8 @@ class KmeansSettings:
         default="relaxed",
         metadata={
             "help": "`relaxed`: clusters of equal size first, then plain k-means from there; `plain`: plain k-means only; `balanced`: "
-            "clusters of at most --slack times the equal size, by a price per code; `exact`: every cluster exactly the equal size."
+            "clusters of at most --slack times the equal size, by a price per code; `exact`: the catalogue's items spread evenly over a "
+            "level's codes, sizes differing by 1 at most (before equal IDs are told apart; items that come later follow the prices)."
         },
     )
     slack: float = field(

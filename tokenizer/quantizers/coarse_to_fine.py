@@ -34,6 +34,10 @@ class CoarseToFine(KmeansSettings, Kind):
 
     summary: ClassVar[str] = "within every code of a level, the next level has a codebook of its own"
 
+    def exact_levels(self, n_levels: int) -> int:
+        """The first; k-means within its clusters is plain."""
+        return 1 if self.clusters == "exact" else 0
+
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
     ) -> Quantizer:
@@ -42,7 +46,7 @@ class CoarseToFine(KmeansSettings, Kind):
 
         from sidrec.tokenizer.codebooks import Codebooks
         from sidrec.tokenizer.kmeans.local_kmeans import local_kmeans
-        from sidrec.tokenizer.kmeans.residual_kmeans import fit
+        from sidrec.tokenizer.kmeans.residual_kmeans import codes_of_exact_levels, fit
         from sidrec.tokenizer.quantizer import Quantizer
 
         n_vectors = max(size * before for size, before in zip(level_sizes, [1, *level_sizes], strict=False))
@@ -51,7 +55,9 @@ class CoarseToFine(KmeansSettings, Kind):
         residual = torch.tensor(vectors[sample], dtype=torch.float32)  # [n, D]
         first = fit(residual.numpy(), level_sizes[:1], seed, self, screen)
         books, prices = list(first.books), list(first.prices)
-        codes = torch.from_numpy(first.encode(residual.numpy())[:, 0]).long()  # [n]
+        exact = self.exact_levels(len(level_sizes))
+        coded = codes_of_exact_levels(residual.numpy(), first, 1) if exact else first.encode(residual.numpy())
+        codes = torch.from_numpy(coded[:, 0]).long()  # [n]
         residual -= torch.from_numpy(books[0][codes])
         for level, size in enumerate(level_sizes[1:], start=1):
             shared = torch.from_numpy(fit(residual.numpy(), [size], seed + level, self, screen).books[0])

@@ -40,11 +40,20 @@ class Fsq(GridSettings, TrainingSettings, Kind):
         default="groups",
         metadata={"help": "Tokens are `groups` of dimensions, or `residual` refinements of the same ones."},
     )
+    fsq_grid: str = field(
+        default="asymmetric",
+        metadata={
+            "help": "The values of a dimension with an even number of levels: `asymmetric` (as published: 8 levels are -1, -.75, …, .75, "
+            "with 0) or `symmetric` (-1, -.714, …, 1, without 0); with an odd number they are the same.",
+            "rare": True,
+        },
+    )
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
         GridSettings.__post_init__(self)
         check_choice(self, "fsq_form", ("groups", "residual"))
+        check_choice(self, "fsq_grid", ("asymmetric", "symmetric"))
         if self.fsq_form == "residual" and 2 in self.fsq_levels:
             raise InputError(
                 "fsq_levels holds 2, whose grid gets no finer from token to token; residual needs 3 or more."
@@ -88,9 +97,11 @@ class Fsq(GridSettings, TrainingSettings, Kind):
         e = len(self.fsq_levels) * (self.fsq_tokens if self.fsq_form == "groups" else 1)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            encoder = Mlp([(D, e)], self.hidden_sizes)
-            decoder = Mlp([(e, D)], self.hidden_sizes[::-1])
-            first, last = encoder.stacks[0][0], decoder.stacks[0][-1]  # type: ignore[index]
+            encoder = Mlp([(D, e)], self.hidden_sizes, False, self.batch_norm, self.dropout)
+            decoder = Mlp([(e, D)], self.hidden_sizes[::-1], False, self.batch_norm, self.dropout)
+            (first, _), (_, last) = encoder.ends()[0], decoder.ends()[0]
             first.weight /= scale
             last.weight *= scale
-        return FsqAutoencoder(encoder, decoder, self.fsq_levels, self.fsq_tokens, self.fsq_form, self.reconstruction)
+        symmetric = self.fsq_grid == "symmetric"
+        built = (self.fsq_levels, self.fsq_tokens, self.fsq_form, self.reconstruction, symmetric)
+        return FsqAutoencoder(encoder, decoder, *built)

@@ -52,10 +52,17 @@ class Kind:
         raise NotImplementedError
 
     def encode(self, quantizer: Quantizer, vectors: Rows, seed: int) -> np.ndarray:
-        """The items' codes, int32 [N, L], by what `fit` returned: the nearest ones."""
+        """The items' codes, int32 [N, L], by what `fit` returned: the nearest ones, but for `exact_levels`."""
         from sidrec.tokenizer.kmeans.distributed import encode_together
+        from sidrec.tokenizer.kmeans.residual_kmeans import codes_of_exact_levels
 
-        return encode_together(quantizer, vectors)
+        n_exact = self.exact_levels(len(quantizer.codebooks.books))
+        first = codes_of_exact_levels(vectors, quantizer.codebooks, n_exact) if n_exact else None
+        return encode_together(quantizer, vectors, first)
+
+    def exact_levels(self, n_levels: int) -> int:
+        """Of how many levels, from the first, all codes shall have equally many items of the catalogue (or one more)."""
+        return 0
 
     def files(self) -> dict[str, Path]:
         """The files that settings name, by the setting: they count by their content."""

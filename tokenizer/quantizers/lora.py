@@ -107,6 +107,7 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
     def check(self, vectors: Rows, level_sizes: list[int]) -> None:
         """Low-rank codebooks of these levels and sources must be possible."""
         self.check_codebook_file(level_sizes, self.e_dim)
+        self.check_epsilons(len(level_sizes))
         self.check_soft_levels(level_sizes)
         if len(set(level_sizes)) > 1 and (self.share_a == "all" or self.inherit_levels):
             cause = "share_a `all`" if self.share_a == "all" else "inherit_levels"
@@ -158,8 +159,9 @@ class Lora(LatentSettings, CodebookTrainingSettings, Kind):
         latents = [self.e_dim // len(sources) + (s < self.e_dim % len(sources)) for s in range(len(sources))]  # e_m
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = Mlp(list(zip(sources, latents, strict=True)), self.hidden_sizes)
-            decoder = Mlp(list(zip(latents, sources, strict=True)), self.hidden_sizes[::-1])
+            beside = (False, self.batch_norm, self.dropout)
+            encoder = Mlp(list(zip(sources, latents, strict=True)), self.hidden_sizes, *beside)
+            decoder = Mlp(list(zip(latents, sources, strict=True)), self.hidden_sizes[::-1], *beside)
             books: list[LoraCodebook] = []
             for K in level_sizes:
                 start = torch.empty(K, self.e_dim).uniform_(-1 / K, 1 / K)

@@ -39,6 +39,9 @@ class Product(KmeansSettings, Kind):
                 f"of {vectors.shape[1]} numbers; name fewer levels."
             )
 
+    def exact_levels(self, n_levels: int) -> int:
+        return n_levels if self.clusters == "exact" else 0
+
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
     ) -> Quantizer:

@@ -22,6 +22,9 @@ class Rqkmeans(KmeansSettings, Kind):
     summary: ClassVar[str] = "residual k-means"
     shares_rows: ClassVar[bool] = True
 
+    def exact_levels(self, n_levels: int) -> int:
+        return n_levels if self.clusters == "exact" else 0
+
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
     ) -> Quantizer:

@@ -60,6 +60,10 @@ class RqkmeansFsq(KmeansSettings, GridSettings, Kind):
                 f"fsq_levels names {len(self.fsq_levels)} dimensions, but the item vectors have {vectors.shape[1]}; name fewer."
             )
 
+    def exact_levels(self, n_levels: int) -> int:
+        """All but the grid."""
+        return n_levels - 1 if self.clusters == "exact" else 0
+
     def fit(
         self, vectors: Rows, level_sizes: list[int], seed: int, folder: Path | None = None, screen: Screen | None = None
     ) -> Quantizer:

@@ -64,6 +64,7 @@ class Rqvae(LatentSettings, AutoencoderSettings, Kind):
                 f"level_sizes has {len(level_sizes)} levels, which are no equal share for {self.groups} groups; name a multiple of them."
             )
         self.check_codebook_file(level_sizes[:1] if self.shared_codebook else level_sizes, self.e_dim)
+        self.check_epsilons(len(level_sizes))
         self.check_soft_levels(level_sizes)
 
     def fit(

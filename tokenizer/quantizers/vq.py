@@ -35,6 +35,7 @@ class Vq(LatentSettings, AutoencoderSettings, Kind):
                 "one number, or choose a residual quantizer."
             )
         self.check_codebook_file(level_sizes, self.e_dim)
+        self.check_epsilons(len(level_sizes))
         self.check_soft_levels(level_sizes)
 
     def fit(
