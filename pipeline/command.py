@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +24,8 @@ UNUSABLE_PATH = {  # what to do where the file system says no
     errno.EMFILE: "close other programs or raise the limit of open files (ulimit -n)",
     errno.EIO: "the disk reports a fault, so choose another one",
 }
+WITHOUT_PATH = {errno.EFBIG, errno.EROFS, errno.EMFILE, errno.EIO}  # which say enough where no path is known
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def run_as_command(main: Callable[[], None]) -> None:
@@ -32,8 +36,9 @@ def run_as_command(main: Callable[[], None]) -> None:
     except InputError as error:
         sys.exit(_one_sentence(f"error: {error}", 2))
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and error.filename:
-            reason = f"error: {error.filename} cannot be used ({error.strerror}); {UNUSABLE_PATH[error.errno]}."
+        number, path = refused_by_system(error)
+        if number in UNUSABLE_PATH and (path or number in WITHOUT_PATH):
+            reason = f"error: {path or 'a file'} cannot be used ({os.strerror(number)}); {UNUSABLE_PATH[number]}."
             sys.exit(_one_sentence(reason, 2))
         if means_memory_full(error):
             reason = f"error: there is not enough memory ({' '.join(str(error).split()) or 'MemoryError'}); give smaller sizes or batches."
@@ -44,6 +49,24 @@ def run_as_command(main: Callable[[], None]) -> None:
         sys.exit(_one_sentence(f"error: the disk is full{where}; free some space and run the same command again.", 2))
     except KeyboardInterrupt:
         sys.exit(_one_sentence("interrupted: what was finished is kept; run the same command again to go on.", 130))
+
+
+def refused_by_system(error: BaseException) -> tuple[int, str | None]:
+    """The number with which the file system said no, 0 where it did not, and the path where it is known.
+
+    Libraries in Rust have errors of their own, which hold it as text. What an error came from counts only for numbers that no program
+    handles by itself: a missing file may well have been expected.
+    """
+    if isinstance(error, OSError) and error.errno:
+        return error.errno, error.filename
+    cause: BaseException | None = error
+    while cause is not None:
+        match = OS_ERROR.search(str(cause))
+        number = cause.errno if isinstance(cause, OSError) else int(match[1]) if match else None
+        if number in WITHOUT_PATH:
+            return number, None
+        cause = cause.__cause__ or cause.__context__
+    return 0, None
 
 
 def means_disk_full(error: BaseException) -> bool:

@@ -355,6 +355,13 @@ def raising(error: BaseException) -> Callable[[], None]:
         ),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x cannot be used (Permission denied)"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/y"), 2, "choose a shorter name"),
+        (OSError(errno.EFBIG, "File too large"), 2, "a file cannot be used (File too large)"),
+        (ValueError("parquet: underlying IO error: File too large (os error 27)"), 2, "larger than this account"),
+        (
+            ValueError("I/O error: Read-only file system (os error 30)"),
+            2,
+            "choose a path on a disk that can be written",
+        ),
         (MemoryError("Unable to allocate 57 GiB"), 2, "not enough memory (Unable to allocate 57 GiB)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "not enough memory"),
         (KeyboardInterrupt(), 130, "run the same command again"),
@@ -378,6 +385,10 @@ def test_other_errors_are_not_hidden() -> None:
     try:
         with pytest.raises(PermissionError):
             run_as_command(raising(PermissionError(errno.EACCES, "denied")))
+        wrong = KeyError("name")
+        wrong.__context__ = FileNotFoundError(errno.ENOENT, "No such file", "/x")
+        with pytest.raises(KeyError):
+            run_as_command(raising(wrong))
         run_as_command(lambda: None)
     finally:
         signal.signal(signal.SIGTERM, handler)
