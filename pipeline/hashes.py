@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json, sha256, write_json
 
 CACHE = ".hashes.json"
+OUTSIDE = "outside/"
 
 
 class FileHashes:
@@ -53,13 +55,15 @@ class FileHashes:
         if not self.is_new:
             return
         try:
-            write_json(
-                self.path, {name: entry for name, entry in self.known.items() if Path(self.run_dir, name).exists()}
-            )
+            is_there = {name: name.startswith(OUTSIDE) or (self.run_dir / name).exists() for name in self.known}
+            write_json(self.path, {name: entry for name, entry in self.known.items() if is_there[name]})
         except OSError:
             return
         self.is_new = False
 
     def _name(self, file: Path) -> str:
+        """Of a file outside the run directory no path: others may read what lies in there."""
         file, run_dir = file.resolve(), self.run_dir.resolve()
-        return file.relative_to(run_dir).as_posix() if file.is_relative_to(run_dir) else str(file)
+        if file.is_relative_to(run_dir):
+            return file.relative_to(run_dir).as_posix()
+        return OUTSIDE + hashlib.sha256(os.fsencode(file)).hexdigest()[:32]

@@ -67,6 +67,8 @@ def test_one_upload_of_the_finished_folder(tmp_path, calls, capsys, monkeypatch)
     for path in (run_dir / "sft").rglob("*"):
         assert path.name != "training_args.bin"
         assert path.is_dir() or b"hf_very_secret" not in path.read_bytes(), path
+        assert path.is_dir() or path.name == "log.txt" or bytes(tmp_path) not in path.read_bytes(), path
+    assert bytes(tmp_path) not in (run_dir / ".hashes.json").read_bytes()
     assert [call[0] for call in calls] == ["create", "upload"]
     assert calls[0] == ("create", "me/model", True, "hf_very_secret")
     _, name, _, files = calls[1]
