@@ -1,12 +1,13 @@
 """Two rows of a table, case by case: the paired difference, its interval and p, without any model.
 
-sidrec compare --ranks outputs/ml-100k:sft outputs/ml-100k:slit
+sidrec compare ranks outputs/ml-100k:sft outputs/ml-100k:slit
 sidrec compare --ranks outputs/amazon-beauty:sft docs/logs/amazon-beauty/slit.ranks
 sidrec compare --ranks outputs/ml-100k:sft outputs/ml-100k:slit --write logs
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +37,10 @@ class CompareConfig:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = parse_config(CompareConfig, arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words[:1] == ["ranks"]:  # `compare ranks A B` is `compare --ranks A B`
+        words[0] = "--ranks"
+    config = parse_config(CompareConfig, words)
     from sidrec.evaluation.rank_file import ENDING, RankFile  # polars, for which --help does not wait
     from sidrec.evaluation.statistics import p_in_words, paired_test
     from sidrec.evaluation.table import METRIC_NAMES, METRICS

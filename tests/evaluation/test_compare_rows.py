@@ -64,7 +64,7 @@ def test_a_written_file_compares_as_the_run_does_and_is_small(
     assert exit_code(COMPARE, "--ranks", *rows, "--write", tmp_path / "logs") == 0
     of_runs = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("written")]
     files = [tmp_path / "logs" / f"{name}.ranks" for name in ("sft", "slit")]
-    assert exit_code(COMPARE, "--ranks", *files) == 0
+    assert exit_code(COMPARE, "ranks", *files) == 0
     assert capsys.readouterr().out.splitlines() == of_runs
     assert all(file.stat().st_size < 8 * USERS + 1000 for file in files)
     alone = RankFile.of(
