@@ -3,11 +3,11 @@
 python -m benchmarks.levers --dataset ml-100k --raw_dir ml-100k --work_dir outputs/levers_ml
 python -m benchmarks.levers --dataset amazon-beauty --work_dir outputs/levers_beauty --levers "text alone + three shared codes" --seeds 0
 
-A name with " + " in it is several levers at once. The data set is prepared once; every lever has its own tokenizer and SFT stages for every
-seed. Leave one out, whole catalogue, seen items masked. Levers are judged on valid, by NDCG@10 paired with the config's over the same
-cases, means over seeds, with Holm's correction for the number of levers; checkpoints are chosen on some of these cases, in every row
-alike. Test is not looked at. Finished trainings are kept in --work_dir and not run again, a stopped one goes on (its seconds are then
-those since). The last line is one JSON object.
+A name with " + " in it is several levers at once: "three shared codes + mixtures of all codes". The data set is prepared once; every lever
+has its own tokenizer and SFT stages for every seed. Leave one out, whole catalogue, seen items masked. Levers are judged on valid, by
+NDCG@10 paired with the config's over the same cases, means over seeds, with Holm's correction for the number of levers; checkpoints are
+chosen on some of these cases, in every row alike. Test is not looked at. Finished trainings are kept in --work_dir and not run again, a
+stopped one goes on (its seconds are then those since). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -69,6 +69,29 @@ SIZES = {
 }
 
 
+SWITCHES = {  # of the quantizers, which run when they are named; most say something where items share codes
+    "mixtures of all codes": "--assignment soft",
+    "mixtures of four codes": "--assignment topk",
+    "mixtures of four codes, even": "--assignment topk --soft_weights uniform",
+    "mixtures of four codes, learnt": "--assignment topk --soft_weights learnt",
+    "mixtures by Sinkhorn": "--assignment soft --soft_weights sinkhorn",
+    "codes balanced by Sinkhorn": "--sinkhorn_epsilon 0.003",
+    "first code counts double": "--coarse_weight 2",
+    "even use, by entropy": "--diversity_weight 0.1",
+    "even use, by variance": "--diversity_weight 0.1 --diversity_form variance",
+    "dead codes to residuals": "--reset_every 50",
+    "dead codes to k-means": "--reset_every 50 --reset_to kmeans",
+    "start by soft k-means": "--codebook_init soft_kmeans",
+    "start by a Gaussian mixture": "--codebook_init gmm",
+    "encoder with dropout": "--dropout 0.1",
+    "encoder with batch norm": "--batch_norm true",
+    "levels' losses summed": "--level_reduction sum",
+    "first level's LoRA twice as large": "--quantizer lora --layer0_multiplier 2",
+    "LoRA, told the code before": "--quantizer lora --condition_on_previous true --condition_form one_hot",
+    "FSQ": "--quantizer fsq",
+}
+
+
 def levers_of(dataset: str) -> dict[str, Lever]:
     """By the name of its row, the config itself first. Of the semantic IDs: the kind, the levels, their sizes, the sources; then of the
     model."""
@@ -106,10 +129,11 @@ def levers_of(dataset: str) -> dict[str, Lever]:
         "additive head": Lever(sft="--depth_head additive"),
         "transformer head": Lever(sft="--depth_head transformer"),
         "no smoothing": Lever(sft="--smoothing false"),
+        **{name: Lever(flags) for name, flags in SWITCHES.items()},
     }
 
 
-NAMES = tuple(levers_of("ml-100k"))
+NAMES = tuple(name for name in levers_of("ml-100k") if name not in SWITCHES)
 AND = " + "
 
 
@@ -128,15 +152,17 @@ class LeversConfig(ManyRunsConfig):
     levers: list[str] = field(
         default_factory=lambda: list(NAMES[1:]),
         metadata={
-            "help": f"Any of {', '.join(map(repr, NAMES[1:]))}, or several joined by ' + '; the config itself always runs."
+            "help": f"Any of {', '.join(map(repr, NAMES[1:]))}, or several joined by ' + '; the config itself always runs. Switches of "
+            f"the quantizers, besides: {', '.join(map(repr, SWITCHES))}."
         },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = [part for name in self.levers for part in name.split(AND) if part not in NAMES[1:]]
+        known = (*NAMES[1:], *SWITCHES)
+        unknown = [part for name in self.levers for part in name.split(AND) if part not in known]
         if unknown:
-            raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, NAMES[1:]))}.")
+            raise InputError(f"--levers has {unknown[0]!r}; give any of {', '.join(map(repr, known))}.")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from run_dirs import ROOT, small_dataset
 from benchmarks import case_ranks, levers, our_models
 from benchmarks.case_ranks import save_ranks
 from benchmarks.harness import name_of
-from benchmarks.levers import CONFIG, NAMES, SIZES, LeversConfig, lever_of, levers_of, stages_of, summarise
+from benchmarks.levers import CONFIG, NAMES, SIZES, SWITCHES, LeversConfig, lever_of, levers_of, stages_of, summarise
 from benchmarks.our_models import PLANS
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import ndcg_at
@@ -23,11 +23,12 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage
 from sidrec.sft import train
 from sidrec.sft.recipe import settings_by_size
-from sidrec.tokenizer.config import TokenizerConfig
+from sidrec.tokenizer.config import parse_arguments
 
-TAKERS = {
-    "tokenize": (TokenizerConfig,),
-    "sft/train.py": train.CONFIGS,
+
+READ = {
+    "tokenize": lambda flags: parse_arguments(flags, stage="sid"),
+    "sft/train.py": lambda flags: parse_configs(train.CONFIGS, flags, suited=settings_by_size),
 }
 
 
@@ -37,8 +38,7 @@ def settings(dataset: str, name: str, run_dir: Path) -> dict[str, object]:
     for command in stages_of(dataset, levers_of(dataset)[name], seed=3):
         stage = name_of(command)
         flags = command[command.index(stage) + 1 :]
-        suited = settings_by_size if stage == "sft/train.py" else None
-        for part in parse_configs(TAKERS[stage], [*flags, "--run_dir", str(run_dir)], suited=suited):
+        for part in READ[stage]([*flags, "--run_dir", str(run_dir)]):
             every |= {f"{stage} {key}": value for key, value in vars(part).items() if not key.startswith("_")}
     return every
 
@@ -53,7 +53,7 @@ def test_a_lever_changes_one_thing(dataset: str, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "data" / "dataset.json").write_text(json.dumps({"counts": {"items": 1000, "train": train}}))
     base = settings(dataset, CONFIG, tmp_path)
     assert base["sft/train.py seed"] == 3
-    for name in NAMES[1:]:
+    for name in (*NAMES[1:], *SWITCHES):
         with_lever = settings(dataset, name, tmp_path)
         shared = [key for key in base.keys() & with_lever.keys() if "logging_dir" not in key]
         changed = {key for key in shared if str(base[key]) != str(with_lever[key])}
