@@ -25,7 +25,6 @@ from sidrec.sft import train
 from sidrec.sft.recipe import settings_by_size
 from sidrec.tokenizer.config import parse_arguments
 
-
 READ = {
     "tokenize": lambda flags: parse_arguments(flags, stage="sid"),
     "sft/train.py": lambda flags: parse_configs(train.CONFIGS, flags, suited=settings_by_size),
