@@ -64,7 +64,7 @@ def summary(folder: Path) -> list[str]:
         f"({counts['removed_interactions']:,} removed by k-core), density {density:.3%}",
         f"{info['protocol']}: {splits}; median history {np.median(lengths):g}; {tied.mean():.1%} of users have their last two "
         "at one time (then input order decides)",
-        *([reading_line(info), times_line(info, times), *again_lines(info), text_line(info)] if has_facts else []),
+        *([reading_line(info), times_line(info, times) + again(info), text_line(info)] if has_facts else []),
         *(odd_times(times, info["times"]["unit"]) if has_facts else []),
         *info.get("notes", []),
         *nothing_to_measure,
@@ -108,15 +108,12 @@ def times_line(info: dict[str, Any], times: np.ndarray) -> str:
     return f"times: {told}; median interactions of an item {info['medians']['interactions_of_item']:g}"
 
 
-def again_lines(info: dict[str, Any]) -> list[str]:
+def again(info: dict[str, Any]) -> str:
     """How often a user takes an item again, where that happens."""
-    again = info["again"]
-    if not again:
-        return []
-    share = again / info["counts"]["interactions"]
-    return [
-        f"{again:,} interactions ({share:.1%}) take an item that the user took before: with seen items masked, no model hits such"
-    ]
+    if not info["again"]:
+        return ""
+    share = info["again"] / info["counts"]["interactions"]
+    return f"; {info['again']:,} interactions ({share:.1%}) take an item that the user took before: with seen items masked, none is hit"
 
 
 def text_line(info: dict[str, Any]) -> str:

@@ -86,16 +86,16 @@ Trainer.training_step = step_of_split_weights
 KILLED_AFTER_A_CHECKPOINT = """
 import os
 import torch
-from transformers import Trainer
+from sidrec.sft.checkpoints import SealCheckpoints
 
-save = Trainer._save_checkpoint
+on_save = SealCheckpoints.on_save
 
-def save_and_die(self, *args, **kwargs):
-    save(self, *args, **kwargs)
+def seal_and_die(self, *args, **kwargs):
+    on_save(self, *args, **kwargs)
     torch.distributed.barrier()
     os._exit(9)
 
-Trainer._save_checkpoint = save_and_die
+SealCheckpoints.on_save = seal_and_die
 """
 # the second process reads the best checkpoint two seconds after the first has; DeepSpeed reads one in each process
 READS_LATE = """
