@@ -77,3 +77,17 @@ def test_files_stay_on_disk(tmp_path: Path) -> None:
 
 def test_all_rows_zero_stay_zero_and_finite() -> None:
     np.testing.assert_array_equal(ItemVectors([np.zeros((3, 2))], [1.0])[:], np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(np.float16, 2e3), (np.float16, 1e-6), (np.float32, 1e20), (np.float32, 1e-30), (np.float64, 1e30)],
+)
+def test_the_size_of_the_numbers_does_not_matter(kind: type, size: float) -> None:
+    """Squares of 1e20 are no float32, those of 2,000 no float16."""
+    source = np.random.default_rng(0).standard_normal((40, 6))
+    with np.errstate(invalid="raise"):
+        scaled = ItemVectors([(source * size).astype(kind)], [1.0])[:]
+    assert np.linalg.norm(scaled, axis=1) == pytest.approx(np.ones(40), rel=1e-3)
+    cosines = (scaled * source).sum(1) / np.linalg.norm(source, axis=1)
+    assert cosines == pytest.approx(np.ones(40), rel=0.05 if size == 1e-6 else 1e-3)

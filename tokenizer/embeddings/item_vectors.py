@@ -11,6 +11,7 @@ import numpy as np
 CHUNK = 16_384  # rows worked on at once
 PIECE = 1024  # rows scaled at once: they stay in the cache, which is four times as fast
 SHORTEST = 1e-2  # in a weighted row, lengths under this share of the longest stay proportionally short
+LARGEST, SMALLEST = 1e15, 1e-15  # sums of squares of such numbers fit into float32
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,12 @@ class SourceScale:
     width: int
     weight: float
     floor: float
+
+    def number_type(self, of_source: np.dtype) -> np.dtype:
+        """In which type lengths are measured: one in which squares neither overflow nor vanish."""
+        if not SMALLEST < self.floor / SHORTEST < LARGEST:
+            return np.dtype(np.float64)
+        return np.dtype(np.float32) if of_source == np.float16 else of_source
 
 
 class ItemVectors:
@@ -50,7 +57,7 @@ class ItemVectors:
         for start in range(0, len(scaled), PIECE):
             here = slice(start, start + PIECE)
             for s, scale in enumerate(self.scales):
-                block = blocks[s][here]
+                block = blocks[s][here].astype(scale.number_type(blocks[s].dtype), copy=False)
                 norms = np.linalg.norm(block, axis=1, keepdims=True).astype(np.float64)
                 into = scaled[here, columns[s] : columns[s + 1]]
                 np.divide(scale.weight * block, np.maximum(norms, scale.floor), out=into, casting="same_kind")
@@ -78,4 +85,9 @@ def chunks(rows: Rows) -> Iterator[tuple[slice, np.ndarray]]:
 def longest_row(source: np.ndarray) -> float:
     """The largest row norm of [N, D], read chunk by chunk."""
     pieces = (np.asarray(source[start : start + PIECE], dtype=np.float32) for start in range(0, len(source), PIECE))
+    with np.errstate(over="ignore"):
+        longest = max((float(np.linalg.norm(piece, axis=1).max()) for piece in pieces), default=0.0)
+    if SMALLEST < longest < LARGEST:
+        return longest
+    pieces = (np.asarray(source[start : start + PIECE], dtype=np.float64) for start in range(0, len(source), PIECE))
     return max((float(np.linalg.norm(piece, axis=1).max()) for piece in pieces), default=0.0)
