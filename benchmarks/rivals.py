@@ -64,6 +64,7 @@ class RivalsConfig:
         },
     )
     rivals: list[str] = field(default_factory=lambda: list(TUNED), metadata={"help": f"Any of {', '.join(TUNED)}."})
+    epochs: int = field(default=200, metadata={"help": "Passes of one training, at most."})
     minutes: int = field(default=240, metadata={"help": "Of one training, at most."})
     threads: int = field(default=1, metadata={"help": "Threads of each training."})
     write: Path | None = field(
@@ -75,7 +76,7 @@ class RivalsConfig:
         unknown = [name for name in self.rivals if name not in TUNED]
         if unknown or not self.rivals:
             raise InputError(f"--rivals has {unknown or 'nothing'}; give any of {', '.join(TUNED)}.")
-        check_at_least(1, minutes=self.minutes, threads=self.threads)
+        check_at_least(1, epochs=self.epochs, minutes=self.minutes, threads=self.threads)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -99,6 +100,7 @@ def measured(name: str, config: RivalsConfig, console: Console) -> dict[str, Any
     console.print(f"{time.strftime('%H:%M:%S')} {name}: log in {run_dir / 'log.txt'}")
     run_stage([*PREPARE, *prepare_flags(config.dataset, config.raw_dir)], run_dir, config.threads)
     flags = ["--tune_baselines", str(TUNED[name]).lower(), "--sasrec_minutes", str(config.minutes)]
+    flags += ["--sasrec_epochs", str(config.epochs)]
     seconds = run_stage([*EVALUATE, "--models", name, *flags], run_dir, config.threads)
     curve = best_curve(run_dir)
     if config.write is not None:

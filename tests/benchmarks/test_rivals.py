@@ -44,11 +44,14 @@ def test_a_rival_from_files_to_figures(tmp_path: Path, capsys: pytest.CaptureFix
     raw, work, logs = tmp_path / "raw", tmp_path / "work", tmp_path / "logs"
     raw.mkdir()
     write_foreign(raw)
-    arguments = f"--dataset ml-100k --raw_dir {raw} --work_dir {work} --rivals sasrec_sampled --write {logs} --json"
+    arguments = (
+        f"--dataset ml-100k --raw_dir {raw} --work_dir {work} --rivals sasrec_sampled --epochs 12 --write {logs} --json"
+    )
     rivals.main(arguments.split())
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     ranks = RankFile.read(str(logs / "sasrec_sampled.ranks")).ranks
     assert figures["sasrec_recall10"] == pytest.approx((ranks < 10).mean())
     curve = json.loads((logs / "sasrec_sampled-valid.json").read_text(encoding="utf-8"))
     assert curve == figures["valid_by_pass"]["sasrec_sampled"]
+    assert len(curve) <= 12
     assert figures["bsarec_recall10"] is None
