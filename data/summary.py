@@ -64,7 +64,7 @@ def summary(folder: Path) -> list[str]:
         f"({counts['removed_interactions']:,} removed by k-core), density {density:.3%}",
         f"{info['protocol']}: {splits}; median history {np.median(lengths):g}; {tied.mean():.1%} of users have their last two "
         "at one time (then input order decides)",
-        *([reading_line(info), times_line(info, times) + again(info), text_line(info)] if has_facts else []),
+        *([reading_line(info), f"{times_line(info, times)}{again(info)}; {text_line(info)}"] if has_facts else []),
         *(odd_times(times, info["times"]["unit"]) if has_facts else []),
         *info.get("notes", []),
         *nothing_to_measure,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 from sidrec.pipeline.errors import InputError
 
 DAMAGED = (  # what NumPy raises on files of other kinds
-    *(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error),
+    *(OSError, ValueError, EOFError, KeyError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sidrec.pipeline.arrays import read_npy, read_npz
@@ -39,7 +39,8 @@ def test_the_other_kind_is_refused(tmp_path: Path, read: Callable[[Path], object
             read(tmp_path / name)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example(place=42, value=91, cut=False)
 @given(place=st.integers(0, 2000), value=st.integers(0, 255), cut=st.booleans())
 def test_damaged_bytes_are_read_or_refused(tmp_path: Path, place: int, value: int, cut: bool) -> None:
     for read, save in ((read_npy, np.save), (read_npz, np.savez_compressed)):
