@@ -76,5 +76,10 @@ def find_title(titles: list[str], query: str) -> int:
             more = f"; and {len(matches) - LISTED_CANDIDATES} more" if len(matches) > LISTED_CANDIDATES else ""
             raise InputError(f"--history {query!r} fits {len(matches)} items: {listed}{more}. Type more of the title.")
     close = difflib.get_close_matches(wanted, without_year, n=3, cutoff=0.5)
-    hint = "; ".join(titles[without_year.index(title)] for title in close) or titles[0]
-    raise InputError(f"--history {query!r} is in no title; perhaps you mean: {hint}.")
+    near = "; ".join(titles[without_year.index(title)] for title in close)
+    hint = (
+        f"perhaps you mean: {near}"
+        if near
+        else f"and none is near; titles are such as {titles[0]!r}, and ids are no titles"
+    )
+    raise InputError(f"--history {query!r} is in no title; {hint}.")

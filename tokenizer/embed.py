@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     config, _ = parse_arguments(arguments, stage="embeddings")
     from sidrec.data.dataset import Dataset  # after --help, which shall be fast
     from sidrec.tokenizer.embeddings.collapse import sameness_note
+    from sidrec.tokenizer.embeddings.sources import check_own_files
 
     screen = Screen("embeddings")
     dataset = Dataset.load(config.run_dir)
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{config.run_dir / 'data'} holds one item only, so there is nothing to choose from; prepare the data with more items, or a "
             "lower --k_item."
         )
+    check_own_files(config, dataset.n_items)
     screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")
     lines = []
     with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):

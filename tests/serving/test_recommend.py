@@ -202,6 +202,11 @@ def test_the_whole_title_wins_over_titles_that_contain_it():
         find_title(titles, "fargo")
     with pytest.raises(InputError, match=r"'alein' is in no title; perhaps you mean: Alien \(1979\)"):
         find_title(titles, "alein")
+    with pytest.raises(
+        InputError,
+        match=r"'sku/3' is in no title; and none is near; titles are such as 'Alien \(1979\)', and ids are no",
+    ):
+        find_title(titles, "sku/3")
 
 
 def test_loading_a_model_prints_nothing_and_leaves_the_bars_of_others(run_dir, capfd):

@@ -292,6 +292,19 @@ def test_wrong_own_files_are_named(command: Command, tmp_path: Path) -> None:
         command(quantize, *flags)
 
 
+def test_own_files_are_checked_before_vectors_are_made_beside_them(
+    run_dir: Path, command: Command, tmp_path: Path
+) -> None:
+    command(embed, *SMALL)
+    before, flags = hashes(run_dir / "embeddings"), ["--sources", "text", str(tmp_path / "own.npy")]
+    with pytest.raises(InputError, match=r"own.npy does not exist; correct --sources"):
+        command(embed, *SMALL, *flags, "--weights", "1", "1", "--overwrite", "true")
+    (tmp_path / "own.npy").write_text("hello vectors")
+    with pytest.raises(InputError, match=r"own.npy cannot be read as an .npy file"):
+        command(embed, *SMALL, *flags, "--weights", "1", "1", "--overwrite", "true")
+    assert hashes(run_dir / "embeddings") == before
+
+
 def test_a_failed_overwrite_keeps_the_last_good_vectors(
     run_dir: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

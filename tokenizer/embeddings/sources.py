@@ -18,12 +18,18 @@ def read_sources(config: TokenizerConfig, n_items: int) -> list[np.ndarray]:
     command = f"sidrec tokenize --run_dir {config.run_dir} --sources {' '.join(config.sources)}"
     if config.computed_sources:
         require_finished(config.run_dir, "embeddings", command)
-    for source in config.sources:
+    for source in config.computed_sources:
         path = config.path_of(source)
         if not path.is_file():
-            remedy = f"run `{command} --overwrite true`" if source in COMPUTED_SOURCES else "correct --sources"
-            raise InputError(f"{path} does not exist; {remedy} first.")
+            raise InputError(f"{path} does not exist; run `{command} --overwrite true` first.")
     return [read_source(config.path_of(source), n_items, source in COMPUTED_SOURCES) for source in config.sources]
+
+
+def check_own_files(config: TokenizerConfig, n_items: int) -> None:
+    """Raises InputError when a file among the sources is missing or wrong; before vectors are made beside it."""
+    for source in config.sources:
+        if source not in COMPUTED_SOURCES:
+            read_source(config.path_of(source), n_items)
 
 
 def read_source(path: Path, n_items: int, computed: bool = False) -> np.ndarray:
@@ -31,6 +37,8 @@ def read_source(path: Path, n_items: int, computed: bool = False) -> np.ndarray:
 
     computed: made by this project, where a column may well be constant (items of one pattern have one first singular vector).
     """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; correct --sources first.")
     vectors = read_npy(path, on_disk=True)
     if vectors.ndim != 2 or len(vectors) != n_items or vectors.shape[1] < 1 or vectors.dtype.kind not in "fiu":
         raise InputError(
