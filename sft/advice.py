@@ -13,6 +13,7 @@ from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import ndcg_at
 
 EARLY = 0.5  # a best measurement before this share of the last one's steps came early
+FELL = 0.05  # by so much less, in the mean, than the best one: less may be chance
 FEWEST_MEASUREMENTS = 4
 ORDER_COUNTS = 1.2  # Markov's NDCG@10 over item-KNN's: 0.7 on MovieLens-100K, 1.1 on Amazon Beauty, 1.4 on the demo, 1.6 on MovieLens-1M
 MUCH_DROPOUT = 0.4
@@ -24,17 +25,19 @@ MOST_PAIRS, MOST_SCORES = (
 
 
 def advice(measured: list[dict[str, Any]], best_step: int, *, regularised: bool) -> str | None:
-    """One sentence on what to change, or None: the best figure came last, or early.
+    """One sentence on what to change, or None: the best figure came last, or early, and what came after it was clearly less.
 
-    measured: rows of the log with `step`, one for each measurement on the valid cases. regularised: whether the model has dropout and
-    item dropout to be raised (a model from scratch has).
+    measured: rows of the log with `step` and `eval_ndcg@10`, one for each measurement on the valid cases. regularised: whether the model
+    has dropout and item dropout to be raised (a model from scratch has).
     """
     steps = [row["step"] for row in measured]
     if len(steps) < FEWEST_MEASUREMENTS:
         return None
     if best_step == steps[-1]:
         return "the last measurement was the best one, so more training may help: raise num_train_epochs (with --overwrite true)"
-    if best_step < EARLY * steps[-1]:
+    values = {row["step"]: row["eval_ndcg@10"] for row in measured}
+    later = [value for step, value in values.items() if step > best_step]
+    if best_step < EARLY * steps[-1] and np.mean(later) < (1 - FELL) * values[best_step]:
         remedy = (
             "raise dropout, item_dropout or weight_decay" if regularised else "lower learning_rate or num_train_epochs"
         )

@@ -22,7 +22,7 @@ from sidrec.sft.advice import (
     order_counts,
 )
 
-MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
+MEASURED = [{"step": step, "eval_ndcg@10": 0.2 - 0.01 * abs(step - 20) / 10} for step in (10, 20, 30, 40, 50)]
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,11 @@ MEASURED = [{"step": step} for step in (10, 20, 30, 40, 50)]
 )
 def test_the_sentence_names_what_to_change(best_step: int, regularised: bool, words: str) -> None:
     assert words in (advice(MEASURED, best_step, regularised=regularised) or "")
+
+
+def test_a_figure_that_only_wavers_says_nothing() -> None:
+    wavering = [row | {"eval_ndcg@10": 0.2 - 0.002 * (row["step"] % 20 > 0)} for row in MEASURED]
+    assert advice(wavering, 20, regularised=True) is None
 
 
 def test_both_losses_of_the_best_step_are_said() -> None:
