@@ -27,7 +27,7 @@ from sidrec.pipeline.files import write_json
         ("import sys; sys.exit(2)", 2, False),
         ("raise ValueError('not well')", 1, True),
         ("import traceback\ntry:\n    1 / 0\nexcept ZeroDivisionError:\n    traceback.print_exc()", 0, True),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", -11, True),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -9, True),
     ],
 )
 def test_how_a_command_ends(tmp_path: Path, program: str, code: int, is_traceback: bool) -> None:
