@@ -19,6 +19,7 @@ from benchmarks.odd_settings import odd_flags, odd_yaml, settings_of_stages
 from benchmarks.small_run import Kind, kinds, output_hashes
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json, sha256, write_json
+from sidrec.sft.checkpoints import SEAL
 
 MOST_SECONDS = 60.0
 PROCESS_STARTS = 5.0  # seconds until a process of its own is at work
@@ -90,11 +91,11 @@ class SmallRun:
             raise InputError(f"{' '.join(command)} ended with code {ended.code}: {ended.printed[-500:]}")
 
     def _begin(self, stage: str, checkpoint: str) -> None:
-        """A training that is killed when `checkpoint` has been written."""
+        """A training that is killed when `checkpoint` has been sealed."""
         run_dir = self.folder / f"begun-{stage}"
         for name in self.commands[stage].reads:
             shutil.copytree(self.folder / "run" / name, run_dir / name)
-        last = run_dir / stage / "checkpoints" / checkpoint / "trainer_state.json"
+        last = run_dir / stage / "checkpoints" / checkpoint / SEAL
         if run_child(self.on(stage, run_dir), 10 * MOST_SECONDS, until=last.exists).code != HUNG:
             raise InputError(f"{run_dir / stage} was finished before it could be killed.")
 

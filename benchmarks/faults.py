@@ -148,7 +148,7 @@ def counted(done: list[Verdict]) -> dict[str, Any]:
         "tried": len(done),
         "tried_by_kind": dict(Counter(verdict.kind for verdict in done)),
         "refused": sum(verdict.code == 2 for verdict in done),
-        "hung": sum(verdict.code == HUNG and verdict.kind != "kills" for verdict in done),
+        "hung": sum(verdict.code == HUNG for verdict in done),
         **{fault: faults[fault] for fault in ("tracebacks", "silent", "lost")},
     }
 
