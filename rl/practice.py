@@ -6,6 +6,7 @@ import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,17 +25,23 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, decided_by_the_first, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage, require_finished
-from sidrec.rl.prompts import training_prompts
+from sidrec.rl.dense_rewards import DenseSources, dense_rewards
+from sidrec.rl.exact_trainer import ExactGRPOTrainer, HistoryCollator
+from sidrec.rl.expectation import DenseReward
+from sidrec.rl.prompts import history_rows, training_prompts
 from sidrec.rl.rewards import AskedReward, RewardSources, refuse_unknown_rewards, reward_functions
 from sidrec.rl.settings import UNDECISIVE, ObjectiveConfig, RlConfig, RlTrainerConfig
 from sidrec.rl.trainer import SidGRPOTrainer
 from sidrec.rl.training_arguments import grpo_arguments
 from sidrec.rl.training_metrics import draw_training
+from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.estimate import ModelShape
+from sidrec.sft.examples import ExampleCollator, ExampleRenderer
 from sidrec.sft.export import close_folder, complete_folder
 from sidrec.sft.hub import HubRepository
+from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.progress import show_progress, stage_screen
 from sidrec.sft.training_arguments import with_hardware
 from sidrec.sft.unsharded import load_whole
@@ -85,7 +92,7 @@ class PracticeStart:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     prompts: TrainingRows
-    rewards: list[AskedReward]
+    rewards: list[AskedReward] | list[DenseReward]
     valid_cases: EvalCases
 
 
@@ -109,12 +116,18 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
             f"{sft_folder} was trained with normaliser={renderer.normaliser}, and RL improves the policy over existing codes; "
             "train it with `--normaliser children`."
         )
-    prompts = training_prompts(
-        dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
-    )
-    target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
-    rewards = rewards_of(objective, training, dataset, sids)
-    prompts = prompts.add_column("target_codes", target_codes)
+    if objective.draw == "every_item":
+        prompts = history_rows(
+            dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user
+        )
+        rewards = dense_rewards_of(objective, dataset, sids)
+    else:
+        prompts = training_prompts(
+            dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
+        )
+        target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
+        prompts = prompts.add_column("target_codes", target_codes)
+        rewards = rewards_of(objective, training, dataset, sids)
     return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases)
 
 
@@ -122,20 +135,33 @@ def rewards_of(
     objective: ObjectiveConfig, training: RlTrainerConfig, dataset: Dataset, sids: SemanticIds
 ) -> list[AskedReward]:
     """The configured rewards; items' vectors are the sums of their codes'. item-KNN is fitted only where `history_score` asks for it."""
-    vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
     sources = RewardSources(
         dataset.train_sequences,
-        vectors,
+        item_vectors(sids),
         training.num_generations,
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
     )
     return reward_functions(objective.rewards, sources)
 
 
+def dense_rewards_of(objective: ObjectiveConfig, dataset: Dataset, sids: SemanticIds) -> list[DenseReward]:
+    """The configured rewards over the whole catalogue, items in the order of the trie's leaves."""
+    trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
+    items = trie.item_of_leaf[torch.arange(trie.n_items)].numpy()
+    counts = np.bincount(np.concatenate(dataset.train_sequences), minlength=dataset.n_items)
+    sources = DenseSources(trie, counts[items], item_vectors(sids)[items], objective.hit_k)
+    return dense_rewards(objective.rewards, sources)
+
+
+def item_vectors(sids: SemanticIds) -> np.ndarray:
+    """float32 [N, D]: the sums of the items' codes."""
+    return np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
+
+
 def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
     """Raise InputError for settings of which each is possible, but not beside the others."""
     refuse_unknown_rewards(objective.rewards)
-    if training.per_device_train_batch_size % training.num_generations:
+    if objective.draw != "every_item" and training.per_device_train_batch_size % training.num_generations:
         raise InputError(
             f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "
             f"num_generations={training.num_generations}: a process holds whole groups; change one."
@@ -165,9 +191,8 @@ def train_model(
 ) -> None:
     """Train from the last whole checkpoint on, and write the best model into `folder`, the SFT model where none was better."""
     arguments.max_completion_length = start.sids.n_levels
-    trainer = trainer_kind(
+    common = dict(
         model=start.model,
-        reward_funcs=start.rewards,
         args=arguments,
         processing_class=start.tokenizer,
         train_dataset=start.prompts,
@@ -179,13 +204,39 @@ def train_model(
         valid_cases=start.valid_cases,
         callbacks=[SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
+    if objective.draw == "every_item":
+        trainer = exact_trainer(start, config, arguments, common)
+        asked = sum(len(items) - context for items, context in zip(start.prompts["items"], start.prompts["context"], strict=True))
+        questions = f"{asked:,} questions, every item of the catalogue"
+    else:
+        trainer = trainer_kind(reward_funcs=start.rewards, **common)
+        questions = f"{len(start.prompts):,} questions, groups of {arguments.num_generations}"
     shape = ModelShape.of(trainer.model)
-    questions = f"{len(start.prompts):,} questions, groups of {arguments.num_generations}"
     show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {questions}, on {arguments.device.type}")
     whole = last_whole_checkpoint(folder / "checkpoints", arguments.world_size, screen.say)
     trainer.train(resume_from_checkpoint=whole)
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
     finish(folder, trainer, start, screen)
+
+
+def exact_trainer(
+    start: PracticeStart, config: RlConfig, arguments: GRPOConfig, common: dict[str, Any]
+) -> ExactGRPOTrainer:
+    """The trainer of exact expectations, on batches of whole histories. common: what every trainer is made with."""
+    render = ExampleRenderer(start.renderer, [], [], start.tokenizer.eos_token_id, {})
+    drop = ItemDropout(config.item_dropout, arguments.seed)
+    lengths = [len(items) for items in start.prompts["items"]]
+    batches = LengthBatches.of_items(
+        lengths, config.batch_items, arguments.seed, arguments.process_index, arguments.world_size
+    )
+    trainer = ExactGRPOTrainer(
+        dense_rewards=start.rewards,
+        batches=batches,
+        collate=HistoryCollator(ExampleCollator(render, start.tokenizer.pad_token_id, drop)),
+        **common,
+    )
+    trainer.add_callback(drop)
+    return trainer
 
 
 def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: Screen) -> None:

@@ -11,8 +11,32 @@ from transformers import PreTrainedTokenizerBase
 
 from sidrec.decoding.renderer import Renderer
 from sidrec.pipeline.errors import InputError
+from sidrec.sft.tasks import windows
 
 NO_TARGET = -1  # the target of an open question
+
+
+def history_rows(
+    sequences: Sequence[np.ndarray], max_items: int, n_levels: int, positions_per_user: int
+) -> TrainingRows:
+    """Whole histories whose newest `positions_per_user` items are asked for, each after those before it: for exact expectations, which
+    answer all questions of a history at once.
+
+    Columns: those of `sft/tasks.py` (task, items, context, length), and user, the history's place in `sequences`. A history longer than
+    `max_items` is cut into windows, of which only those that ask for something are rows. Raises InputError when there is nothing to ask.
+    """
+    columns: dict[str, list] = {name: [] for name in ("task", "items", "context", "length", "user")}
+    for user, sequence in enumerate(sequences):
+        oldest = max(1, len(sequence) - positions_per_user)  # of the items that are asked for
+        for start, stop, context in windows(len(sequence), max_items, overlap=0.5):
+            first = max(start + context, start + 1, oldest)
+            if first < stop:
+                row = ("next_item", sequence[start:stop].tolist(), first - start, 1 + n_levels * (stop - start), user)
+                for name, value in zip(columns, row, strict=True):
+                    columns[name].append(value)
+    if not columns["user"]:
+        raise InputError(f"positions_per_user={positions_per_user} leaves no question to practise on; raise it.")
+    return TrainingRows.from_dict(columns)
 
 
 def training_prompts(

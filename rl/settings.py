@@ -17,7 +17,8 @@ from sidrec.sft.trainer_config import (
 )
 
 ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
-Draw = Literal["gumbel", "independent", "beams"]
+Draw = Literal["every_item", "gumbel", "independent", "beams"]
+EXACT_OBJECTIVES = ("grpo", "dr_grpo")  # of which the expectation over every item is taken
 
 
 @dataclass
@@ -39,6 +40,16 @@ class RlConfig:
             "rare": True,
         },
     )
+    batch_items: int = field(
+        default=4096, metadata={"help": "draw=every_item: items of histories a step, over all processes, padding included."}
+    )
+    item_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "draw=every_item: share of a history's items that are left out, others at every pass: an answer that was learnt by heart "
+            "is asked after another history."
+        },
+    )
     valid_users: int = field(
         default=5000, metadata={"help": "Valid cases (at most) on which the checkpoint is chosen, drawn once."}
     )
@@ -51,7 +62,9 @@ class RlConfig:
     overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
 
     def __post_init__(self) -> None:
-        refuse_bad_numbers(self, {"valid_users": 1, "positions_per_user": 0})
+        refuse_bad_numbers(self, {"valid_users": 1, "positions_per_user": 0, "batch_items": 1})
+        if not 0 <= self.item_dropout < 1:
+            raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
         refuse_early_stopping_below_zero(self.early_stopping_patience)
         if self.positions_per_user == 0 and not self.open_questions:
             raise InputError(
@@ -74,8 +87,9 @@ class ObjectiveConfig:
     draw: Draw = field(
         default="gumbel",
         metadata={
-            "help": "How a group is drawn: gumbel (distinct items, weighted), independent (may repeat), or beams (the most probable ones: "
-            "no sample, so the gradient is biased)."
+            "help": "What the expected reward is made of: every_item (the exact expectation; RQ-Transformers alone), or groups: gumbel (distinct "
+            "items, weighted), independent (may repeat), beams (the most probable ones: no sample, so the gradient is biased). Left out: "
+            "every_item where the model, the catalogue's size and the rewards allow it."
         },
     )
     importance_weights: bool = field(
@@ -95,6 +109,10 @@ class ObjectiveConfig:
             "help": "Rewards that are added up, weighted by reward_weights: exact_hit, prefix_credit, rank_penalty; experimental: "
             "collaborative_score, embedding_similarity, novel_hit, history_score; or a function of your own as my_package.my_reward."
         },
+    )
+    hit_k: list[int] = field(
+        default_factory=lambda: [20],
+        metadata={"help": "hit_at_k: K, the draws of which one is to be the taken item; several are averaged."},
     )
     token_credit: float = field(
         default=0.0,
@@ -116,7 +134,13 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not self.rewards:
             raise InputError("rewards has nothing; give exact_hit or others, which `--help` lists.")
-        if self.inject_target and self.draw != "gumbel":
+        if any(k < 1 for k in self.hit_k) or not self.hit_k:
+            raise InputError(f"hit_k={self.hit_k} must be numbers of draws, 1 or more.")
+        if self.draw == "every_item" and self.objective not in EXACT_OBJECTIVES:
+            raise InputError(
+                f"objective={self.objective} needs groups; set draw to gumbel, or objective to {' or '.join(EXACT_OBJECTIVES)}."
+            )
+        if self.inject_target and self.draw not in ("gumbel", "every_item"):
             raise InputError(f"inject_target needs draw=gumbel, not {self.draw}: other groups have no place for it.")
         if self.objective == "s_dpo" and not self.inject_target:
             raise InputError("objective=s_dpo compares the taken item with others; set inject_target to true.")

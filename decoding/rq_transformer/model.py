@@ -7,12 +7,14 @@ trie path, and one state scores the whole trie.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
@@ -26,6 +28,8 @@ from sidrec.decoding.trie import SidTrie
 
 NO_ITEM = -1
 KEPT_TRIES = 2  # of the training catalogue, and of the one that is asked about
+MOST_JUDGED = 1 << 23  # log-probabilities, of states times items, that are kept for their gradients; more are computed again for it
+Judge = Callable[[Tensor, Tensor], Tensor]  # (log π of every leaf [C, N], which of the answers, int64 [C]) → losses, float32 [C]
 
 
 class SpatialTransformer(nn.Module):
@@ -189,6 +193,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         answers: Tensor | None = None,
+        judge: Judge | None = None,
         logits_to_keep: int = 0,
         output_hidden_states: bool | None = None,
         **_others: Any,
@@ -196,12 +201,14 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """input_ids: int64 [B, T], `<history>` and the SIDs of items, padded on the left where `attention_mask` is 0, or on the right.
 
         answers: int64 [B, T], the item whose SID begins at a token and is asked for, NO_ITEM elsewhere; then there are no logits.
+        judge: what is lost by the whole distribution where an answer is asked for, in the place of -log π of the answer.
         logits_to_keep: logits of the last so many tokens; 0: of all. Of codes that do not exist they are the lowest number.
         """
         table = self.table()
         states, start = self._all_states(input_ids, attention_mask, table)
         if answers is not None:
-            return self._losses(states, answers, table)
+            asked, leaves = self._asked(states, answers, table)
+            return self._losses(asked, leaves, table) if judge is None else self._judged(asked, judge, table)
         n_levels, length = len(self.config.level_sizes), input_ids.shape[1]
         place = (torch.arange(length, device=input_ids.device) - start[:, None]).clamp(min=0)  # 0 at <history>
         hidden = states.gather(1, (place // n_levels)[..., None].expand(-1, -1, states.shape[2]))
@@ -209,11 +216,29 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self._logits(input_ids, hidden[:, last], place[:, last], table)
         return RqTransformerOutput(logits=logits, hidden_states=(hidden,) if output_hidden_states else None)
 
-    def _losses(self, states: Tensor, answers: Tensor, table: NodeTable) -> RqTransformerOutput:
-        answers = answers.index_fill(1, answers.new_ones(1), NO_ITEM)  # of a first item there is nothing to learn from
-        rows, at = (answers != NO_ITEM).nonzero(as_tuple=True)
-        asked = states[rows, (at - 1) // len(self.config.level_sizes)]
-        leaves = table.trie.leaf_of_item(answers[rows, at])
+    def asked_states(self, input_ids: Tensor, answers: Tensor) -> tuple[Tensor, Tensor, NodeTable]:
+        """float32 [R, H], the states that the answers are asked of, int64 [R], the answers' leaves, in the order of `asked_rows`, and the
+        table that they are scored with. input_ids, answers: as of `forward`."""
+        table = self.table()
+        return *self._asked(self._all_states(input_ids, None, table)[0], answers, table), table
+
+    def _asked(self, states: Tensor, answers: Tensor, table: NodeTable) -> tuple[Tensor, Tensor]:
+        rows, at = asked_rows(answers)
+        return states[rows, (at - 1) // len(self.config.level_sizes)], table.trie.leaf_of_item(answers[rows, at])
+
+    def _judged(self, asked: Tensor, judge: Judge, table: NodeTable) -> RqTransformerOutput:
+        every = torch.arange(len(asked), device=asked.device)
+        parts = every.split(max(1, MOST_JUDGED // table.trie.n_items))
+
+        def losses_of(states: Tensor, part: Tensor) -> Tensor:
+            return judge(self.depth.leaf_log_probs(states, table), part)
+
+        if len(parts) == 1:
+            return RqTransformerOutput(answer_losses=losses_of(asked, every))
+        losses = [checkpoint(losses_of, asked[part], part, use_reentrant=False) for part in parts]
+        return RqTransformerOutput(answer_losses=torch.cat(losses))
+
+    def _losses(self, asked: Tensor, leaves: Tensor, table: NodeTable) -> RqTransformerOutput:
         losses = self.depth.item_losses(asked, leaves, table)
         if self.config.depth_head == "marginal" or not self.config.item_loss_weight:
             return RqTransformerOutput(answer_losses=losses)
@@ -292,6 +317,14 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
             answer.scatter_(1, torch.where(exists, code, self.config.level_sizes[level]), values)
             logits[row, column, first : first + self.config.level_sizes[level]] = answer[:, :-1]
         return logits
+
+
+def asked_rows(answers: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [R] each: the row and the place of every answer in `answers`, int64 [B, T], but those of first items, of which there is nothing
+    to learn."""
+    rows, at = (answers != NO_ITEM).nonzero(as_tuple=True)
+    later = at > 1  # at 0 stands <history>
+    return rows[later], at[later]
 
 
 def rq_transformer_of(model: nn.Module) -> RqTransformerForCausalLM | None:

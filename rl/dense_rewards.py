@@ -1,0 +1,137 @@
+"""Rewards over the whole catalogue at once, for exact expectations: what every item would earn, float32 [R, N] by leaf.
+
+Beside each stands what it is the same as in `sidrec.rl.rewards`, or why it has no form there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.errors import InputError
+from sidrec.rl.expectation import DenseReward, Questions
+
+FEWEST_SHARE = 1e-2  # of an even share: an item that no list holds counts as held so often
+
+
+def exact_hit(questions: Questions, probs: Tensor) -> Tensor:
+    """1 for the item that was taken: its expectation is π of it, the recall of one draw."""
+    return at_target(questions, probs, torch.ones(len(questions), device=probs.device))
+
+
+def hit_at_k(ks: list[int]) -> DenseReward:
+    """The Recall of K draws from π, 1 - (1 - π)^K of the taken item, meaned over `ks`: pass@K (arXiv 2503.19595, 2505.15201).
+
+    It is no sum over single draws, so its gradient is that of the reward K (1 - π)^(K - 1) of the taken item, which is worth most where π is
+    about 1 / K, and nothing where the question is solved.
+    """
+
+    def hit_at_k(questions: Questions, probs: Tensor) -> Tensor:
+        missed = 1 - probs.gather(1, questions.targets[:, None])[:, 0]
+        worth = torch.stack([k * missed ** (k - 1) for k in ks]).mean(0)
+        return at_target(questions, probs, worth)
+
+    return hit_at_k
+
+
+def prefix_credit(trie: SidTrie) -> DenseReward:
+    """The share of leading codes that an item has in common with the taken one."""
+    leaves = torch.arange(trie.n_items, device=trie.device)
+    items = trie.item_of_leaf[leaves]
+    nodes = [trie.ancestors(depth, items) for depth in range(1, trie.n_levels + 1)]
+
+    def prefix_credit(questions: Questions, probs: Tensor) -> Tensor:
+        credit = torch.zeros_like(probs)
+        for node in nodes:
+            credit += node == node[questions.targets][:, None]
+        return credit / trie.n_levels
+
+    return prefix_credit
+
+
+def novelty(popularity: np.ndarray) -> DenseReward:
+    """How seldom an item is taken, 0 to 1: -log2 of its share of the training interactions, over that of the least taken one.
+
+    popularity: int64 [N], training interactions by leaf.
+    """
+    bits = torch.from_numpy(novelty_bits(popularity))
+
+    def novelty(questions: Questions, probs: Tensor) -> Tensor:
+        return bits.to(probs.device)[None]
+
+    return novelty
+
+
+def novelty_bits(popularity: np.ndarray) -> np.ndarray:
+    """float32 [N], 0 to 1; see `novelty`."""
+    bits = -np.log2((popularity + 1) / (popularity + 1).sum())
+    return (bits / bits.max()).astype(np.float32)
+
+
+def coverage(questions: Questions, probs: Tensor) -> Tensor:
+    """How much too seldom the lists of ten of this batch hold an item: log of an even share over its share of them.
+
+    It is the gradient of minus the divergence of the lists' items from an even distribution (inverse propensity, by its logarithm).
+    """
+    assert questions.exposure is not None
+    shares = questions.exposure / questions.exposure.sum().clamp(min=1e-9) * len(questions.exposure)
+    return -shares.clamp(min=FEWEST_SHARE).log()[None]
+
+
+coverage.needs_exposure = True  # type: ignore[attr-defined]
+
+
+def diversity(vectors: np.ndarray) -> DenseReward:
+    """How unlike an item is to what else is likely, -1 to 2: 1 - the cosine with the items expected under π.
+
+    The expectation of it is 1 - the mean cosine of two draws, intra-list diversity. vectors: float32 [N, D] by leaf.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    units = torch.from_numpy(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0).astype(np.float32))
+
+    def diversity(questions: Questions, probs: Tensor) -> Tensor:
+        rows = units.to(probs.device)
+        return 1 - (probs @ rows) @ rows.T
+
+    return diversity
+
+
+def at_target(questions: Questions, probs: Tensor, values: Tensor) -> Tensor:
+    """float32 [R, N]: `values` [R] at the taken items, 0 elsewhere."""
+    return torch.zeros_like(probs).scatter_(1, questions.targets[:, None], values[:, None].to(probs.dtype))
+
+
+@dataclass(frozen=True)
+class DenseSources:
+    """What dense rewards are made from, items in the order of the trie's leaves. popularity: int64 [N], training interactions. vectors:
+    float32 [N, D]. hit_k: the K of `hit_at_k`."""
+
+    trie: SidTrie
+    popularity: np.ndarray
+    vectors: np.ndarray
+    hit_k: list[int]
+
+
+DENSE_REWARDS: dict[str, Callable[[DenseSources], DenseReward]] = {
+    "exact_hit": lambda sources: exact_hit,
+    "hit_at_k": lambda sources: hit_at_k(sources.hit_k),
+    "prefix_credit": lambda sources: prefix_credit(sources.trie),
+    "novelty": lambda sources: novelty(sources.popularity),
+    "coverage": lambda sources: coverage,
+    "diversity": lambda sources: diversity(sources.vectors),
+}
+
+
+def dense_rewards(names: Sequence[str], sources: DenseSources) -> list[DenseReward]:
+    """The rewards of these names. Raises InputError for one that has no form over the whole catalogue."""
+    for name in names:
+        if name not in DENSE_REWARDS:
+            raise InputError(
+                f"rewards has {name}, which says nothing of every item; give any of {', '.join(DENSE_REWARDS)}, or set draw to gumbel."
+            )
+    return [DENSE_REWARDS[name](sources) for name in names]
