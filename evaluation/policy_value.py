@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sidrec.evaluation.off_policy import Estimate
     from sidrec.evaluation.served_lists import ServedLists
 
-NUMBERS_AT_ONCE = 1 << 24  # lists x slots x items, in float64
+NUMBERS_AT_ONCE = 1 << 22  # lists x slots x items, in float64: 32 MB, a few times
 MODELS = ("sft", "rl")
 NAMES = {"logged": "the log", "ips": "IPS", "snips": "SNIPS", "dr": "doubly robust"}
 
@@ -134,7 +134,7 @@ def judged(
             scores = recommender.leaf_log_probs(histories, snapshot).double() / config.temperature
             scores = scores.masked_fill(~Eligibility(trie, len(rows), closed).leaves(), -torch.inf)
             items = torch.from_numpy(lists.items[rows]).to(trie.device)
-            leaves = trie.leaf_of_item(items.clamp(min=0).flatten()).view(items.shape).masked_fill(items < 0, -1)
+            leaves = trie.leaf_of_item(items.clamp(min=0)).masked_fill(items < 0, -1)
             target[rows] = slot_probabilities(scores, leaves).cpu().numpy()
             values = predicted_values(scores, leaves, by_leaf[torch.from_numpy(folds[rows]).to(trie.device)])
             before[rows], after[rows] = (value.cpu().numpy() for value in values)

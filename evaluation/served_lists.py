@@ -7,12 +7,12 @@ A Parquet file, or JSON Lines (.jsonl, .jsonl.gz), one list a row:
     items          item ids in the order shown, each once, drawn from all other items of the catalogue
     propensities   a number a slot, above 0 and at most 1: the probability of its item given the items above it (`draw_list`)
     rewards        a number a slot, such as 1 for a click and 0 for none
-Further columns are not read. Rows in error messages count from 1.
+Further columns are not read. Rows and lines in error messages count from 1.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +52,8 @@ class ServedLists:
     def read(cls, path: Path, item_ids: list[str]) -> ServedLists:
         """A log of lists of a catalogue whose item i has the id item_ids[i].
 
-        Raises InputError for a file that cannot be read, is empty or lacks a column, and naming the row for anything that is none of what
-        the format says.
+        Raises InputError for a file that cannot be read, is empty or lacks a column, and for a row that is not as the format says, which
+        it names.
         """
         index_of = {item_id: index for index, item_id in enumerate(item_ids)}
         lists = [_List.of(where, record, index_of) for where, record in _records(path)]
@@ -79,7 +79,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for first, block in blocks(path):
             for number, line in enumerate(block.split(b"\n"), first):
                 if line.strip():
-                    yield f"{path} row {number}", parse(path, number, line)
+                    yield f"{path} line {number}", parse(path, number, line)
     else:
         raise InputError(f"{path} is neither .parquet nor {' nor '.join(JSON_ENDINGS)}; convert it to one of them.")
 
@@ -137,7 +137,7 @@ def _items_of(where: str, name: str, value: Any, index_of: Mapping[str, int]) ->
 
 
 def _numbers_of(where: str, name: str, value: Any, length: int) -> list[float]:
-    if not isinstance(value, list) or not all(isinstance(each, int | float) and math.isfinite(each) for each in value):
+    if not isinstance(value, list) or not all(map(_is_number, value)):
         raise InputError(f"{where}: {name} is {_shown(value)}; it must be a list of numbers, one for each slot.")
     if len(value) != length:
         raise InputError(f"{where}: {name} has {len(value)} numbers for {length} items; log one for each slot.")
@@ -146,6 +146,11 @@ def _numbers_of(where: str, name: str, value: Any, length: int) -> list[float]:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Finite, and a float64."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _shown(value: Any) -> str:
