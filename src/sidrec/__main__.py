@@ -24,15 +24,15 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "prepare": Command(("sidrec.data.prepare",), "read a catalogue and a log, filter and split them"),
+    "prepare": Command(
+        ("sidrec.data.prepare",), "read a catalogue and a log, filter and split them"
+    ),
     "tokenize": Command(
         ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "make item vectors, and semantic IDs of them"
     ),
     "evaluate": Command(("sidrec.evaluation.evaluate",), "measure Recall@K of the models beside baselines"),
     "compare": Command(("sidrec.evaluation.compare",), "compare two rows of tables case by case"),
-    "off-policy": Command(
-        ("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"
-    ),
+    "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of titles"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
