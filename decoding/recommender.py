@@ -139,7 +139,7 @@ class Recommender:
         exact = exact or (trie.n_items <= MOST_SCORED and (scorer is not None or self.expert is not None))
         width = k if exact else max(k, beams)
         scores = trie.n_items if exact else 1 if scorer is None else depth_search_scores(scorer.depth, trie, width)
-        for rows in self._batches(histories, max(1, SCORES_PER_BATCH // scores)):
+        for rows in self.batches(histories, max(1, SCORES_PER_BATCH // scores)):
             batch = [histories[row] for row in rows]
             eligible = None
             if exclude_seen or allowed is not None:
@@ -191,7 +191,7 @@ class Recommender:
         vocabulary, normaliser = self.renderer.vocabulary, self.renderer.normaliser
         scorer, trie = rq_transformer_of(self.model), snapshot.trie
         scores = 1 if scorer is None else depth_search_scores(scorer.depth, trie, 1)
-        for rows in self._batches(histories, max(1, SCORES_PER_BATCH // scores)):
+        for rows in self.batches(histories, max(1, SCORES_PER_BATCH // scores)):
             prompts = self._prompts(snapshot, [histories[row] for row in rows])
             leaves = trie.leaf_of_item(torch.from_numpy(items[rows]).to(trie.device))[:, None]
             chosen = chosen_log_probs(self.model, *prompts, vocabulary, trie, leaves, normaliser)
@@ -212,7 +212,7 @@ class Recommender:
         input_ids, attention_mask = self.renderer.with_codes(snapshot.codes).batch(histories)
         return input_ids.to(self.model.device), attention_mask.to(self.model.device)
 
-    def _batches(self, histories: list[np.ndarray], longest: int) -> list[list[int]]:
+    def batches(self, histories: list[np.ndarray], longest: int) -> list[list[int]]:
         """Row numbers in batches of similar length, each of at most TOKENS_PER_BATCH padded tokens (or one row), `longest` rows."""
         lengths = [self.renderer.prompt_length(len(history)) for history in histories]
         batches: list[list[int]] = []

@@ -363,6 +363,13 @@ def test_the_examples_that_recommend_run(page: str, k: int, in_a_finished_run: P
 
 
 @pytest.mark.slow
+def test_the_example_that_draws_lists_runs(in_a_finished_run: Path) -> None:
+    names = run_example(example("docs/evaluation.md", "draw_list").replace("[56, 361]", "[56, 36]"))
+    assert len(set(names["items"][0].tolist()) - {56, 36}) == 10
+    assert ((names["propensities"] > 0) & (names["propensities"] <= 1)).all()
+
+
+@pytest.mark.slow
 def test_the_example_of_a_stage_is_one(in_a_finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = run_example(example("CONTRIBUTING.md", "CountConfig"))["main"]
     main([])
