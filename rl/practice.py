@@ -117,6 +117,11 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
             "train it with `--normaliser children`."
         )
     if objective.draw == "every_item":
+        if not isinstance(model, RqTransformerForCausalLM):
+            raise InputError(
+                f"draw=every_item needs an RQ-Transformer, which gives every item's probability in one pass; the model in {sft_folder} is "
+                f"{model.config.model_type}: set draw to gumbel."
+            )
         prompts = history_rows(
             dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user
         )

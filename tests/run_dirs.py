@@ -66,6 +66,7 @@ SFT_FLAGS: dict[str, object] = {
     "eval_steps": 4,
     "save_steps": 4,
 }
+RQ_FLAGS: dict[str, object] = {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
 RL_FLAGS: dict[str, object] = {
     "num_generations": 8,
     "per_device_train_batch_size": 32,
@@ -193,6 +194,15 @@ def finished_sft_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not run_dir.exists():
         make_run_dir(run_dir)
     run_stage(train, run_dir)  # nothing to do after the first time
+    return run_dir
+
+
+def finished_rq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `finished_sft_run`, of an RQ-Transformer."""
+    run_dir = tmp_path_factory.getbasetemp() / "finished_rq_run"
+    if not run_dir.exists():
+        make_run_dir(run_dir)
+    run_stage(train, run_dir, **RQ_FLAGS)
     return run_dir
 
 

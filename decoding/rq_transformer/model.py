@@ -235,6 +235,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
         if len(parts) == 1:
             return RqTransformerOutput(answer_losses=losses_of(asked, every))
+        self.depth.leaf_log_probs(asked[:0], table)  # makes what the table keeps: the second time nothing must be made anew
         losses = [checkpoint(losses_of, asked[part], part, use_reentrant=False) for part in parts]
         return RqTransformerOutput(answer_losses=torch.cat(losses))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_dirs import logged, make_run_dir, run_stage, state, weights
+from run_dirs import RQ_FLAGS, logged, make_run_dir, run_stage, state, weights
 from transformers import AutoModelForCausalLM
 
 from sidrec.data.dataset import Dataset
@@ -21,8 +21,6 @@ from sidrec.rl import grpo
 from sidrec.sft import train
 from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.trainer import SidSFTTrainer
-
-RQ_FLAGS: dict[str, object] = {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
