@@ -27,8 +27,8 @@ def exact_hit(questions: Questions, probs: Tensor) -> Tensor:
 def hit_at_k(ks: list[int]) -> DenseReward:
     """The Recall of K draws from π, 1 - (1 - π)^K of the taken item, meaned over `ks`: pass@K (arXiv 2503.19595, 2505.15201).
 
-    It is no sum over single draws, so its gradient is that of the reward K (1 - π)^(K - 1) of the taken item, which is worth most where π is
-    about 1 / K, and nothing where the question is solved.
+    It is no sum over single draws, so its gradient is that of the reward K (1 - π)^(K - 1) of the taken item: log π counts most where π
+    is about 1 / K, and nothing where the question is solved.
     """
 
     def hit_at_k(questions: Questions, probs: Tensor) -> Tensor:

@@ -43,7 +43,12 @@ class ExactGRPOTrainer(SidGRPOTrainer):
     `reward_weights`."""
 
     def __init__(
-        self, *args: Any, dense_rewards: list[DenseReward], batches: LengthBatches, collate: HistoryCollator, **kwargs: Any
+        self,
+        *args: Any,
+        dense_rewards: list[DenseReward],
+        batches: LengthBatches,
+        collate: HistoryCollator,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, reward_funcs=dense_rewards, **kwargs)
         self.dense_rewards, self.batches, self.collate = dense_rewards, batches, collate
@@ -64,9 +69,12 @@ class ExactGRPOTrainer(SidGRPOTrainer):
         judge = Judge(self, questions, self._reference_of(inputs))
         with self.accelerator.autocast():
             losses = model(input_ids=inputs["input_ids"], answers=inputs["items"], judge=judge).answer_losses
-        for name, values in judge.figures().items():
+        figures = judge.figures()
+        for name, values in figures.items():
             self._note(name, values.mean())
-        self._note("solved", (judge.figures()["target"] > SOLVED).float().mean())
+        if "kl/mean" in figures:
+            self._note("kl/max", figures["kl/mean"].max(), "max")
+        self._note("solved", (figures["target"] > SOLVED).float().mean())
         count = self.accelerator.reduce(torch.tensor(float(len(questions)), device=losses.device), "sum")
         return losses.sum() * self.accelerator.num_processes / count / self.current_gradient_accumulation_steps
 
@@ -81,14 +89,16 @@ class ExactGRPOTrainer(SidGRPOTrainer):
     def _exposure(self, inputs: dict[str, Tensor]) -> Tensor:
         """float32 [N]: the share of this batch's lists of ten, seen items left out, that hold the item at every leaf; of all processes."""
         with whole_model(self) as model, self.accelerator.autocast():
-            scorer = rq_transformer_of(model)
+            scorer = exact_model(model)
             states, _, table = scorer.asked_states(inputs["input_ids"], inputs["items"])
             seen = seen_leaves(inputs["input_ids"], inputs["items"], scorer, self.trie)
             counts = states.new_zeros(self.trie.n_items + 1)
             for part in torch.arange(len(states), device=states.device).split(ROWS_AT_ONCE):
                 scores = scorer.depth.leaf_log_probs(states[part], table)
                 scores = nn.functional.pad(scores, (0, 1)).scatter(1, seen[part], -torch.inf)[:, :-1]
-                counts += scores.topk(min(LIST_LENGTH, scores.shape[1])).indices.flatten().bincount(minlength=len(counts))
+                counts += (
+                    scores.topk(min(LIST_LENGTH, scores.shape[1])).indices.flatten().bincount(minlength=len(counts))
+                )
         sums = torch.cat([counts[:-1], counts.new_tensor([len(states)])])
         sums = self.accelerator.reduce(sums, "sum")
         return sums[:-1] / sums[-1]
@@ -97,7 +107,7 @@ class ExactGRPOTrainer(SidGRPOTrainer):
     def _reference_of(self, inputs: dict[str, Tensor]) -> LeafLogProbs | None:
         if self.reference is None:
             return None
-        scorer = rq_transformer_of(self.reference)
+        scorer = exact_model(self.reference)
         with self.accelerator.autocast():
             states, _, table = scorer.asked_states(inputs["input_ids"], inputs["items"])
         return lambda part: scorer.depth.leaf_log_probs(states[part], table)
@@ -121,19 +131,30 @@ class Judge:
         taken = log_probs.gather(1, asked.targets[:, None])[:, 0]
         losses = losses - objective.sft_loss_weight * taken
         fixed = log_probs.detach()
-        noted = {"target": taken.detach().exp(), "entropy": -(fixed.exp() * fixed).sum(1), "reward": rewards @ rewards.new_tensor(weights)}
-        noted |= {f"rewards/{name}": values for name, values in zip(trainer.reward_func_names, rewards.T, strict=True)}
+        noted = {"target": taken.detach().exp(), "entropy": -(fixed.exp() * fixed).sum(1)}
+        noted["reward"] = rewards @ rewards.new_tensor(weights)
+        noted |= {
+            f"rewards/{name}/mean": values for name, values in zip(trainer.reward_func_names, rewards.T, strict=True)
+        }
         if self.reference is not None:
             with torch.no_grad():
                 reference = self.reference(part)
             kl = divergence(log_probs, reference)
-            losses, noted["kl"] = losses + objective.kl_weight * kl, kl.detach()
+            losses, noted["kl/mean"] = losses + objective.kl_weight * kl, kl.detach()
         self.parts[int(part[0])] = noted
         return losses / trainer.trie.n_levels  # a mean over codes, as of groups
 
     def figures(self) -> dict[str, Tensor]:
         """Of every question, float32 [R], by name."""
-        return {name: torch.cat([noted[name] for noted in self.parts.values()]) for name in next(iter(self.parts.values()))}
+        return {
+            name: torch.cat([noted[name] for noted in self.parts.values()]) for name in next(iter(self.parts.values()))
+        }
+
+
+def exact_model(model: nn.Module) -> RqTransformerForCausalLM:
+    scorer = rq_transformer_of(model)
+    assert scorer is not None, "every item's probability in one pass is an RQ-Transformer's"
+    return scorer
 
 
 def seen_leaves(input_ids: Tensor, answers: Tensor, scorer: RqTransformerForCausalLM, trie: SidTrie) -> Tensor:

@@ -55,7 +55,8 @@ def expected(
 
     scaled: divided by the standard deviation of the sum under π, as GRPO (arXiv 2402.03300) divides a group's advantages by the group's.
     """
-    assert log_probs.ndim == 2 and len(log_probs) == len(questions), f"{tuple(log_probs.shape)}, {len(questions)}"
+    assert log_probs.ndim == 2
+    assert len(log_probs) == len(questions), f"{tuple(log_probs.shape)}, {len(questions)}"
     probs = log_probs.exp()
     fixed = probs.detach()
     each = [reward(questions, fixed).expand_as(fixed) for reward in rewards]

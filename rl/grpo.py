@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_configs
+from sidrec.rl.recipe import settings_by_size
 from sidrec.rl.settings import CONFIGS, REFUSED
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config, objective, training = parse_configs(CONFIGS, arguments, stage="rl", refused=REFUSED)
+    config, objective, training = parse_configs(
+        CONFIGS, arguments, stage="rl", refused=REFUSED, suited=settings_by_size
+    )
 
     from sidrec.rl.practice import practise  # torch and transformers, for which `--help` does not wait
 

@@ -20,11 +20,12 @@ from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import write_json
+from sidrec.pipeline.files import read_json, write_json
 from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, decided_by_the_first, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage, require_finished
+from sidrec.rl.aims import ListFigures, bought
 from sidrec.rl.dense_rewards import DenseSources, dense_rewards
 from sidrec.rl.exact_trainer import ExactGRPOTrainer, HistoryCollator
 from sidrec.rl.expectation import DenseReward
@@ -48,6 +49,7 @@ from sidrec.sft.unsharded import load_whole
 from sidrec.sft.validation import sample_cases
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
+NO_GAIN = 3  # exit code
 KNN_CASES = 2000  # valid cases on which the item-KNN of history_score is chosen
 
 
@@ -78,6 +80,9 @@ def practise(
                 screen.log_on_to(folder / "log.txt")
                 train_model(folder, start, config, objective, arguments, screen, trainer_kind)
             close_folder(stage.folder)
+        if config.stop_if_no_gain and read_json(stage.folder / "log.json")["kept_step"] == 0:
+            screen.say("rl: the SFT model was not bettered, so --stop_if_no_gain ends here with exit code 3")
+            raise SystemExit(NO_GAIN)
         if hub is not None:
             hub.upload(stage.folder, screen)
 
@@ -92,8 +97,9 @@ class PracticeStart:
     tokenizer: PreTrainedTokenizerBase
     renderer: Renderer
     prompts: TrainingRows
-    rewards: list[AskedReward] | list[DenseReward]
+    rewards: list[Any]  # functions: of `sidrec.rl.rewards`, or dense ones where every item is looked at
     valid_cases: EvalCases
+    of_lists: ListFigures
 
 
 def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig, sft_folder: Path) -> PracticeStart:
@@ -116,15 +122,14 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
             f"{sft_folder} was trained with normaliser={renderer.normaliser}, and RL improves the policy over existing codes; "
             "train it with `--normaliser children`."
         )
+    rewards: list[Any]
     if objective.draw == "every_item":
         if not isinstance(model, RqTransformerForCausalLM):
             raise InputError(
                 f"draw=every_item needs an RQ-Transformer, which gives every item's probability in one pass; the model in {sft_folder} is "
                 f"{model.config.model_type}: set draw to gumbel."
             )
-        prompts = history_rows(
-            dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user
-        )
+        prompts = history_rows(dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user)
         rewards = dense_rewards_of(objective, dataset, sids)
     else:
         prompts = training_prompts(
@@ -133,7 +138,8 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
         target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
         prompts = prompts.add_column("target_codes", target_codes)
         rewards = rewards_of(objective, training, dataset, sids)
-    return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases)
+    of_lists = ListFigures.of(dataset)
+    return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases, of_lists)
 
 
 def rewards_of(
@@ -196,52 +202,56 @@ def train_model(
 ) -> None:
     """Train from the last whole checkpoint on, and write the best model into `folder`, the SFT model where none was better."""
     arguments.max_completion_length = start.sids.n_levels
-    common = dict(
-        model=start.model,
-        args=arguments,
-        processing_class=start.tokenizer,
-        train_dataset=start.prompts,
-        eval_dataset=start.prompts.select([0]),  # asked for by Trainer, never read
-        renderer=start.renderer,
-        objective=objective,
-        reference=copy.deepcopy(start.model) if objective.needs_reference else None,
-        trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
-        valid_cases=start.valid_cases,
-        callbacks=[SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
-    )
-    if objective.draw == "every_item":
-        trainer = exact_trainer(start, config, arguments, common)
-        asked = sum(len(items) - context for items, context in zip(start.prompts["items"], start.prompts["context"], strict=True))
-        questions = f"{asked:,} questions, every item of the catalogue"
-    else:
-        trainer = trainer_kind(reward_funcs=start.rewards, **common)
-        questions = f"{len(start.prompts):,} questions, groups of {arguments.num_generations}"
+    trainer = make_trainer(start, config, objective, arguments, trainer_kind)
     shape = ModelShape.of(trainer.model)
-    show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {questions}, on {arguments.device.type}")
+    asked = in_words(start.prompts, arguments, objective)
+    show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {asked}, on {arguments.device.type}")
     whole = last_whole_checkpoint(folder / "checkpoints", arguments.world_size, screen.say)
     trainer.train(resume_from_checkpoint=whole)
     trainer.accelerator.wait_for_everyone()  # one that is done may delete the checkpoint that another still reads
     finish(folder, trainer, start, screen)
 
 
-def exact_trainer(
-    start: PracticeStart, config: RlConfig, arguments: GRPOConfig, common: dict[str, Any]
-) -> ExactGRPOTrainer:
-    """The trainer of exact expectations, on batches of whole histories. common: what every trainer is made with."""
-    render = ExampleRenderer(start.renderer, [], [], start.tokenizer.eos_token_id, {})
+def make_trainer(
+    start: PracticeStart,
+    config: RlConfig,
+    objective: ObjectiveConfig,
+    arguments: GRPOConfig,
+    trainer_kind: type[SidGRPOTrainer],
+) -> SidGRPOTrainer:
+    """The trainer of groups, or of exact expectations, which has batches of whole histories."""
+    common: dict[str, Any] = {
+        "model": start.model,
+        "args": arguments,
+        "processing_class": start.tokenizer,
+        "train_dataset": start.prompts,
+        "eval_dataset": start.prompts.select([0]),  # asked for by Trainer, never read
+        "renderer": start.renderer,
+        "objective": objective,
+        "of_lists": start.of_lists,
+        "recall_margin": config.recall_margin,
+        "reference": copy.deepcopy(start.model) if objective.needs_reference else None,
+        "trie": SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
+        "valid_cases": start.valid_cases,
+        "callbacks": [SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
+    }
+    if objective.draw != "every_item":
+        return trainer_kind(reward_funcs=start.rewards, **common)
     drop = ItemDropout(config.item_dropout, arguments.seed)
-    lengths = [len(items) for items in start.prompts["items"]]
-    batches = LengthBatches.of_items(
-        lengths, config.batch_items, arguments.seed, arguments.process_index, arguments.world_size
-    )
-    trainer = ExactGRPOTrainer(
-        dense_rewards=start.rewards,
-        batches=batches,
-        collate=HistoryCollator(ExampleCollator(render, start.tokenizer.pad_token_id, drop)),
-        **common,
-    )
-    trainer.add_callback(drop)
-    return trainer
+    common["callbacks"].append(drop)
+    render = ExampleRenderer(start.renderer, [], [], start.tokenizer.eos_token_id, {})
+    collate = HistoryCollator(ExampleCollator(render, start.tokenizer.pad_token_id, drop))
+    process = (arguments.seed, arguments.process_index, arguments.world_size)
+    batches = LengthBatches.of_items([len(items) for items in start.prompts["items"]], config.batch_items, *process)
+    return ExactGRPOTrainer(dense_rewards=start.rewards, batches=batches, collate=collate, **common)
+
+
+def in_words(prompts: TrainingRows, arguments: GRPOConfig, objective: ObjectiveConfig) -> str:
+    """What is asked, and of what the expected reward is made."""
+    if objective.draw != "every_item":
+        return f"{len(prompts):,} questions, groups of {arguments.num_generations}"
+    asked = sum(len(items) - context for items, context in zip(prompts["items"], prompts["context"], strict=True))
+    return f"{asked:,} questions, exact over every item"
 
 
 def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: Screen) -> None:
@@ -266,6 +276,7 @@ def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: 
         [
             f"valid Recall@10 {first['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "
             f"{first['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
+            bought(first, best, metric if metric.startswith("eval_") else f"eval_{metric}"),
             f"the model is in {folder}, what training logged in {folder / 'log.txt'} and log.json",
         ],
     )

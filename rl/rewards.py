@@ -25,6 +25,7 @@ from sidrec.baselines.scorer import Scorer
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
 from sidrec.rl.prompts import NO_TARGET
+from sidrec.rl.settings import DENSE
 
 Codes = Sequence[int]
 Reward = Callable[..., list[float]]
@@ -102,7 +103,7 @@ def refuse_unknown_rewards(names: Sequence[str]) -> None:
     if not names:
         raise InputError(f"rewards has nothing; give any of {', '.join(REWARDS)}.")
     for name in names:
-        if name not in REWARDS and name not in ("hit_at_k", "novelty", "coverage", "diversity"):
+        if name not in REWARDS and name not in DENSE:
             import_reward(name)
 
 

@@ -18,6 +18,16 @@ from sidrec.sft.trainer_config import (
 
 ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
 Draw = Literal["every_item", "gumbel", "independent", "beams"]
+AIMS = ("novelty", "diversity", "coverage", "evenness")  # of lists of ten; `rl/aims.py`
+KEPT_METRICS = ("eval_kept_ndcg@10", *(f"eval_kept_{aim}@10" for aim in AIMS))
+DENSE = (
+    "exact_hit",
+    "hit_at_k",
+    "prefix_credit",
+    "novelty",
+    "coverage",
+    "diversity",
+)  # rewards that say something of every item at once
 EXACT_OBJECTIVES = ("grpo", "dr_grpo")  # of which the expectation over every item is taken
 
 
@@ -41,13 +51,14 @@ class RlConfig:
         },
     )
     batch_items: int = field(
-        default=4096, metadata={"help": "draw=every_item: items of histories a step, over all processes, padding included."}
+        default=4096,
+        metadata={"help": "draw=every_item: items of histories a step, over all processes, padding included."},
     )
     item_dropout: float = field(
         default=0.0,
         metadata={
-            "help": "draw=every_item: share of a history's items that are left out, others at every pass: an answer that was learnt by heart "
-            "is asked after another history."
+            "help": "draw=every_item: share of a history's items that are left out, others at every pass, so that an answer that was "
+            "learnt by heart is asked after another history."
         },
     )
     valid_users: int = field(
@@ -59,12 +70,26 @@ class RlConfig:
             "help": "Measurements in a row without a better one (metric_for_best_model) that end training; 0: none."
         },
     )
+    recall_margin: float = field(
+        default=0.05,
+        metadata={
+            "help": "Share of the SFT model's Recall@10 on valid that may be lost for another aim (metric_for_best_model)."
+        },
+    )
+    stop_if_no_gain: bool = field(
+        default=False,
+        metadata={
+            "help": "End with exit code 3 where no checkpoint is better than the SFT model, so that a script does not go on."
+        },
+    )
     overwrite: bool = field(default=False, metadata={"help": "Delete what rl/ holds and train again."})
 
     def __post_init__(self) -> None:
         refuse_bad_numbers(self, {"valid_users": 1, "positions_per_user": 0, "batch_items": 1})
         if not 0 <= self.item_dropout < 1:
             raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
+        if not 0 <= self.recall_margin <= 1:
+            raise InputError(f"recall_margin={self.recall_margin} is no share; give 0 to 1.")
         refuse_early_stopping_below_zero(self.early_stopping_patience)
         if self.positions_per_user == 0 and not self.open_questions:
             raise InputError(
@@ -87,8 +112,8 @@ class ObjectiveConfig:
     draw: Draw = field(
         default="gumbel",
         metadata={
-            "help": "What the expected reward is made of: every_item (the exact expectation; RQ-Transformers alone), or groups: gumbel (distinct "
-            "items, weighted), independent (may repeat), beams (the most probable ones: no sample, so the gradient is biased). Left out: "
+            "help": "What a reward is expected over: every_item (exact; RQ-Transformers alone), or groups: gumbel (distinct items, "
+            "weighted), independent (may repeat), beams (the most probable ones: no sample, so the gradient is biased). Left out: "
             "every_item where the model, the catalogue's size and the rewards allow it."
         },
     )
@@ -202,7 +227,8 @@ class RlTrainerConfig(TrainerConfig):
     metric_for_best_model: str = field(
         default="eval_kept_ndcg@10",
         metadata={
-            "help": "What chooses the checkpoint. eval_kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's; or "
+            "help": "What chooses the checkpoint. eval_kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's. "
+            f"eval_kept_{', eval_kept_'.join(f'{aim}@10' for aim in AIMS)}: where Recall@10 is not below it by more than recall_margin. Or "
             "eval_recall@10, eval_ndcg@10, eval_recall@50."
         },
     )
@@ -216,11 +242,11 @@ class RlTrainerConfig(TrainerConfig):
             raise InputError("num_generations=1 leaves nothing to compare an item with; give 2 or more.")
         if not all(abs(weight) < float("inf") for weight in self.reward_weights or []):
             raise InputError(f"reward_weights={self.reward_weights} has one that is no number; give numbers.")
-        self.metric_for_best_model = metric_named(self.metric_for_best_model, ("eval_kept_ndcg@10", *METRICS))
+        self.metric_for_best_model = metric_named(self.metric_for_best_model, (*KEPT_METRICS, *METRICS))
 
 
 CONFIGS = (RlConfig, ObjectiveConfig, RlTrainerConfig)
-UNDECISIVE = ("run_dir", "overwrite", *trainer_config.UNDECISIVE)
+UNDECISIVE = ("run_dir", "overwrite", "stop_if_no_gain", *trainer_config.UNDECISIVE)
 _SERVED = "it would train another policy than the one that is served: items are drawn from π over the codes that exist, by draw"
 REFUSED = trainer_config.REFUSED | {
     **dict.fromkeys(

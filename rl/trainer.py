@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from sidrec.decoding.beam_search import beam_search
 from sidrec.decoding.beams import Beams
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.rq_transformer.model import rq_transformer_of
+from sidrec.rl.aims import ListFigures, with_kept
 from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import GroupLogProbs, group_log_probs, group_states, leaked_mass_by_level
 from sidrec.rl.groups import draw_groups, with_targets
@@ -37,10 +39,16 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
     """Groups of G items of π; log-probabilities over the codes that exist; exact KL to `reference`; the SFT loss on what was taken."""
 
     def __init__(
-        self, *args: Any, objective: ObjectiveConfig, reference: PreTrainedModel | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        objective: ObjectiveConfig,
+        of_lists: ListFigures,
+        recall_margin: float,
+        reference: PreTrainedModel | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, rollout_func=rollout, **kwargs)
-        self.objective = objective
+        self.objective, self.of_lists, self.recall_margin = objective, of_lists, recall_margin
         self.reference = None if reference is None else reference.to(self.args.device).eval().requires_grad_(False)
 
     def _calculate_rewards(
@@ -197,16 +205,15 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
             s_dpo(margins[with_hit], hits[with_hit], self.objective.s_dpo_beta) if with_hit.any() else margins.sum() * 0
         )
 
-    def measure(self, prefix: str) -> dict[str, float]:
-        """Adds `kept_ndcg@10`: NDCG@10, or 0 when Recall@50 is below that of the model that training began with.
+    def list_figures(self, lists: np.ndarray) -> dict[str, float]:
+        return self.of_lists(lists)
 
-        A reward on hits sharpens the top of the list; chosen by this, it does so only where nothing is lost further down.
-        """
+    def measure(self, prefix: str) -> dict[str, float]:
+        """Adds figures that choose a checkpoint; see `with_kept`."""
         metrics = super().measure(prefix)
         recall = f"{prefix}_recall@50"
-        start = next((row[recall] for row in self.state.log_history if recall in row), metrics[recall])
-        ndcg = metrics[f"{prefix}_ndcg@10"] if metrics[recall] >= start else 0.0
-        return metrics | {f"{prefix}_kept_ndcg@10": ndcg}
+        start = next((row for row in self.state.log_history if recall in row), metrics)
+        return with_kept(metrics, start, prefix, self.recall_margin)
 
 
 class Question(str):

@@ -16,10 +16,13 @@ PLACES = (1, 2, 5, 10)  # the target's place in its group is counted up to the n
 PANELS = {
     "reward": ("reward",),
     "groups without a signal": ("zero_signal",),
+    "the taken item's probability": ("target",),
+    "questions with one above a half": ("solved",),
     "KL to the SFT model": ("kl/mean", "kl/max"),
     "entropy of a choice": ("entropy",),
     "mass on codes that do not exist": ("leaked_mass/1", "leaked_mass/2", "leaked_mass/3"),
     "valid": ("eval_ndcg@10", "eval_recall@10", "eval_recall@50"),
+    "valid lists of ten": ("eval_coverage@10", "eval_evenness@10", "eval_diversity@10"),
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sidrec.data.dataset import EvalCases
-from sidrec.data.metrics import ndcg_at, ranks_in_lists, recall_at
+from sidrec.data.metrics import NO_ITEM, ndcg_at, ranks_in_lists, recall_at
 from sidrec.decoding.catalogue import LiveCatalogue
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
@@ -44,6 +44,10 @@ class RecommendingValidation:
         """What `evaluate` logs and the best checkpoint is chosen by."""
         return valid_metrics(self, self.valid_cases, prefix)
 
+    def list_figures(self, lists: np.ndarray) -> dict[str, float]:
+        """Further figures of the lists for the valid cases, int64 [cases, 50]; none."""
+        return {}
+
 
 def sample_cases(cases: EvalCases, n: int, seed: int) -> EvalCases:
     """At most `n` cases, drawn once by the seed. Raises InputError when there are none to choose a checkpoint by."""
@@ -60,7 +64,15 @@ def valid_metrics(trainer: Any, cases: EvalCases, prefix: str) -> dict[str, floa
     loss: the mean -log π of the cases' codes, as training's is, but without dropout. In float32, as the saved model will be: so these are
     the figures that `sidrec.evaluation.evaluate` finds on the same cases.
     """
-    share = cases.take(np.arange(trainer.accelerator.process_index, len(cases), trainer.accelerator.num_processes))
+    lists, loss = valid_lists(trainer, cases)
+    figures = accuracy(lists, cases) | trainer.list_figures(lists) | {"loss": loss}
+    return {f"{prefix}_{name}": value for name, value in figures.items()}
+
+
+def valid_lists(trainer: Any, cases: EvalCases) -> tuple[np.ndarray, float]:
+    """The lists of a trainer's present model for the cases, int64 [cases, 50], in every process, and the mean loss."""
+    process, n_processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    share = cases.take(np.arange(process, len(cases), n_processes))
     with whole_model(trainer) as model:
         was_training = model.training
         model.eval()
@@ -68,13 +80,21 @@ def valid_metrics(trainer: Any, cases: EvalCases, prefix: str) -> dict[str, floa
         lists = recommender.recommend(share.histories, DEEP_K, exclude_seen=True).items
         loss = -recommender.log_probs_of(share.histories, share.targets).sum() / trainer.trie.n_levels
         model.train(was_training)
-    ranks = ranks_in_lists(lists, share.targets)
-    figures = {
-        f"recall@{VALID_K}": recall_at(ranks, VALID_K).sum(),
-        f"ndcg@{VALID_K}": ndcg_at(ranks, VALID_K).sum(),
-        f"recall@{DEEP_K}": recall_at(ranks, DEEP_K).sum(),
-        "loss": loss,
+    rows = -(-len(cases) // n_processes)  # of the largest share
+    padded = np.full((rows, lists.shape[1]), NO_ITEM)
+    padded[: len(lists)] = lists
+    device = trainer.args.device
+    gathered = trainer.accelerator.gather(torch.from_numpy(padded).to(device)).cpu().numpy()
+    by_case = gathered.reshape(n_processes, rows, -1).swapaxes(0, 1).reshape(n_processes * rows, -1)[: len(cases)]
+    total = trainer.accelerator.reduce(torch.tensor(loss, dtype=torch.float32, device=device), "sum").item()
+    return by_case, total / len(cases)
+
+
+def accuracy(lists: np.ndarray, cases: EvalCases) -> dict[str, float]:
+    """Recall@10, NDCG@10 and Recall@50. lists: int64 [cases, 50]."""
+    ranks = ranks_in_lists(lists, cases.targets)
+    return {
+        f"recall@{VALID_K}": float(recall_at(ranks, VALID_K).mean()),
+        f"ndcg@{VALID_K}": float(ndcg_at(ranks, VALID_K).mean()),
+        f"recall@{DEEP_K}": float(recall_at(ranks, DEEP_K).mean()),
     }
-    sums = torch.tensor([*figures.values(), len(share)], dtype=torch.float32, device=trainer.args.device)
-    *totals, n_cases = trainer.accelerator.reduce(sums, "sum").tolist()
-    return {f"{prefix}_{name}": total / n_cases for name, total in zip(figures, totals, strict=True)}

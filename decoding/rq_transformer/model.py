@@ -28,8 +28,12 @@ from sidrec.decoding.trie import SidTrie
 
 NO_ITEM = -1
 KEPT_TRIES = 2  # of the training catalogue, and of the one that is asked about
-MOST_JUDGED = 1 << 23  # log-probabilities, of states times items, that are kept for their gradients; more are computed again for it
-Judge = Callable[[Tensor, Tensor], Tensor]  # (log π of every leaf [C, N], which of the answers, int64 [C]) → losses, float32 [C]
+MOST_JUDGED = (
+    1 << 23
+)  # log-probabilities, of states times items, that are kept for their gradients; more are computed again for it
+Judge = Callable[
+    [Tensor, Tensor], Tensor
+]  # (log π of every leaf [C, N], which of the answers, int64 [C]) → losses, float32 [C]
 
 
 class SpatialTransformer(nn.Module):
@@ -235,7 +239,9 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
         if len(parts) == 1:
             return RqTransformerOutput(answer_losses=losses_of(asked, every))
-        self.depth.leaf_log_probs(asked[:0], table)  # makes what the table keeps: the second time nothing must be made anew
+        self.depth.leaf_log_probs(
+            asked[:0], table
+        )  # makes what the table keeps: the second time nothing must be made anew
         losses = [checkpoint(losses_of, asked[part], part, use_reentrant=False) for part in parts]
         return RqTransformerOutput(answer_losses=torch.cat(losses))
 

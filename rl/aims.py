@@ -1,0 +1,78 @@
+"""What lists are good for beside Recall: the figures on valid by which a checkpoint may be chosen, and what a change of them has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from sidrec.data.dataset import Dataset
+from sidrec.evaluation.coverage import count_items, spread
+from sidrec.evaluation.variety import diversity, novelty, takers_of
+from sidrec.rl.settings import AIMS
+
+LENGTH = 10
+
+
+@dataclass(frozen=True)
+class ListFigures:
+    """counts: int64 [N], training interactions. takers: see `takers_of`."""
+
+    counts: np.ndarray
+    takers: sparse.csr_array
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> ListFigures:
+        sequences = dataset.train_sequences
+        counts = np.bincount(np.concatenate(sequences), minlength=dataset.n_items)
+        return cls(counts, takers_of(sequences, dataset.n_items))
+
+    def __call__(self, lists: np.ndarray) -> dict[str, float]:
+        """Of the first ten items. lists: int64 [cases, k].
+
+        novelty, in bits, and diversity, 0 to 1, are means over lists; coverage is the share of the catalogue that stands in one; evenness
+        is 1 less the Gini coefficient of how often items do.
+        """
+        items = lists[:, :LENGTH]
+        over_items = spread(count_items(items, len(self.counts)))
+        figures = {
+            "novelty": novelty(items, self.counts),
+            "diversity": diversity(items, self.takers) or 0.0,
+            "coverage": over_items["coverage"],
+            "evenness": 1 - over_items["gini"],
+        }
+        return {f"{name}@{LENGTH}": value for name, value in figures.items()}
+
+
+def with_kept(metrics: Mapping[str, float], start: Mapping[str, float], prefix: str, margin: float) -> dict[str, float]:
+    """Adds `kept_…` figures, which choose a checkpoint: 0 where too much is lost against `start`, the SFT model's.
+
+    kept_ndcg@10: NDCG@10 where Recall@50 is not below the SFT model's: a reward on hits sharpens the top of the list, and is to do so only
+    where nothing is lost further down. Of the other aims: where Recall@10 is not below (1 - margin) times the SFT model's.
+    """
+    deep, first = f"{prefix}_recall@50", f"{prefix}_recall@10"
+    kept = {f"{prefix}_kept_ndcg@10": metrics[f"{prefix}_ndcg@10"] if metrics[deep] >= start[deep] else 0.0}
+    enough = metrics[first] >= (1 - margin) * start[first]
+    for aim in AIMS:
+        if (figure := f"{prefix}_{aim}@{LENGTH}") in metrics:
+            kept[f"{prefix}_kept_{aim}@{LENGTH}"] = metrics[figure] if enough else 0.0
+    return {**metrics, **kept}
+
+
+def bought(first: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> str:
+    """One sentence: what the checkpoint `best` gained of what it was chosen by, and what that cost, against the SFT model's `first`."""
+    chosen_by = metric.replace("kept_", "")
+    if best["step"] == first["step"]:
+        return "RL bought nothing: no checkpoint was better than the SFT model, which stays"
+    gain, cost = (change(first[name], best[name]) for name in (chosen_by, "eval_recall@10"))
+    name = chosen_by.removeprefix("eval_").replace("ndcg", "NDCG").replace("recall", "Recall")
+    price = "for" if best["eval_recall@10"] < first["eval_recall@10"] else "with"
+    return f"RL bought {gain} {name} on valid, {price} {cost} Recall@10"
+
+
+def change(before: float, after: float) -> str:
+    """In percent of what was there, with its sign."""
+    return f"{(after / before - 1):+.1%}" if before else f"{after:+.4f}"

@@ -1,0 +1,62 @@
+"""What RL of an RQ-Transformer is trained with where nobody says otherwise: exact expectations over every item.
+
+Chosen on the valid sets of MovieLens-100K and Amazon Beauty; `docs/rl.md` has the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sidrec.pipeline.files import read_json
+from sidrec.rl.settings import DENSE, EXACT_OBJECTIVES, ObjectiveConfig, RlConfig
+
+MOST_EXACT = 100_000  # items: π of each is computed for every question
+EXACT: dict[str, Any] = {
+    "draw": "every_item",
+    "rewards": ["hit_at_k"],
+    "reward_weights": [1.0],
+    "sft_loss_weight": 0.0,
+    "positions_per_user": 1000,
+    "learning_rate": 3e-4,
+    "max_steps": -1,
+    "num_train_epochs": 2.5,
+    "eval_steps": 0.1,
+    "save_steps": 0.1,
+}
+TOGETHER = (  # settings of which naming one leaves all to whoever names it
+    ("rewards", "reward_weights", "sft_loss_weight"),
+    ("max_steps", "num_train_epochs"),
+    ("eval_strategy", "eval_steps", "save_steps"),
+)
+
+
+def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the recipe, what `named`, the settings that a file or a flag names, leaves open.
+
+    Nothing where they ask for groups, or where the run directory's model or catalogue does: another kind of model, or too many items.
+    """
+    rewards = named.get("rewards", EXACT["rewards"])
+    asks_for_groups = (
+        named.get("draw", "every_item") != "every_item"
+        or named.get("objective", ObjectiveConfig.objective) not in EXACT_OBJECTIVES
+        or named.get("open_questions", False)
+        or named.get("token_credit", 0)
+        or not set(rewards if isinstance(rewards, list) else [rewards]) <= set(DENSE)
+        or "num_generations" in named
+    )
+    run_dir = Path(named.get("run_dir", RlConfig.run_dir))
+    if asks_for_groups or not has_exact_model(run_dir):
+        return {}
+    left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
+    return {name: value for name, value in EXACT.items() if name not in left_to_user}
+
+
+def has_exact_model(run_dir: Path) -> bool:
+    """Whether the run directory's fine-tuned model gives π of every item in one pass, and there are not too many."""
+    model, described = run_dir / "sft" / "config.json", run_dir / "data" / "dataset.json"
+    if not (model.is_file() and described.is_file()):
+        return False
+    counts = read_json(described).get("counts") or {}
+    return read_json(model).get("model_type") == "rq_transformer" and counts.get("items", 0) <= MOST_EXACT
