@@ -25,6 +25,7 @@ from sidrec.pipeline.launch import building_together, decided_by_the_first, fini
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage, require_finished
 from sidrec.rl.prompts import training_prompts
+from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.rewards import AskedReward, RewardSources, refuse_unknown_rewards, reward_functions
 from sidrec.rl.settings import UNDECISIVE, ObjectiveConfig, RlConfig, RlTrainerConfig
 from sidrec.rl.trainer import SidGRPOTrainer
@@ -128,13 +129,14 @@ def rewards_of(
         vectors,
         training.num_generations,
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
+        None if objective.value_column is None else ValueSource(dataset, objective.value_column, training.seed),
     )
     return reward_functions(objective.rewards, sources)
 
 
 def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
     """Raise InputError for settings of which each is possible, but not beside the others."""
-    refuse_unknown_rewards(objective.rewards)
+    refuse_unknown_rewards(objective.rewards, objective.value_column)
     if training.per_device_train_batch_size % training.num_generations:
         raise InputError(
             f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "

@@ -93,7 +93,17 @@ class ObjectiveConfig:
         default_factory=lambda: ["exact_hit", "prefix_credit"],
         metadata={
             "help": "Rewards that are added up, weighted by reward_weights: exact_hit, prefix_credit, rank_penalty; experimental: "
-            "collaborative_score, embedding_similarity, novel_hit, history_score; or a function of your own as my_package.my_reward."
+            "collaborative_score, embedding_similarity, novel_hit, history_score, logged_value (a hit, weighted by the taken item's value "
+            "as a multiple of the mean), predicted_value (what a value model predicts for the drawn item, in standard deviations above the "
+            "mean); or a function of your own as my_package.my_reward."
+        },
+    )
+    value_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "logged_value, predicted_value: the column of the log with numbers that they are of, such as rating, price or "
+            "dwell_seconds, in any unit.",
+            "rare": True,
         },
     )
     token_credit: float = field(

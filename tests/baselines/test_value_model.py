@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from valued_logs import USERS, N, valued_dataset
 
 from sidrec.baselines import value_model
 from sidrec.baselines.value_model import (
@@ -30,26 +31,6 @@ from sidrec.data.dataset import Dataset
 from sidrec.data.settings import PrepareConfig
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
-
-N, USERS = 30, 60
-
-
-def dataset(column: str = "rating", change: dict[str, float] | None = None, gaps: bool = False) -> Dataset:
-    """Users and items with a taste and a quality each; `change`: user -> what is added to all of its values. gaps: some have none."""
-    rng = np.random.default_rng(0)
-    quality, taste, nature = rng.normal(size=N), rng.normal(scale=0.5, size=(USERS, 2)), rng.normal(size=(N, 2))
-    rows = []
-    for user in range(USERS):
-        items = rng.permutation(N)[: rng.integers(6, 20)]
-        noise = rng.normal(scale=0.2, size=len(items))
-        values = 3 + quality[items] + nature[items] @ taste[user] + noise + (change or {}).get(f"u{user}", 0.0)
-        missing = rng.random(len(items)) < 0.2 * gaps
-        splits = ["train"] * (len(items) - 2) + ["valid", "test"]
-        for t, (item, value, split) in enumerate(zip(items, values, splits, strict=True)):
-            rows.append((f"u{user}", int(item), t, split, None if missing[t] else float(value)))
-    log = pl.DataFrame(rows, schema=["user_id", "item_index", "timestamp", "split", column], orient="row")
-    items = pl.DataFrame({"item_id": [str(i) for i in range(N)], "item_index": range(N), "title": "t", "text": "t"})
-    return Dataset(items, log, {"name": "small", "protocol": "leave_one_out"})
 
 
 def test_a_ridge_regression_is_the_least_squares_of_stacked_rows() -> None:
@@ -72,7 +53,7 @@ def test_a_ridge_regression_is_the_least_squares_of_stacked_rows() -> None:
 def test_the_items_are_where_the_objective_is_level(monkeypatch: pytest.MonkeyPatch) -> None:
     """Central differences of the objective, written out event by event, in the items' biases and factors; and it falls with the sweeps."""
     monkeypatch.setattr(value_model, "FACTORS", 2)
-    small = dataset(gaps=True)
+    small = valued_dataset(gaps=True)
     sequences, values = small.train_sequences, small.train_values("rating")
 
     def objective(biases: np.ndarray, factors: np.ndarray, users: np.ndarray) -> float:
@@ -106,7 +87,7 @@ def test_the_items_are_where_the_objective_is_level(monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_of_a_user_is_in_what_judges_it() -> None:
-    before, after = dataset(), dataset(change={"u3": 2.5})
+    before, after = valued_dataset(), valued_dataset(change={"u3": 2.5})
     first, second = fit_value_model(before, "rating"), fit_value_model(after, "rating")
     fold = fold_of("u3", FOLDS, 0)
     for place in range(FOLDS):
@@ -117,7 +98,7 @@ def test_nothing_of_a_user_is_in_what_judges_it() -> None:
 
 
 def test_values_come_from_the_history_that_is_given_and_nothing_else() -> None:
-    small = dataset()
+    small = valued_dataset()
     model = fit_value_model(small, "rating")
     cases = small.cases("test", "rating")
     assert cases.history_values is not None
@@ -142,7 +123,7 @@ def test_values_come_from_the_history_that_is_given_and_nothing_else() -> None:
 
 def test_the_newest_events_are_predicted_from_those_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(value_model, "NEWEST", 4)
-    small = dataset(gaps=True)
+    small = valued_dataset(gaps=True)
     items = fit_items(small.train_sequences, small.train_values("rating"), N, seed=0)
     for sequence, values in zip(small.train_sequences[:5], small.train_values("rating")[:5], strict=True):
         predictions, wanted = predict_newest(items, sequence, values)
@@ -164,7 +145,7 @@ def test_the_line_rises_and_keeps_the_mean(pairs: list[tuple[float, float]]) -> 
 
 @pytest.mark.parametrize(("factor", "shift"), [(0.01, 5.0), (1000.0, 0.0), (60.0, -300.0)])
 def test_the_unit_of_the_column_changes_nothing_but_the_unit(factor: float, shift: float) -> None:
-    small = dataset()
+    small = valued_dataset()
     other = Dataset(small.items, small.interactions.with_columns(pl.col("rating") * factor + shift), small.info)
     cases = small.cases("test", "rating")
     assert cases.history_values is not None
@@ -178,7 +159,7 @@ def test_the_unit_of_the_column_changes_nothing_but_the_unit(factor: float, shif
 
 
 def test_two_fits_are_the_same_and_learn_something() -> None:
-    small = dataset()
+    small = valued_dataset()
     first, second = fit_value_model(small, "rating"), fit_value_model(small, "rating")
     assert first.fit == second.fit
     assert all(np.array_equal(a.factors, b.factors) for a, b in zip(first.folds, second.folds, strict=True))
@@ -200,7 +181,7 @@ def test_two_fits_are_the_same_and_learn_something() -> None:
     ],
 )
 def test_what_cannot_be_fitted_is_one_sentence(values: pl.Expr, words: str) -> None:
-    small = dataset()
+    small = valued_dataset()
     wrong = Dataset(small.items, small.interactions.with_columns(rating=values), small.info, folder=Path("run/data"))
     with pytest.raises(InputError, match=words) as error:
         fit_value_model(wrong, "rating")
