@@ -136,7 +136,7 @@ def training_events(
         )
         raise InputError(f"{where} {fault}, so there is nothing to predict; name another one.")
     if not any((~np.isnan(values_of_user)).sum() > 1 for values_of_user in values):
-        raise InputError(f"{where} has two training rows with a value of no user; name another one.")
+        raise InputError(f"{where}: no user has two training rows with a value; name another one.")
     fold = np.array([fold_of(user, folds, seed) for user in users], dtype=np.int64)
     for place in range(folds):
         known = without_nan([values[user] for user in np.flatnonzero(fold != place)])
@@ -159,7 +159,7 @@ def fit_items(
 ) -> ItemFactors:
     """Alternate between users and items; the items have the last word. sequences: of item indices; values: theirs, NaN where there is none.
 
-    With z = (value - mean) / deviation of each event, it lessens Σ (z - b_user - b_item - p_user · q_item)² + BIAS_RIDGE (Σ b_user² +
+    With z = (value - mean) / deviation of each event, it minimises Σ (z - b_user - b_item - p_user · q_item)² + BIAS_RIDGE (Σ b_user² +
     Σ b_item²) + FACTOR_RIDGE (Σ |p_user|² + Σ |q_item|²).
     """
     known = without_nan(values)
@@ -191,7 +191,7 @@ def event_matrices(
 def ridge_regressions(
     counts: sparse.csr_array, sums: sparse.csr_array, features: np.ndarray, offsets: np.ndarray
 ) -> np.ndarray:
-    """For each row, the bias and factors w that lessen Σ over its events (z - offset - w · feature)² + ridge · w²: float64 [R, 1 + K].
+    """For each row, the bias and factors w that minimise Σ over its events (z - offset - w · feature)² + ridge · w²: float64 [R, 1 + K].
 
     counts, sums: sparse [R, M], events and sums of their z. features: float64 [M, 1 + K], the first of them 1. offsets: float64 [M].
     """

@@ -12,8 +12,9 @@ from sidrec.baselines.blend import BLENDS, ENSEMBLES
 from sidrec.baselines.value_model import FOLDS, training_events
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS
-from sidrec.evaluation.leaks import SPLITS, check_leaks
+from sidrec.evaluation.leaks import check_leaks
 from sidrec.evaluation.models import needed_baselines, runs_of, trained_stages
+from sidrec.evaluation.ranking import measured_cases
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
@@ -32,7 +33,7 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
     check_models(config)
     check_data(dataset, config)
     if config.value_column is not None:
-        check_values(dataset, config.value_column, config.liked_from, config.seed)
+        check_values(dataset, config.value_column, config)
     for name in needed_baselines(config):
         needed, free = 4 * BASELINES[name].matrices * dataset.n_items**2, psutil.virtual_memory().available
         if needed > free:
@@ -76,17 +77,19 @@ def check_data(dataset: Dataset, config: EvaluateConfig) -> None:
         )
 
 
-def check_values(dataset: Dataset, column: str, liked_from: float | None, seed: int) -> None:
-    """The column can be fitted, and each split has an event with a value, one that is liked where that is asked for."""
+def check_values(dataset: Dataset, column: str, config: EvaluateConfig) -> None:
+    """The column can be fitted, and the cases of each split have values, one of them liked where that is asked for."""
     file = dataset.folder / "interactions.parquet"
-    training_events(dataset, column, FOLDS, seed)
-    for split in SPLITS:
-        values = dataset.cases(split, column).values
+    training_events(dataset, column, FOLDS, config.seed)
+    for split, cases in measured_cases(dataset, config.valid_cases, config.seed, column).items():
+        values = cases.values
         assert values is not None
         if np.isnan(values).all():
-            raise InputError(f"{file}: column {column!r} is empty in every {split} row; name another one.")
-        if liked_from is not None and not (values >= liked_from).any():
             raise InputError(
-                f"{file}: column {column!r} is {liked_from:g} or more in no {split} row that has a history (the highest is "
+                f"{file}: column {column!r} is empty in every {split} row that is asked for; name another."
+            )
+        if config.liked_from is not None and not (values >= config.liked_from).any():
+            raise InputError(
+                f"{file}: column {column!r} is {config.liked_from:g} or more in no {split} row that is asked for (the highest is "
                 f"{np.nanmax(values):g}); lower --liked_from."
             )

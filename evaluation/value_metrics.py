@@ -83,6 +83,8 @@ def enter(
     values: by model, the metric of each case, NaN where it does not count.
     """
     counts = ~np.isnan(np.stack(list(values.values()))).any(axis=0)
+    if not counts.any():  # no list has an item
+        return []
     users = np.unique(cases.user_ids, return_inverse=True)[1][counts]
     counted = {model: each[counts] for model, each in values.items()}
     for model, each in counted.items():

@@ -112,10 +112,11 @@ def _paired(comparison: dict[str, Any], model: str | None, seen: str) -> dict[st
 def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
     against = comparison["best_baseline"] or "the best baseline"
     recalls = [f"Recall@{k}" for k in CUTOFFS]
-    head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", f"−\u00a0{against}, Recall@10", "p")
     parts = []
     for masked, seen in MASK_NAMES.items():
-        rows, values = [], measured_values(metrics, masked)
+        rows, of_values = [], measured_values(metrics, masked)
+        names = [VALUE_NAMES[name] for name in of_values]
+        head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", *names, f"−\u00a0{against}, Recall@10", "p")
         for model in comparison["models"]:
             figures, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
             low, high = figures["recall@10_interval"]
@@ -123,10 +124,9 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
                 (f"{paired['difference']:+.4f}", _p(paired["p_holm"], paired["p"])) if paired else ("–", "–")
             )
             cells = [f"{figures[f'recall@{k}']:.4f}" for k in CUTOFFS]
-            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", difference, p))
-            rows[-1] += tuple(format(figures[name], VALUE_FORMS[name]) for name in values)
-        columns = (*head, *(VALUE_NAMES[name] for name in values))
-        parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(columns, rows))
+            values = [format(figures[name], VALUE_FORMS[name]) for name in of_values]
+            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", *values, difference, p))
+        parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(head, rows))
     return "\n".join(parts)
 
 

@@ -177,7 +177,7 @@ def test_two_fits_are_the_same_and_learn_something() -> None:
             pl.when((pl.col("user_id") == "u1") & (pl.col("timestamp") < 2)).then(pl.col("timestamp").cast(pl.Float64)),
             r"differs in the training rows of too few users to judge each by others \(60 users in 5 folds\)",
         ),
-        (pl.when(pl.col("timestamp") == 0).then("rating"), "has two training rows with a value of no user"),
+        (pl.when(pl.col("timestamp") == 0).then("rating"), "no user has two training rows with a value"),
     ],
 )
 def test_what_cannot_be_fitted_is_one_sentence(values: pl.Expr, words: str) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from sidrec.baselines.value_model import fit_value_model
-from sidrec.data.dataset import Dataset
+from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.evaluation import evaluate, table, value_metrics
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
@@ -71,6 +71,34 @@ def test_the_mean_value_of_lists_by_hand() -> None:
     items = np.array([[3, 0, -1], [2, -1, -1]])
     assert value_metrics.mean_of_lists(values, items).tolist() == [4.5, 40.0]
     assert np.isnan(value_metrics.mean_of_lists(values, np.full((2, 3), -1))).all()
+
+
+def test_a_metric_is_entered_with_its_interval_and_its_paired_tests() -> None:
+    cases = EvalCases([f"u{i}" for i in range(40)], [np.array([0])] * 40, np.zeros(40, dtype=int))
+    frames = []
+    for model in ("sft", "popularity", "markov"):
+        frame = pl.DataFrame({"user_id": cases.user_ids, "target": cases.targets, "rank": 0, "repeat": 0})
+        frames += [
+            frame.with_columns(model=pl.lit(model), split=pl.lit(split), masked=pl.lit(True))
+            for split in ("valid", "test")
+        ]
+    ranks = pl.concat(frames)
+    values = {"sft": np.full(40, 3.5), "popularity": np.full(40, 3.0), "markov": np.arange(40) / 10}
+    for each in values.values():
+        each[7] = np.nan
+    metrics = {model: {split: {"masked": {}, "unmasked": {}} for split in ("valid", "test")} for model in values}
+    assert value_metrics.enter(metrics, "value@10", values, "valid", cases, ranks, 0) == []
+    assert metrics["sft"]["valid"]["masked"] == {"value@10": 3.5}
+    rows = value_metrics.enter(metrics, "value@10", values, "test", cases, ranks, 0)
+    assert metrics["sft"]["test"]["masked"] == {"value@10": 3.5, "value@10_interval": [3.5, 3.5]}
+    assert [(row["model"], row["against"], row["metric"], row["seen"]) for row in rows] == [
+        ("sft", other, "value@10", "masked") for other in ("popularity", "markov")
+    ]
+    assert rows[0]["difference"] == pytest.approx(0.5)
+    assert rows[1]["difference"] == pytest.approx(3.5 - (78 - 0.7) / 39)
+    assert rows[0]["p"] < rows[0]["p_holm"] < 0.01
+    assert value_metrics.enter(metrics, "liked_recall@20", values, "test", cases, ranks, 0) == [], "no column of it"
+    assert "liked_recall@20" in metrics["sft"]["test"]["masked"]
 
 
 def test_the_whole_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +185,7 @@ def test_without_a_column_nothing_changes(tmp_path: Path, monkeypatch: pytest.Mo
         (("--value_column", "word"), r"interactions\.parquet: column 'word' holds text such as 'good' where numbers"),
         (
             ("--value_column", "rating", "--liked_from", "99"),
-            r"interactions\.parquet: column 'rating' is 99 or more in no valid row that has a history \(the highest is 7\.9",
+            r"interactions\.parquet: column 'rating' is 99 or more in no valid row that is asked for \(the highest is 7\.9",
         ),
         (("--liked_from", "4"), r"--liked_from is 4, of no column; name it by --value_column"),
         (("--value_column", "rating", "--liked_from", "nan"), "--liked_from is nan; give a number"),
