@@ -2,15 +2,15 @@
 
 Files, in the run directory's `data/`:
     items.parquet         item_id (string, the user's own), item_index (0…N-1), title, text, any other column kept
-    interactions.parquet  user_id (string), item_index, timestamp, split ("train" | "valid" | "test"); sorted by user, then time,
-                          ties in input order
+    interactions.parquet  user_id (string), item_index, timestamp, split ("train" | "valid" | "test"), any other column kept; sorted by
+                          user, then time, ties in input order
     left_out.parquet      which users and items of the source are not in the data, and by which rule (`sidrec.data.filters`)
     dataset.json          name, protocol, counts, and for synthetic data the parameters of its model
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +20,13 @@ import polars as pl
 import polars.selectors as cs
 
 from sidrec.data.filters import LEFT_OUT
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, read_json, write_json
 from sidrec.pipeline.stage import require_finished
 
 SplitName = Literal["valid", "test"]
 ROW_GROUP_ROWS = 1 << 18
+NO_VALUES = ("user_id", "item_index", "timestamp", "split")  # columns of the log that say who, what and when
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,15 @@ class EvalCases:
     """Questions with known answers: which item does this user take next?
 
     user_ids: one per case. histories: item indices before the target, oldest first (int64 arrays, never empty).
-    targets: int64 [cases], the item index taken next.
+    targets: int64 [cases], the item index taken next. Where a column of the log was asked for, values: float64 [cases], its value where
+    the target was taken, and history_values: float64 arrays, those of the histories; NaN where an interaction has none.
     """
 
     user_ids: list[str]
     histories: list[np.ndarray]
     targets: np.ndarray
+    values: np.ndarray | None = None
+    history_values: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.user_ids)
@@ -45,7 +50,11 @@ class EvalCases:
     def take(self, indices: np.ndarray) -> EvalCases:
         """The cases at `indices`, in that order."""
         return EvalCases(
-            [self.user_ids[i] for i in indices], [self.histories[i] for i in indices], self.targets[indices]
+            [self.user_ids[i] for i in indices],
+            [self.histories[i] for i in indices],
+            self.targets[indices],
+            None if self.values is None else self.values[indices],
+            None if self.history_values is None else [self.history_values[i] for i in indices],
         )
 
     def first_of_shuffle(self, most: int, seed: int) -> EvalCases:
@@ -59,10 +68,13 @@ class EvalCases:
 
 @dataclass(frozen=True)
 class Dataset:
+    """items, interactions, left_out, info: what the files of these names hold. folder: where they lie, which errors name."""
+
     items: pl.DataFrame
     interactions: pl.DataFrame
     info: dict[str, Any]
     left_out: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEFT_OUT))
+    folder: Path = Path("data")
 
     @property
     def n_items(self) -> int:
@@ -80,12 +92,67 @@ class Dataset:
         grouped = train.group_by("user_id", maintain_order=True).agg("item_index")
         return [np.asarray(items, dtype=np.int64) for items in grouped["item_index"].to_list()]
 
-    def cases(self, split: SplitName) -> EvalCases:
-        """One case for every `split` interaction that has something before it; its history is all that the user did before."""
+    @cached_property
+    def train_users(self) -> list[str]:
+        """The user of each of `train_sequences`."""
+        train = self.interactions.filter(pl.col("split") == "train")
+        return train["user_id"].unique(maintain_order=True).to_list()
+
+    def values(self, column: str) -> np.ndarray:
+        """What a column of the log says of each interaction, such as its rating or price: float64 [interactions], NaN where it is empty.
+
+        Switches are 0 and 1. Raises InputError, naming file and column, where the log has no such column, where it holds no numbers, an
+        infinite one, or nothing at all.
+        """
+        file, log = self.folder / "interactions.parquet", self.interactions
+        others = [name for name in log.columns if name not in NO_VALUES]
+        if column not in others:
+            cure = f"it has {', '.join(others)}" if others else "it has none beside user, item, time and split"
+            if column in self.items.columns:
+                cure = (
+                    f"{self.folder / 'items.parquet'} has one, but a value is of an interaction, so join it to the log"
+                )
+            raise InputError(
+                f"{file} has no column {column!r} with values of the interactions ({cure}); name another one."
+            )
+        cells = log[column]
+        if cells.null_count() == len(cells):
+            raise InputError(f"{file}: column {column!r} is empty in every row; name another one.")
+        if not (cells.dtype.is_numeric() or cells.dtype == pl.Boolean):
+            what = f"has type {cells.dtype}"
+            if cells.dtype == pl.String:
+                what = f"holds text such as {_first_that_is_no_number(cells)!r}"
+            raise InputError(
+                f"{file}: column {column!r} {what} where numbers are needed; correct it and prepare again."
+            )
+        values = cells.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        if np.isinf(values).any():
+            row = int(np.isinf(values).argmax())
+            user = log["user_id"][row]
+            raise InputError(
+                f"{file}: column {column!r} is {values[row]} in row {row} (user {user}); correct it and prepare again."
+            )
+        if np.isnan(values).all():
+            raise InputError(f"{file}: column {column!r} is empty in every row; name another one.")
+        return values
+
+    def train_values(self, column: str) -> list[np.ndarray]:
+        """`values` of each of `train_sequences`, float64 arrays. Raises InputError as `values` does."""
+        log = self.interactions.select("user_id", "split", value=pl.Series(self.values(column)))
+        grouped = log.filter(pl.col("split") == "train").group_by("user_id", maintain_order=True).agg("value")
+        return [np.asarray(values, dtype=np.float64) for values in grouped["value"].to_list()]
+
+    def cases(self, split: SplitName, value_column: str | None = None) -> EvalCases:
+        """One case for every `split` interaction that has something before it; its history is all that the user did before.
+
+        value_column: the column of the log that the cases' values come from; InputError is raised as `values` raises it.
+        """
         users: list[str] = []
         histories: list[np.ndarray] = []
         targets: list[int] = []
+        places: list[int] = []  # of the targets, in the log grouped by user
         grouped = self.interactions.group_by("user_id", maintain_order=True).agg("item_index", "split")
+        first = 0
         for user, items, splits in grouped.iter_rows():
             sequence = np.asarray(items, dtype=np.int64)
             for position, name in enumerate(splits):
@@ -93,7 +160,15 @@ class Dataset:
                     users.append(user)
                     histories.append(sequence[:position])
                     targets.append(items[position])
-        return EvalCases(users, histories, np.asarray(targets, dtype=np.int64))
+                    places.append(first + position)
+            first += len(items)
+        cases = EvalCases(users, histories, np.asarray(targets, dtype=np.int64))
+        if value_column is None:
+            return cases
+        log = self.interactions.select("user_id", value=pl.Series(self.values(value_column)))
+        values = log.group_by("user_id", maintain_order=True).agg("value").explode("value")["value"].to_numpy()
+        before = [values[place - len(history) : place] for place, history in zip(places, histories, strict=True)]
+        return replace(cases, values=values[np.asarray(places, dtype=np.int64)], history_values=before)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the four files, each atomically; return their paths."""
@@ -115,4 +190,12 @@ class Dataset:
             pl.read_parquet(folder / "interactions.parquet", glob=False),
             read_json(folder / "dataset.json"),
             pl.read_parquet(left_out, glob=False) if left_out.is_file() else pl.DataFrame(schema=LEFT_OUT),
+            folder,
         )
+
+
+def _first_that_is_no_number(cells: pl.Series) -> str:
+    """The first text that no number can be read from; where all are numbers, the first."""
+    texts = cells.drop_nulls()
+    no_numbers = texts.filter(texts.cast(pl.Float64, strict=False).is_null())
+    return str((no_numbers if len(no_numbers) else texts)[0])

@@ -4,6 +4,7 @@ sidrec evaluate --run_dir outputs/demo
 sidrec evaluate --run_dir outputs/demo --models sft popularity item_knn
 sidrec evaluate --run_dir outputs/demo --models sft sasrec esasrec --tune_baselines true --seeds 3
 sidrec evaluate --run_dir outputs/demo --models sft sft_blend slit --blend_with item_knn slit
+sidrec evaluate --run_dir outputs/ml-100k --value_column rating --liked_from 4
 
 Everything is fitted on the train part and chosen on valid. Test is read once, at the end. An item counts, not a token string:
 semantic IDs are unique, so a recommended ID is a recommended item and credit is exact.
@@ -11,7 +12,7 @@ semantic IDs are unique, so a recommended ID is a recommended item and credit is
 
 from __future__ import annotations
 
-from sidrec.evaluation.settings import NOT_DECISIVE, EvaluateConfig
+from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.fingerprint import fingerprint
@@ -24,23 +25,25 @@ def main(arguments: list[str] | None = None) -> None:
     # torch and polars come with these, and --help does not wait for them
     from sidrec.baselines.blend import memory_file
     from sidrec.data.dataset import Dataset
-    from sidrec.evaluation import comparison, model_cards, models, preconditions, ranking, results, table
+    from sidrec.evaluation import comparison, model_cards, models, preconditions, ranking, results, table, value_metrics
 
     screen = Screen("evaluation")
     dataset = Dataset.load(config.run_dir)
     preconditions.check(dataset, config)
-    decisive, inputs = fingerprint(config, leave_out=NOT_DECISIVE), preconditions.inputs_of(config)
+    decisive, inputs = fingerprint(config, leave_out=config.not_decisive), preconditions.inputs_of(config)
     stage = Stage(config.run_dir, "evaluation", decisive, inputs)
     if config.overwrite or not stage.is_finished():
         screen.begin(f"Recall@K and NDCG@K of {', '.join(config.models)} on the cases of valid, then of test")
         with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
             loaded = models.load_models(dataset, config, screen)
-            cases = ranking.measured_cases(dataset, config.valid_cases, config.seed)
+            cases = ranking.measured_cases(dataset, config.valid_cases, config.seed, config.value_column)
             ranked = ranking.rank_all(loaded.rankers, cases, screen)
             metrics = table.summarise(ranked.ranks, config.seed)
             for name, diagnosis in comparison.diagnose_all(loaded.generative, dataset, config.seed, screen).items():
                 metrics[name]["decoding"] = diagnosis
             compared = comparison.compare(ranked, metrics, loaded, dataset, cases, config)
+            if config.value_column is not None:
+                value_metrics.add(metrics, compared, ranked, dataset, cases, config)
             for name, memory in loaded.memories.items():
                 memory.save(folder / memory_file(name))
             results.save(folder, config.run_dir, dataset, ranked, metrics, compared)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from sidrec.baselines import BASELINES
 from sidrec.baselines.blend import BLENDS, ENSEMBLES
+from sidrec.baselines.value_model import FOLDS, training_events
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS
 from sidrec.evaluation.leaks import check_leaks
 from sidrec.evaluation.models import needed_baselines, runs_of, trained_stages
+from sidrec.evaluation.ranking import measured_cases
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
@@ -29,6 +32,8 @@ def check(dataset: Dataset, config: EvaluateConfig) -> None:
     """Raise InputError where a model is missing, the data leave nothing to fit or to measure, or something leaks."""
     check_models(config)
     check_data(dataset, config)
+    if config.value_column is not None:
+        check_values(dataset, config.value_column, config)
     for name in needed_baselines(config):
         needed, free = 4 * BASELINES[name].matrices * dataset.n_items**2, psutil.virtual_memory().available
         if needed > free:
@@ -70,3 +75,21 @@ def check_data(dataset: Dataset, config: EvaluateConfig) -> None:
         raise InputError(
             f"{config.run_dir / 'data'} has no user with two training interactions; nothing can be fitted."
         )
+
+
+def check_values(dataset: Dataset, column: str, config: EvaluateConfig) -> None:
+    """The column can be fitted, and the cases of each split have values, one of them liked where that is asked for."""
+    file = dataset.folder / "interactions.parquet"
+    training_events(dataset, column, FOLDS, config.seed)
+    for split, cases in measured_cases(dataset, config.valid_cases, config.seed, column).items():
+        values = cases.values
+        assert values is not None
+        if np.isnan(values).all():
+            raise InputError(
+                f"{file}: column {column!r} is empty in every {split} row that is asked for; name another."
+            )
+        if config.liked_from is not None and not (values >= config.liked_from).any():
+            raise InputError(
+                f"{file}: column {column!r} is {config.liked_from:g} or more in no {split} row that is asked for (the highest is "
+                f"{np.nanmax(values):g}); lower --liked_from."
+            )

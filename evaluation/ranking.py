@@ -168,11 +168,13 @@ def rank_each(rankers: Sequence[Ranker], cases: EvalCases, label: str, screen: S
 @dataclass(frozen=True)
 class Ranking:
     """ranks: as ranks.parquet (`sidrec.evaluation.table`), on valid, then on test. lists: as lists.parquet (`sidrec.evaluation.lists`), of
-    every model's first repeat on test. list_checks: by model that gives lists, counts of LIST_CHECKS over splits, masks and repeats."""
+    every model's first repeat on test. list_checks: by model that gives lists, counts of LIST_CHECKS over splits, masks and repeats.
+    first_ten: by model and split, the first ten items of each case with seen items masked, int64 [cases, 10] a repeat."""
 
     ranks: pl.DataFrame
     lists: pl.DataFrame
     list_checks: dict[str, dict[str, int]]
+    first_ten: dict[tuple[str, SplitName], list[np.ndarray]] = field(default_factory=dict)
 
 
 def rank_all(rankers: dict[str, list[Ranker]], cases_of: dict[SplitName, EvalCases], screen: Screen) -> Ranking:
@@ -180,16 +182,19 @@ def rank_all(rankers: dict[str, list[Ranker]], cases_of: dict[SplitName, EvalCas
     frames: list[pl.DataFrame] = []
     lists: list[pl.DataFrame] = []
     checks: dict[str, list[dict[str, int]]] = {}
+    first_ten: dict[tuple[str, SplitName], list[np.ndarray]] = {}
     for split, cases in cases_of.items():
         each = [(name, repeat, ranker) for name, repeats in rankers.items() for repeat, ranker in enumerate(repeats)]
         results = rank_each([ranker for *_, ranker in each], cases, f"ranking, {split}", screen)
         for (name, repeat, _), ranked in zip(each, results, strict=True):
             frames += [ranks_frame(name, split, masked, cases, ranked.ranks[masked], repeat) for masked in MASKS]
+            first_ten.setdefault((name, split), []).append(ranked.items[:, :LIST_LENGTH])
             if split == "test" and repeat == 0:
                 lists.append(lists_frame(name, ranked.items, ranked.log_probs))
             if ranked.checks:
                 checks.setdefault(name, []).append(ranked.checks)
-    return Ranking(pl.concat(frames), pl.concat(lists), {name: summed(counts) for name, counts in checks.items()})
+    summed_checks = {name: summed(counts) for name, counts in checks.items()}
+    return Ranking(pl.concat(frames), pl.concat(lists), summed_checks, first_ten)
 
 
 def ranks_frame(model: str, split: str, masked: bool, cases: EvalCases, ranks: np.ndarray, repeat: int) -> pl.DataFrame:
@@ -199,9 +204,14 @@ def ranks_frame(model: str, split: str, masked: bool, cases: EvalCases, ranks: n
     return pl.DataFrame(columns).select(*values, *columns, pl.lit(repeat).alias("repeat"))
 
 
-def measured_cases(dataset: Dataset, most_valid: int, seed: int) -> dict[SplitName, EvalCases]:
-    """What every model is asked: all test cases, and at most so many of valid, drawn by the seed; 0: all."""
-    valid = dataset.cases("valid")
+def measured_cases(
+    dataset: Dataset, most_valid: int, seed: int, value_column: str | None = None
+) -> dict[SplitName, EvalCases]:
+    """What every model is asked: all test cases, and at most so many of valid, drawn by the seed; 0: all.
+
+    value_column: of the log, what the cases have values of.
+    """
+    valid = dataset.cases("valid", value_column)
     if most_valid:
         valid = valid.first_of_shuffle(most_valid, seed)
-    return {"valid": valid, "test": dataset.cases("test")}
+    return {"valid": valid, "test": dataset.cases("test", value_column)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,6 +77,20 @@ class EvaluateConfig:
             "help": "Most passes of a neural baseline over the training sequences; its learning rate anneals over them."
         },
     )
+    value_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of the log with numbers, such as rating, price or dwell_seconds. value@10 is then the mean value, in its unit, "
+            "that a value model predicts for the first ten items of the lists. None: values are not looked at."
+        },
+    )
+    liked_from: float | None = field(
+        default=None,
+        metadata={
+            "help": "An event is liked where its value_column is this or more, in the column's unit, such as 4 (stars). liked_recall@K is "
+            "then Recall@K over the liked events alone. None: it is not measured."
+        },
+    )
     overwrite: bool = field(
         default=False,
         metadata={
@@ -105,3 +120,12 @@ class EvaluateConfig:
             raise InputError(f"--seeds is {self.seeds}; it must be 1 or more.")
         if self.seed < 0:
             raise InputError(f"--seed is {self.seed}; it must not be negative.")
+        if self.liked_from is not None and self.value_column is None:
+            raise InputError(f"--liked_from is {self.liked_from:g}, of no column; name it by --value_column.")
+        if self.liked_from is not None and not math.isfinite(self.liked_from):
+            raise InputError(f"--liked_from is {self.liked_from}; give a number in the column's unit.")
+
+    @property
+    def not_decisive(self) -> tuple[str, ...]:
+        """Settings that do not decide the result: paths, and those of values where none are looked at."""
+        return (*NOT_DECISIVE, *(name for name in ("value_column", "liked_from") if getattr(self, name) is None))

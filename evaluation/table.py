@@ -8,6 +8,7 @@ A model's metric of a case is its mean over repeats; every mean, interval and te
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ TITLES = {True: "seen items masked", False: "seen items not masked"}
 METRIC_NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 LISTS_HEADER = ["model", "coverage", "Gini", "entropy, nats", "novelty, bits", "diversity"]
 METRICS = {"recall": recall_at, "ndcg": ndcg_at}
+VALUE_NAMES = {
+    "liked_recall@10": "liked R@10",
+    "value@10": "value@10",
+}  # where a column of the log is looked at, seen items masked
+VALUE_FORMS = {"liked_recall@10": ".4f", "value@10": ".3f"}
 Metrics = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
@@ -95,11 +101,15 @@ def baselines(ranks: pl.DataFrame) -> list[str]:
 
 
 def compare(ranks: pl.DataFrame, seed: int) -> list[dict[str, Any]]:
-    """Paired tests of each generative model against every baseline, and of OWN_PAIRS; see `compare_pairs`."""
+    """Paired tests of the pairs of `compared_pairs`; see `compare_pairs`."""
+    return compare_pairs(ranks, compared_pairs(ranks), seed)
+
+
+def compared_pairs(ranks: pl.DataFrame) -> list[tuple[str, str]]:
+    """Each generative model with every baseline, and OWN_PAIRS."""
     present = [name for name in GENERATIVE if name in set(ranks["model"])]
     pairs = [(name, other) for name in present for other in baselines(ranks)]
-    pairs += [pair for pair in OWN_PAIRS if set(pair) <= set(ranks["model"])]
-    return compare_pairs(ranks, pairs, seed)
+    return pairs + [pair for pair in OWN_PAIRS if set(pair) <= set(ranks["model"])]
 
 
 def compare_pairs(ranks: pl.DataFrame, pairs: list[tuple[str, str]], seed: int) -> list[dict[str, Any]]:
@@ -114,31 +124,44 @@ def compare_pairs(ranks: pl.DataFrame, pairs: list[tuple[str, str]], seed: int) 
                 model: metric(ranks_by_repeat(ranks, model, "test", masked), 10).mean(axis=0)
                 for model in ranks["model"].unique(maintain_order=True)
             }
-            tests = [
-                paired_test(values[model], values[other], seed, users=users_of(ranks, model, "test", masked))
-                for model, other in pairs
-            ]
-            corrected = holm([test.p for test in tests])
-            for (model, other), test, p_holm in zip(pairs, tests, corrected, strict=True):
-                rows.append(
-                    {
-                        "model": model,
-                        "against": other,
-                        "seen": MASK_NAMES[masked],
-                        "metric": f"{name}@10",
-                        "difference": test.difference,
-                        "interval": [test.low, test.high],
-                        "p": test.p,
-                        "p_holm": p_holm,
-                    }
-                )
+            users = users_of(ranks, next(iter(values)), "test", masked)
+            rows += paired_rows(values, users, pairs, f"{name}@10", masked, seed)
     return rows
 
 
-def header() -> list[str]:
-    """Column names of the comparison table."""
+def paired_rows(
+    values: dict[str, np.ndarray], users: np.ndarray, pairs: list[tuple[str, str]], metric: str, masked: bool, seed: int
+) -> list[dict[str, Any]]:
+    """A row a pair of `compare_pairs`. values: by model, the metric of each case; users: a number for each case's user."""
+    tests = [paired_test(values[model], values[other], seed, users=users) for model, other in pairs]
+    corrected = holm([test.p for test in tests])
+    return [
+        {
+            "model": model,
+            "against": other,
+            "seen": MASK_NAMES[masked],
+            "metric": metric,
+            "difference": test.difference,
+            "interval": [test.low, test.high],
+            "p": test.p,
+            "p_holm": p_holm,
+        }
+        for (model, other), test, p_holm in zip(pairs, tests, corrected, strict=True)
+    ]
+
+
+def header(values: Sequence[str] = ()) -> list[str]:
+    """Column names of the comparison table. values: of the metrics in VALUE_NAMES, those that are measured."""
     recalls = [f"R@{k}" for k in CUTOFFS]
-    return ["model", "valid R@10", *recalls, "R@10 95 % interval", *(f"N@{k}" for k in CUTOFFS if k > 1)]
+    ndcgs = [f"N@{k}" for k in CUTOFFS if k > 1]
+    return ["model", "valid R@10", *recalls, "R@10 95 % interval", *ndcgs, *(VALUE_NAMES[name] for name in values)]
+
+
+def measured_values(metrics: Metrics, masked: bool) -> list[str]:
+    """The metrics in VALUE_NAMES that every model has."""
+    return [
+        name for name in VALUE_NAMES if all(name in splits["test"][MASK_NAMES[masked]] for splits in metrics.values())
+    ]
 
 
 def body(metrics: Metrics, models: list[str], masked: bool) -> list[list[str]]:
@@ -149,7 +172,8 @@ def body(metrics: Metrics, models: list[str], masked: bool) -> list[list[str]]:
         low, high = test["recall@10_interval"]
         recalls = [f"{test[f'recall@{k}']:.4f}" for k in CUTOFFS]
         ndcgs = [f"{test[f'ndcg@{k}']:.4f}" for k in CUTOFFS if k > 1]
-        rows.append([model, f"{valid['recall@10']:.4f}", *recalls, f"{low:.4f}–{high:.4f}", *ndcgs])
+        values = [format(test[name], VALUE_FORMS[name]) for name in measured_values(metrics, masked)]
+        rows.append([model, f"{valid['recall@10']:.4f}", *recalls, f"{low:.4f}–{high:.4f}", *ndcgs, *values])
     return rows
 
 
@@ -171,7 +195,26 @@ def notes(comparison: dict[str, Any]) -> list[str]:
         )
     if comparison["oracle"]:
         lines.append(oracle_note(comparison["oracle"], comparison["models"]))
+    if "value" in comparison:
+        lines += value_notes(comparison["value"], comparison["cases"])
     return lines
+
+
+def value_notes(value: dict[str, Any], cases: dict[str, int]) -> list[str]:
+    """Sentences on the metrics of `--value_column`: which cases count, and how far the value model can be trusted."""
+    column, fit, test, lines = value["column"], value["fit"], value["judged"]["test"], []
+    if value["liked_from"] is not None:
+        lines.append(
+            f"liked R@K: Recall@K over the {value['liked']['test']} of {cases['test']} test cases whose event has {column} "
+            f"{value['liked_from']:g} or more."
+        )
+    return [
+        *lines,
+        f"value@10: the mean {column} that matrix factorisation predicts for the first ten items, cross-fitted over {value['folds']} folds "
+        f"of the users. On {fit['events']} training events out of fold its RMSE is {fit['rmse']:.4g}, that of the mean "
+        f"{fit['mean_rmse']:.4g} (r {fit['r']:.2f}); on the {test['events']} test events {test['rmse']:.4g} and {test['mean_rmse']:.4g} "
+        f"(r {test['r']:.2f}), whose mean is {test['mean']:.4g} and is predicted as {test['predicted']:.4g}.",
+    ]
 
 
 def training_notes(comparison: dict[str, Any]) -> list[str]:
@@ -272,7 +315,8 @@ def markdown(metrics: Metrics, comparison: dict[str, Any], spreads: dict[str, di
     """The whole of table.md. spreads: see `sidrec.evaluation.report.figures.spreads_of`."""
     parts = []
     for masked, title in TITLES.items():
-        lines = [header(), ["---"] + ["---:"] * (len(header()) - 1), *body(metrics, comparison["models"], masked)]
+        head = header(measured_values(metrics, masked))
+        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body(metrics, comparison["models"], masked)]
         parts.append(f"Test, {title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     lines = [LISTS_HEADER, ["---"] + ["---:"] * (len(LISTS_HEADER) - 1), *lists_body(spreads)]
     parts.append("The lists of ten\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
@@ -282,13 +326,15 @@ def markdown(metrics: Metrics, comparison: dict[str, Any], spreads: dict[str, di
 
 def screen_lines(metrics: Metrics, models: list[str]) -> list[str]:
     """The compact table for the screen: test Recall@10 and NDCG@10 with their intervals, seen items masked; a line a model."""
-    cells = [("", *METRIC_NAMES.values())]
+    names = METRIC_NAMES | {name: VALUE_NAMES[name] for name in measured_values(metrics, True)}
+    cells = [("", *names.values())]
     for model in models:
         figures = metrics[model]["test"][MASK_NAMES[True]]
-        intervals = {name: figures[f"{name}_interval"] for name in METRIC_NAMES}
-        cells.append(
-            (model, *(f"{figures[name]:.4f} ({low:.4f}–{high:.4f})" for name, (low, high) in intervals.items()))
-        )
+        row = []
+        for name in names:
+            form, (low, high) = VALUE_FORMS.get(name, ".4f"), figures[f"{name}_interval"]
+            row.append(f"{figures[name]:{form}} ({low:{form}}–{high:{form}})")
+        cells.append((model, *row))
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     title = f"Test, {TITLES[True]} (95 % intervals)"
     return [

@@ -9,32 +9,40 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from sidrec.data.dataset import Dataset
+from sidrec.baselines.value_model import ValueModel
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.metrics import NO_ITEM
 from sidrec.evaluation.coverage import count_items, spread
 from sidrec.evaluation.variety import diversity, novelty, takers_of
+from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.settings import AIMS
 
 LENGTH = 10
+CASES_TOGETHER = 512  # of which the values of every item are held at once
 
 
 @dataclass(frozen=True)
 class ListFigures:
-    """counts: int64 [N], training interactions. takers: see `takers_of`."""
+    """counts: int64 [N], training interactions. takers: see `takers_of`. cases: whose lists they are. values: of a column of the log."""
 
     counts: np.ndarray
     takers: sparse.csr_array
+    cases: EvalCases
+    values: ValueSource | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset) -> ListFigures:
+    def of(cls, dataset: Dataset, cases: EvalCases, values: ValueSource | None) -> ListFigures:
+        """cases: with their histories' values, where there are some."""
         sequences = dataset.train_sequences
         counts = np.bincount(np.concatenate(sequences), minlength=dataset.n_items)
-        return cls(counts, takers_of(sequences, dataset.n_items))
+        return cls(counts, takers_of(sequences, dataset.n_items), cases, values)
 
     def __call__(self, lists: np.ndarray) -> dict[str, float]:
         """Of the first ten items. lists: int64 [cases, k].
 
         novelty, in bits, and diversity, 0 to 1, are means over lists; coverage is the share of the catalogue that stands in one; evenness
-        is 1 less the Gini coefficient of how often items do.
+        is 1 less the Gini coefficient of how often items do. value, where there is a column, is what the value model predicts for the
+        items after the case's history, in the column's unit.
         """
         items = lists[:, :LENGTH]
         over_items = spread(count_items(items, len(self.counts)))
@@ -44,7 +52,19 @@ class ListFigures:
             "coverage": over_items["coverage"],
             "evenness": 1 - over_items["gini"],
         }
+        if self.values is not None:
+            figures["value"] = self._value(items, self.values.model)
         return {f"{name}@{LENGTH}": value for name, value in figures.items()}
+
+    def _value(self, items: np.ndarray, model: ValueModel) -> float:
+        sums = 0.0
+        for part in np.split(np.arange(len(items)), range(CASES_TOGETHER, len(items), CASES_TOGETHER)):
+            asked = self.cases.take(part)
+            assert asked.history_values is not None, "cases of another column, or of none"
+            worth = model.values(asked.user_ids, asked.histories, asked.history_values)
+            rows = np.where(items[part] == NO_ITEM, np.nan, np.take_along_axis(worth, items[part].clip(0), axis=1))
+            sums += float(np.nanmean(rows, axis=1).sum())
+        return sums / len(items)
 
 
 def with_kept(metrics: Mapping[str, float], start: Mapping[str, float], prefix: str, margin: float) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.expectation import DenseReward, Questions
+from sidrec.rl.reward_models import ValueSource
 
 FEWEST_SHARE = 1e-2  # of an even share: an item that no list holds counts as held so often
 
@@ -70,7 +71,7 @@ def novelty(popularity: np.ndarray) -> DenseReward:
 def novelty_bits(popularity: np.ndarray) -> np.ndarray:
     """float32 [N], 0 to 1; see `novelty`."""
     bits = -np.log2((popularity + 1) / (popularity + 1).sum())
-    return (bits / bits.max()).astype(np.float32)
+    return (bits / max(bits.max(), 1e-9)).astype(np.float32)
 
 
 def coverage(questions: Questions, probs: Tensor) -> Tensor:
@@ -101,6 +102,31 @@ def diversity(vectors: np.ndarray) -> DenseReward:
     return diversity
 
 
+def logged_value(values: ValueSource, items: np.ndarray) -> DenseReward:
+    """A hit, weighted by what the taken item was worth to the user, as a multiple of the column's mean. items: int64 [N], by leaf."""
+    shares = values.shares_of_mean
+
+    def logged_value(questions: Questions, probs: Tensor) -> Tensor:
+        users, targets = questions.users.tolist(), items[questions.targets.cpu().numpy()]
+        worth = torch.from_numpy(np.asarray(shares[users, targets]).ravel().astype(np.float32))
+        return at_target(questions, probs, worth.to(probs.device))
+
+    return logged_value
+
+
+def predicted_value(values: ValueSource, items: np.ndarray) -> DenseReward:
+    """What an item would be worth to the user, hit or not, as a value model of the other users' folds predicts it from all training events
+    of this one: less the column's mean, in its standard deviations. items: int64 [N], by leaf."""
+    assert values.model.fit.events  # fitted before training begins
+
+    def predicted_value(questions: Questions, probs: Tensor) -> Tensor:
+        users, place = np.unique(questions.users.cpu().numpy(), return_inverse=True)
+        worth = torch.from_numpy(values.of_users(users.tolist())[:, items])
+        return worth.to(probs.device)[torch.from_numpy(place).to(probs.device)]
+
+    return predicted_value
+
+
 def at_target(questions: Questions, probs: Tensor, values: Tensor) -> Tensor:
     """float32 [R, N]: `values` [R] at the taken items, 0 elsewhere."""
     return torch.zeros_like(probs).scatter_(1, questions.targets[:, None], values[:, None].to(probs.dtype))
@@ -108,13 +134,20 @@ def at_target(questions: Questions, probs: Tensor, values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class DenseSources:
-    """What dense rewards are made from, items in the order of the trie's leaves. popularity: int64 [N], training interactions. vectors:
-    float32 [N, D]. hit_k: the K of `hit_at_k`."""
+    """What dense rewards are made from. items: int64 [N], the item at every leaf of the trie. popularity: int64 [N], training interactions,
+    by leaf. vectors: float32 [N, D], by leaf. hit_k: the K of `hit_at_k`. values: of rewards that ask for a column of the log."""
 
     trie: SidTrie
+    items: np.ndarray
     popularity: np.ndarray
     vectors: np.ndarray
     hit_k: list[int]
+    values: ValueSource | None = None
+
+    @property
+    def value_source(self) -> ValueSource:
+        assert self.values is not None, "refuse_unknown_rewards has let a reward pass that needs a column"
+        return self.values
 
 
 DENSE_REWARDS: dict[str, Callable[[DenseSources], DenseReward]] = {
@@ -124,6 +157,8 @@ DENSE_REWARDS: dict[str, Callable[[DenseSources], DenseReward]] = {
     "novelty": lambda sources: novelty(sources.popularity),
     "coverage": lambda sources: coverage,
     "diversity": lambda sources: diversity(sources.vectors),
+    "logged_value": lambda sources: logged_value(sources.value_source, sources.items),
+    "predicted_value": lambda sources: predicted_value(sources.value_source, sources.items),
 }
 
 

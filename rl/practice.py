@@ -30,6 +30,7 @@ from sidrec.rl.dense_rewards import DenseSources, dense_rewards
 from sidrec.rl.exact_trainer import ExactGRPOTrainer, HistoryCollator
 from sidrec.rl.expectation import DenseReward
 from sidrec.rl.prompts import history_rows, training_prompts
+from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.rewards import AskedReward, RewardSources, refuse_unknown_rewards, reward_functions
 from sidrec.rl.settings import UNDECISIVE, ObjectiveConfig, RlConfig, RlTrainerConfig
 from sidrec.rl.trainer import SidGRPOTrainer
@@ -110,7 +111,8 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
             f"num_generations={training.num_generations} distinct items cannot be drawn "
             f"from a catalogue of {sids.n_items}; lower it."
         )
-    valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, training.seed)
+    valid_cases = sample_cases(dataset.cases("valid", objective.value_column), config.valid_users, training.seed)
+    values = None if objective.value_column is None else ValueSource(dataset, objective.value_column, training.seed)
     load_whole()
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
     if isinstance(model, RqTransformerForCausalLM):
@@ -130,20 +132,24 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
                 f"{model.config.model_type}: set draw to gumbel."
             )
         prompts = history_rows(dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user)
-        rewards = dense_rewards_of(objective, dataset, sids)
+        rewards = dense_rewards_of(objective, values, dataset, sids)
     else:
         prompts = training_prompts(
             dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
         )
         target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
         prompts = prompts.add_column("target_codes", target_codes)
-        rewards = rewards_of(objective, training, dataset, sids)
-    of_lists = ListFigures.of(dataset)
+        rewards = rewards_of(objective, training, values, dataset, sids)
+    of_lists = ListFigures.of(dataset, valid_cases, values)
     return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases, of_lists)
 
 
 def rewards_of(
-    objective: ObjectiveConfig, training: RlTrainerConfig, dataset: Dataset, sids: SemanticIds
+    objective: ObjectiveConfig,
+    training: RlTrainerConfig,
+    values: ValueSource | None,
+    dataset: Dataset,
+    sids: SemanticIds,
 ) -> list[AskedReward]:
     """The configured rewards; items' vectors are the sums of their codes'. item-KNN is fitted only where `history_score` asks for it."""
     sources = RewardSources(
@@ -151,16 +157,19 @@ def rewards_of(
         item_vectors(sids),
         training.num_generations,
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
+        values,
     )
     return reward_functions(objective.rewards, sources)
 
 
-def dense_rewards_of(objective: ObjectiveConfig, dataset: Dataset, sids: SemanticIds) -> list[DenseReward]:
+def dense_rewards_of(
+    objective: ObjectiveConfig, values: ValueSource | None, dataset: Dataset, sids: SemanticIds
+) -> list[DenseReward]:
     """The configured rewards over the whole catalogue, items in the order of the trie's leaves."""
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
     items = trie.item_of_leaf[torch.arange(trie.n_items)].numpy()
     counts = np.bincount(np.concatenate(dataset.train_sequences), minlength=dataset.n_items)
-    sources = DenseSources(trie, counts[items], item_vectors(sids)[items], objective.hit_k)
+    sources = DenseSources(trie, items, counts[items], item_vectors(sids)[items], objective.hit_k, values)
     return dense_rewards(objective.rewards, sources)
 
 
@@ -171,7 +180,7 @@ def item_vectors(sids: SemanticIds) -> np.ndarray:
 
 def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
     """Raise InputError for settings of which each is possible, but not beside the others."""
-    refuse_unknown_rewards(objective.rewards)
+    refuse_unknown_rewards(objective.rewards, objective.value_column)
     if objective.draw != "every_item" and training.per_device_train_batch_size % training.num_generations:
         raise InputError(
             f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "

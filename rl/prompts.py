@@ -49,18 +49,19 @@ def training_prompts(
     """The newest `positions_per_user` next-item questions of every user, from training interactions only; with `open_questions` one more.
 
     Columns: prompt (the rendered history as text, which the tokenizer turns back into the very same ids), history (item indices), target
-    (item index). The newest are taken because they are closest to what will be asked after training. An open question is what a user
-    takes after all training interactions: nothing here knows its answer, so its target is NO_TARGET. Raises InputError when there is
-    nothing to ask.
+    (item index), user (the place of the sequence). The newest are taken because they are closest to what will be asked after training.
+    An open question is what a user takes after all training interactions: nothing here knows its answer, so its target is NO_TARGET.
+    Raises InputError when there is nothing to ask.
     """
     opening = tokenizer.decode(renderer.opening)
-    rows: dict[str, list] = {"prompt": [], "history": [], "target": []}
-    for sequence in sequences:
+    rows: dict[str, list] = {"prompt": [], "history": [], "target": [], "user": []}
+    for user, sequence in enumerate(sequences):
         for position in range(max(1, len(sequence) - positions_per_user), len(sequence) + open_questions):
             tokens = renderer.tokens(sequence[:position]).tolist()[len(renderer.opening) :]
             rows["prompt"].append(opening + "".join(tokenizer.convert_ids_to_tokens(tokens)))
             rows["history"].append(sequence[:position].tolist())
             rows["target"].append(int(sequence[position]) if position < len(sequence) else NO_TARGET)
+            rows["user"].append(user)
     if not rows["prompt"]:
         raise InputError(
             f"positions_per_user={positions_per_user} and open_questions={open_questions} leave no question to practise on; "

@@ -1,7 +1,8 @@
 """Rewards: plain functions of the items drawn and the item taken, one float each, testable alone.
 
 TRL calls them with lists and any other column as a keyword: codes and target_codes (tuples of L codes), items and target (item
-indices), history (item indices, oldest first). Codes and indices are compared, never strings; nothing is looked up by a prompt's text.
+indices), history (item indices, oldest first), user (the place of the training sequence that the history begins). Codes and indices are
+compared, never strings; nothing is looked up by a prompt's text.
 None means that a reward has nothing to say of a question, and TRL leaves it out: rewards that compare with the taken item have nothing to
 say of open questions (target NO_TARGET), `history_score` has nothing to say of the others.
 
@@ -25,6 +26,7 @@ from sidrec.baselines.scorer import Scorer
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
 from sidrec.rl.prompts import NO_TARGET
+from sidrec.rl.reward_models import ValueSource, logged_value, predicted_value
 from sidrec.rl.settings import DENSE
 
 Codes = Sequence[int]
@@ -74,16 +76,22 @@ def of_answered(reward: Reward) -> AskedReward:
 @dataclass(frozen=True)
 class RewardSources:
     """What rewards are made from. sequences: every user's training items. vectors: float32 [N, D], the items'. group_size: G. scorer:
-    makes the model of `history_score`."""
+    makes the model of `history_score`. values: of the column that VALUE_REWARDS are of."""
 
     sequences: Sequence[np.ndarray]
     vectors: np.ndarray
     group_size: int
     scorer: Callable[[], Scorer]
+    values: ValueSource | None = None
 
     @property
     def n_items(self) -> int:
         return len(self.vectors)
+
+    @property
+    def value_source(self) -> ValueSource:
+        assert self.values is not None, "refuse_unknown_rewards has let a reward pass that needs a column"
+        return self.values
 
 
 REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
@@ -95,16 +103,29 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
     "embedding_similarity": lambda sources: of_answered(embedding_similarity(sources.vectors)),
     "novel_hit": lambda sources: of_answered(novel_hit(sources.sequences, sources.n_items)),
     "history_score": lambda sources: history_score(sources.scorer()),
+    "logged_value": lambda sources: of_answered(logged_value(sources.value_source)),
+    "predicted_value": lambda sources: of_answered(predicted_value(sources.value_source)),
 }
+VALUE_REWARDS = ("logged_value", "predicted_value")  # of a column of the log
 
 
-def refuse_unknown_rewards(names: Sequence[str]) -> None:
-    """Raise InputError for a name that is none of REWARDS and no dotted path of a function."""
+def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None) -> None:
+    """Raise InputError for a name that is none of REWARDS and no dotted path of a function, and for one of VALUE_REWARDS without a column,
+    or a column without one of them."""
     if not names:
         raise InputError(f"rewards has nothing; give any of {', '.join(REWARDS)}.")
     for name in names:
         if name not in REWARDS and name not in DENSE:
             import_reward(name)
+    of_values = [name for name in names if name in VALUE_REWARDS]
+    if of_values and value_column is None:
+        raise InputError(
+            f"rewards has {of_values[0]}, which rewards values; name their column of the log by value_column."
+        )
+    if value_column is not None and not of_values:
+        raise InputError(
+            f"value_column={value_column} is read by none of rewards={' '.join(names)}; add {' or '.join(VALUE_REWARDS)}, or leave it out."
+        )
 
 
 def import_reward(path: str) -> AskedReward:

@@ -18,7 +18,7 @@ from sidrec.sft.trainer_config import (
 
 ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
 Draw = Literal["every_item", "gumbel", "independent", "beams"]
-AIMS = ("novelty", "diversity", "coverage", "evenness")  # of lists of ten; `rl/aims.py`
+AIMS = ("novelty", "diversity", "coverage", "evenness", "value")  # of lists of ten; `rl/aims.py`
 KEPT_METRICS = ("eval_kept_ndcg@10", *(f"eval_kept_{aim}@10" for aim in AIMS))
 DENSE = (
     "exact_hit",
@@ -27,6 +27,8 @@ DENSE = (
     "novelty",
     "coverage",
     "diversity",
+    "logged_value",
+    "predicted_value",
 )  # rewards that say something of every item at once
 EXACT_OBJECTIVES = ("grpo", "dr_grpo")  # of which the expectation over every item is taken
 
@@ -132,7 +134,17 @@ class ObjectiveConfig:
         default_factory=lambda: ["exact_hit", "prefix_credit"],
         metadata={
             "help": "Rewards that are added up, weighted by reward_weights: exact_hit, prefix_credit, rank_penalty; experimental: "
-            "collaborative_score, embedding_similarity, novel_hit, history_score; or a function of your own as my_package.my_reward."
+            "collaborative_score, embedding_similarity, novel_hit, history_score, logged_value (a hit, weighted by the taken item's value "
+            "as a multiple of the mean), predicted_value (what a value model predicts for the drawn item, in standard deviations above the "
+            "mean); or a function of your own as my_package.my_reward."
+        },
+    )
+    value_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "logged_value, predicted_value: the column of the log with numbers that they are of, such as rating, price or "
+            "dwell_seconds, in any unit.",
+            "rare": True,
         },
     )
     hit_k: list[int] = field(

@@ -11,7 +11,16 @@ import polars as pl
 from sidrec.data.metrics import CUTOFFS
 from sidrec.evaluation.report import plots as report_plots
 from sidrec.evaluation.statistics import p_in_words
-from sidrec.evaluation.table import MASK_NAMES, TITLES, Metrics, decoding_notes, notes
+from sidrec.evaluation.table import (
+    MASK_NAMES,
+    TITLES,
+    VALUE_FORMS,
+    VALUE_NAMES,
+    Metrics,
+    decoding_notes,
+    measured_values,
+    notes,
+)
 from sidrec.pipeline.html import page, plot, table
 
 POSITION_AXES = {
@@ -46,7 +55,10 @@ def render(
     first_only = FIRST_TRAINING_TEXT if comparison.get("repeats") else ""
     parts = [
         _introduction(figures, metrics, comparison),
-        "<h2>The table</h2>" + TABLE_TEXT + _tables(metrics, comparison),
+        "<h2>The table</h2>"
+        + TABLE_TEXT
+        + (VALUE_TEXT if "value" in comparison else "")
+        + _tables(metrics, comparison),
         "<h2>Longer lists</h2>" + _recall_curves(figures),
         "<h2>Where the gain is</h2>" + _gains(slices, models, generative, comparison["best_baseline"]),
         "<h2>How much of the catalogue is shown</h2>" + _spread(figures, counts, models) + first_only,
@@ -100,10 +112,11 @@ def _paired(comparison: dict[str, Any], model: str | None, seen: str) -> dict[st
 def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
     against = comparison["best_baseline"] or "the best baseline"
     recalls = [f"Recall@{k}" for k in CUTOFFS]
-    head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", f"−\u00a0{against}, Recall@10", "p")
     parts = []
     for masked, seen in MASK_NAMES.items():
-        rows = []
+        rows, of_values = [], measured_values(metrics, masked)
+        names = [VALUE_NAMES[name] for name in of_values]
+        head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", *names, f"−\u00a0{against}, Recall@10", "p")
         for model in comparison["models"]:
             figures, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
             low, high = figures["recall@10_interval"]
@@ -111,7 +124,8 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
                 (f"{paired['difference']:+.4f}", _p(paired["p_holm"], paired["p"])) if paired else ("–", "–")
             )
             cells = [f"{figures[f'recall@{k}']:.4f}" for k in CUTOFFS]
-            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", difference, p))
+            values = [format(figures[name], VALUE_FORMS[name]) for name in of_values]
+            rows.append((model, *cells, f"{low:.4f}–{high:.4f}", f"{figures['ndcg@10']:.4f}", *values, difference, p))
         parts.append(f"<p><b>{TITLES[masked].capitalize()}</b></p>" + table(head, rows))
     return "\n".join(parts)
 
@@ -317,6 +331,10 @@ also counts how far up it stands. Higher is better. <b>Masked</b> means that ite
 again. The 95 % interval says how far a figure may be off because of the users who happen to be in the test. The last columns
 compare with the best baseline on the same cases: the difference, and p, the probability of one as large if the two models were
 equally good, corrected for the number of comparisons.</p>"""
+
+VALUE_TEXT = """
+<p><b>Liked R@10</b> is Recall@10 over the cases whose item the user liked; <b>value@10</b> is the mean value that a value model predicts
+for the first ten items. The fine print says what is liked, and how far the value model can be trusted.</p>"""
 
 RECALL_TEXT = """
 <p>How much a longer list helps: the share of cases in which the next item is among the first K. Where a curve

@@ -91,3 +91,63 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert loaded.info == data.info
     assert loaded.titles[3] == "item 3"
     assert loaded.n_items == N_ITEMS
+
+
+def valued(values: object, dtype: pl.DataType | None = None) -> Dataset:
+    """One user's four interactions, and the values of a column `price`."""
+    data = dataset([("a", 0, 0), ("a", 1, 1), ("a", 2, 2), ("a", 3, 3)], "leave_one_out")
+    log = data.interactions.with_columns(pl.Series("price", values, dtype=dtype))
+    return Dataset(data.items.with_columns(weight=1.0), log, data.info, folder=Path("run/data"))
+
+
+@pytest.mark.parametrize("protocol", SPLITS)
+@given(log=logs)
+def test_a_cases_values_stand_beside_its_items(protocol: str, log: list[tuple[str, int, int]]) -> None:
+    """Where every item has its number as value, values and items are the same."""
+    data = dataset(log, protocol)
+    data = Dataset(data.items, data.interactions.with_columns(rating=pl.col("item_index") / 2), data.info)
+    if not log:
+        return
+    for split in ("valid", "test"):
+        plain, cases = data.cases(split), data.cases(split, "rating")
+        assert plain.values is plain.history_values is None
+        assert cases.user_ids == plain.user_ids
+        assert cases.targets.tolist() == plain.targets.tolist()
+        assert cases.values.tolist() == (cases.targets / 2).tolist()
+        histories = zip(cases.histories, cases.history_values, plain.histories, strict=True)
+        assert all(h.tolist() == (2 * v).tolist() == p.tolist() for h, v, p in histories)
+        if len(cases):
+            assert cases.take(np.array([len(cases) - 1])).values.tolist() == [cases.targets[-1] / 2]
+            assert cases.take(np.array([0])).history_values[0].tolist() == cases.history_values[0].tolist()
+    sequences = zip(data.train_sequences, data.train_values("rating"), strict=True)
+    assert all(sequence.tolist() == (2 * values).tolist() for sequence, values in sequences)
+    assert len(data.train_users) == len(data.train_sequences)
+
+
+def test_values_that_are_missing_or_switches() -> None:
+    values = valued([2, None, 0, 7]).values("price")
+    assert values.dtype == np.float64
+    assert values[[0, 2, 3]].tolist() == [2.0, 0.0, 7.0]
+    assert np.isnan(values[1])
+    assert valued([True, False, True, True]).values("price").tolist() == [1.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "words"),
+    [
+        ("rating", [1, 2, 3, 4], r"no column 'rating' with values of the interactions \(it has price\)"),
+        ("timestamp", [1, 2, 3, 4], r"no column 'timestamp' with values of the interactions \(it has price\)"),
+        ("weight", [1, 2, 3, 4], r"no column 'weight' .*run/data/items\.parquet has one, but a value is of an inter"),
+        ("price", ["1", "2.5", "n/a", "4"], "column 'price' holds text such as 'n/a' where numbers are needed"),
+        ("price", [[1], [2], [3], [4]], r"column 'price' has type List\(Int64\) where numbers are needed"),
+        ("price", [None] * 4, "column 'price' is empty in every row"),
+        ("price", [float("nan")] * 4, "column 'price' is empty in every row"),
+        ("price", [1.0, 2.0, float("-inf"), 3.0], r"column 'price' is -inf in row 2 \(user a\)"),
+    ],
+)
+def test_a_column_without_values_is_one_sentence(column: str, values: list, words: str) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        valued(values).cases("test", column)
+    assert str(error.value).startswith("run/data/interactions.parquet")
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")

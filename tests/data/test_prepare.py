@@ -428,3 +428,33 @@ def test_a_large_log_is_rehearsed_on_its_first_rows_and_the_estimate_said(
         items.write("item_id,title\n0,only one film\n")
     with pytest.raises(InputError, match=rf"log{suffix} row 2: user '0' took item '1', which is not in"):
         main([*arguments, "--run_dir", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_numbers_in_the_log_stay_beside_their_interaction(tmp_path: Path, kind: str) -> None:
+    """Through the rule of repeats, the k-core, another order of users and items, and the split; with gaps, and decimal commas in a CSV."""
+    rows = [
+        (f"u{u}", f"i{i}", 100 - i, f"{u}.{i}5", 60 * i + u if i else None) for u in (3, 1, 2) for i in (4, 2, 0, 1)
+    ]
+    rows += [("u1", "i4", 96, "9.99", 7), ("u9", "i4", 1, "8.88", 8)]  # a repeat, and a user with too few
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp", "price", "dwell_seconds"], orient="row")
+    file = tmp_path / f"log.{kind}"
+    if kind == "csv":
+        log.with_columns(pl.col("price").str.replace(".", ",", literal=True)).write_csv(file, separator=";")
+    else:
+        log.with_columns(pl.col("price").cast(pl.Decimal(6, 2))).write_parquet(file)
+    (tmp_path / "items.csv").write_text("item_id;title\n" + "".join(f"i{i};Title {i}\n" for i in range(5)))
+    files = ["--interactions", file, "--items", tmp_path / "items.csv"]
+    prepare("--dataset", "own", *files, "--run_dir", tmp_path / "run", "--k_user", "2", "--k_item", "2")
+    dataset = Dataset.load(tmp_path / "run")
+    users = [int(user[1:]) for user in dataset.interactions["user_id"]]
+    items = [int(dataset.items["item_id"][index][1:]) for index in dataset.interactions["item_index"]]
+    assert list(zip(users, items, strict=True)) == [(u, i) for u in (1, 2, 3) for i in (4, 2, 1, 0)]
+    assert dataset.values("price").tolist() == [float(f"{u}.{i}5") for u, i in zip(users, items, strict=True)]
+    dwell = dataset.interactions.with_columns(seconds=pl.Series(dataset.values("dwell_seconds")).fill_nan(None))
+    assert dwell["seconds"].to_list() == [60 * i + u if i else None for u, i in zip(users, items, strict=True)]
+    assert dataset.cases("test", "price").values.tolist() == [1.05, 2.05, 3.05]
+    with pytest.raises(
+        InputError, match=r"run/data/interactions\.parquet has no column 'rating'.*price, dwell_seconds"
+    ):
+        dataset.values("rating")

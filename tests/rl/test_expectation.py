@@ -33,7 +33,9 @@ from sidrec.rl.dense_rewards import (
 from sidrec.rl.exact_trainer import seen_leaves
 from sidrec.rl.expectation import EPSILON, Questions, divergence, expected
 from sidrec.rl.prompts import history_rows
+from sidrec.rl.rewards import VALUE_REWARDS
 from sidrec.rl.rewards import prefix_credit as listed_prefix_credit
+from sidrec.rl.settings import DENSE
 
 R, N = 6, 40
 
@@ -94,7 +96,7 @@ def test_the_divergence_is_the_sum_over_every_item(scores):
     log_probs = scores.log_softmax(1)
     by_hand = [
         sum(float(p.exp() * (p - q)) for p, q in zip(*rows, strict=True))
-        for rows in zip(log_probs, reference, strict=True)
+        for rows in zip(log_probs.detach(), reference, strict=True)
     ]
     torch.testing.assert_close(divergence(log_probs, reference), torch.tensor(by_hand))
     torch.testing.assert_close(divergence(log_probs, log_probs.detach()), torch.zeros(R), atol=1e-6, rtol=0)
@@ -137,12 +139,13 @@ def test_novelty_and_coverage_pay_for_what_is_seldom():
 
 
 def test_a_reward_without_a_dense_form_is_named():
-    sources = DenseSources(
-        SidTrie(torch.zeros(1, 1, dtype=torch.long), [1]), np.ones(1), np.ones((1, 2), np.float32), [20]
-    )
+    trie = SidTrie(torch.zeros(1, 1, dtype=torch.long), [1])
+    sources = DenseSources(trie, np.arange(1), np.ones(1), np.ones((1, 2), np.float32), [20])
     with pytest.raises(InputError, match="rank_penalty"):
         dense_rewards(["exact_hit", "rank_penalty"], sources)
-    assert {reward.__name__ for reward in dense_rewards(list(DENSE_REWARDS), sources)} == set(DENSE_REWARDS)
+    assert set(DENSE) == set(DENSE_REWARDS)
+    names = [name for name in DENSE if name not in VALUE_REWARDS]
+    assert [reward.__name__ for reward in dense_rewards(names, sources)] == names
 
 
 def test_history_rows_ask_for_each_of_the_newest_items_once():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from valued_logs import valued_dataset
 
 from sidrec.baselines.item_knn import fit_item_knn
 from sidrec.pipeline.errors import InputError
@@ -19,6 +20,7 @@ from sidrec.rl.clipping import Clip
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
 from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
+from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.rewards import REWARDS, RewardSources, first_difference, rank_penalty, reward_functions
 from sidrec.rl.settings import ObjectiveConfig, ObjectiveName
 
@@ -197,8 +199,10 @@ def test_history_score_is_the_discounted_gain_of_the_others_list():
 
 def test_only_history_score_has_something_to_say_of_an_open_question():
     knn = lambda: fit_item_knn(SEQUENCES, 6, 6, 0.0)  # noqa: E731
-    rewards = reward_functions(list(REWARDS), RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, knn))
+    values = ValueSource(valued_dataset(), "rating", 0)
+    rewards = reward_functions(list(REWARDS), RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, knn, values))
     columns = {
+        "user": [0, 0, 0, 0],
         "codes": [(0, 1), (0, 2), (0, 1), (0, 2)],
         "target_codes": [(0, 1)] * 4,
         "items": [1, 2, 1, 2],
@@ -252,11 +256,7 @@ def test_what_settings_name_is_what_there_is():
         assert name in helps["objective"]
     measured, experimental = helps["rewards"].split("experimental:")
     for name in REWARDS:
-        assert name in (
-            experimental
-            if name in ("collaborative_score", "embedding_similarity", "novel_hit", "history_score")
-            else measured
-        )
+        assert name in (experimental if name not in ("exact_hit", "prefix_credit", "rank_penalty") else measured)
 
 
 def test_a_reward_of_ones_own_by_its_dotted_path(tmp_path, monkeypatch):
