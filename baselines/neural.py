@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from sidrec.baselines.baseline import Fitted, TrainingPlan
-from sidrec.baselines.bsarec import BsaRecSettings
+from sidrec.baselines.bsarec import BsaRecSettings, PrefixSasRecSettings
 from sidrec.baselines.sasrec import SasRecSettings
 from sidrec.baselines.scorer import valid_recall
 from sidrec.baselines.sequence_model import SequenceScorer, SequenceSettings, on_device, train
@@ -30,6 +30,7 @@ NEURAL: dict[str, SequenceSettings] = {  # what each is untuned, but for the fir
     "sasrec": SasRecSettings(loss="softmax"),
     "sasrec_sampled": SasRecSettings(loss="sampled_softmax"),
     "esasrec": SasRecSettings(loss="sampled_softmax", block="ligr"),
+    "sasrec_prefixes": PrefixSasRecSettings(),
     "bsarec": BsaRecSettings(),
 }
 CHECKPOINT, WEIGHTS, CURVE = "training.pt", "model.safetensors", "valid_recall.json"

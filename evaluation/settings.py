@@ -27,7 +27,8 @@ class EvaluateConfig:
             "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend and bsarec_blend, to "
             "compare a blend with. Baselines: popularity, "
             "recent_popularity, item_knn, markov, markov_decay, slit "
-            "(minutes for thousands of items, and 24 bytes for each pair of them), sasrec, sasrec_bce, sasrec_sampled, esasrec, bsarec."
+            "(minutes for thousands of items, and 24 bytes for each pair of them), sasrec, sasrec_prefixes, sasrec_bce, "
+            "sasrec_sampled, esasrec, bsarec."
         },
     )
     blend_with: list[str] = field(

@@ -1,12 +1,14 @@
 """A stage's folder in a run directory: what it was made from, whether it is finished, and that what lies in it is what was made.
 
 Every stage (`data`, `embeddings`, `sid`, `sft`, `rl`, `evaluation`) owns one folder of the run directory. `manifest.json` in it records the
-stage's fingerprint, the sha256 and size of every input and output, and the versions of the packages. It holds no clock time and no absolute
-path, so that two runs of a stage give the same bytes and a run directory can be moved.
+stage's fingerprint, the sha256 and size of every input and output, the versions of the packages, and the sha256 of all this. It holds no
+clock time and no absolute path, so that two runs of a stage give the same bytes and a run directory can be moved.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -108,7 +110,7 @@ class Stage:
         sweep_temporaries(self.folder)
         strangers = _files(self.folder) if overwrite or manifest is None else manifest.get("not_ours", [])
         unfinished = identity | {"finished": False, "outputs": {}}
-        write_json(self.manifest_path, unfinished | ({"not_ours": strangers} if strangers else {}))
+        write_manifest(self.manifest_path, unfinished | ({"not_ours": strangers} if strangers else {}))
         yield self.folder
 
     def _build_beside(self, identity: dict[str, Any], manifest: dict[str, Any] | None) -> Iterator[Path]:
@@ -117,7 +119,7 @@ class Stage:
         beside.mkdir(parents=True)
         try:
             yield beside
-            write_json(beside / MANIFEST, identity | {"finished": False, "outputs": {}})
+            write_manifest(beside / MANIFEST, identity | {"finished": False, "outputs": {}})
             self._exchange()
         finally:
             shutil.rmtree(beside, ignore_errors=True)
@@ -153,7 +155,7 @@ class Stage:
         strangers = _files(self._before)
         if strangers:
             noted = read_json(self.manifest_path)
-            write_json(self.manifest_path, noted | {"not_ours": sorted({*noted.get("not_ours", []), *strangers})})
+            write_manifest(self.manifest_path, noted | {"not_ours": sorted({*noted.get("not_ours", []), *strangers})})
         for name in strangers:
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (self._before / name).replace(self.folder / name)
@@ -164,7 +166,7 @@ class Stage:
         names = [name for name in _files(self.folder) if name not in strangers]
         outputs = {name: hashes.described(self.folder / name) for name in names}
         finished = identity | {"finished": True, "outputs": outputs} | ({"not_ours": strangers} if strangers else {})
-        write_json(self.manifest_path, finished)
+        write_manifest(self.manifest_path, finished)
         hashes.save()
 
     def _identity(self, hashes: FileHashes) -> dict[str, Any]:
@@ -282,7 +284,23 @@ def read_manifest(folder: Path, command: str = "", refuse_older: bool = True) ->
         raise InputError(
             f"{folder} is of format {manifest.get('format', 0)}, and this version reads format {FORMAT}; {again} to make it again."
         )
+    if refuse_older and manifest.get("sha256") != digest_of(manifest):
+        raise InputError(
+            f"{path} is not as it was written: it was changed since, or is of an earlier version; "
+            f"{f'run `{command} --overwrite true`' if command else 'pass --overwrite true'} to make the stage again."
+        )
     return manifest
+
+
+def write_manifest(path: Path, content: dict[str, Any]) -> None:
+    """With the sha256 of what it says, so that a change is noticed."""
+    write_json(path, content | {"sha256": digest_of(content)})
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """sha256 of a manifest's content as JSON; whether it has one already does not matter."""
+    said = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def recorded_settings(run_dir: Path, name: str, overwrite: bool) -> dict[str, Any] | None:
@@ -295,6 +313,8 @@ def recorded_settings(run_dir: Path, name: str, overwrite: bool) -> dict[str, An
     content = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
     if not isinstance(content, dict) or not isinstance(content.get("fingerprint"), dict):
         return None
+    if not overwrite and _is_manifest(content) and content["format"] == FORMAT:
+        read_manifest(folder)  # refuses one that was changed
     if not overwrite and _is_manifest(content) and content["format"] == FORMAT and content["finished"]:
         changed = changed_output(folder, content, hashes)
         hashes.save()

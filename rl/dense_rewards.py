@@ -92,14 +92,19 @@ def diversity(vectors: np.ndarray) -> DenseReward:
 
     The expectation of it is 1 - the mean cosine of two draws, intra-list diversity. vectors: float32 [N, D] by leaf.
     """
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = torch.from_numpy(np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0).astype(np.float32))
+    units = torch.from_numpy(unit_rows(vectors))
 
     def diversity(questions: Questions, probs: Tensor) -> Tensor:
         rows = units.to(probs.device)
         return 1 - (probs @ rows) @ rows.T
 
     return diversity
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """float32 [N, D], every row scaled to length 1; an all-zero row stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0).astype(np.float32)
 
 
 def logged_value(values: ValueSource, items: np.ndarray) -> DenseReward:

@@ -158,6 +158,7 @@ def rewards_of(
         training.num_generations,
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
         values,
+        objective.hit_k,
     )
     return reward_functions(objective.rewards, sources)
 

@@ -15,7 +15,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ import numpy as np
 
 from sidrec.baselines.scorer import Scorer
 from sidrec.pipeline.errors import InputError
+from sidrec.rl.dense_rewards import novelty_bits, unit_rows
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.reward_models import ValueSource, logged_value, predicted_value
-from sidrec.rl.settings import DENSE
 
 Codes = Sequence[int]
 Reward = Callable[..., list[float]]
@@ -62,6 +62,50 @@ def rank_penalty(group_size: int) -> Reward:
     return rank_penalty
 
 
+def hit_at_k(ks: list[int]) -> Reward:
+    """K (1 - π)^(K - 1) for the item that was taken, meaned over `ks`, else 0: what π of it is worth to the Recall of K draws, whose
+    gradient the expectation of this has (`sidrec.rl.dense_rewards`). target_prob: π of the taken item when the group was drawn."""
+
+    def hit_at_k(items: list[int], target: list[int], target_prob: list[float], **_columns: Any) -> list[float]:
+        worth = [sum(k * (1 - prob) ** (k - 1) for k in ks) / len(ks) for prob in target_prob]
+        return [value if item == wanted else 0.0 for item, wanted, value in zip(items, target, worth, strict=True)]
+
+    return hit_at_k
+
+
+def novelty(popularity: np.ndarray) -> Reward:
+    """How seldom an item is taken, 0 to 1; see `sidrec.rl.dense_rewards`. popularity: int64 [N], training interactions."""
+    bits = novelty_bits(popularity)
+
+    def novelty(items: list[int], **_columns: Any) -> list[float]:
+        return bits[items].astype(float).tolist()
+
+    return novelty
+
+
+def coverage(n_items: int) -> Reward:
+    """How much too seldom the groups of this update, of this process, hold an item: log of an even share over its share of them."""
+
+    def coverage(items: list[int], **_columns: Any) -> list[float]:
+        shares = np.bincount(items, minlength=n_items) / len(items) * n_items
+        return (-np.log(shares[items])).tolist()
+
+    return coverage
+
+
+def diversity(vectors: np.ndarray, group_size: int) -> Reward:
+    """How unlike the others of its group an item is, 0 to 2: 1 - the mean cosine with them. vectors: float32 [N, D]."""
+    units = unit_rows(vectors)
+
+    def diversity(items: list[int], **_columns: Any) -> list[float]:
+        groups = units[np.reshape(items, (-1, group_size))]  # [groups, G, D]
+        itself = np.square(groups).sum(2)
+        cosines = np.einsum("pgd,pd->pg", groups, groups.sum(1)) - itself
+        return (1 - cosines / (group_size - 1)).flatten().astype(float).tolist()
+
+    return diversity
+
+
 def of_answered(reward: Reward) -> AskedReward:
     """The same reward where the taken item is known, None for open questions."""
 
@@ -83,6 +127,12 @@ class RewardSources:
     group_size: int
     scorer: Callable[[], Scorer]
     values: ValueSource | None = None
+    hit_k: list[int] = field(default_factory=lambda: [20])
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """int64 [N], training interactions."""
+        return np.bincount(np.concatenate(list(self.sequences)), minlength=self.n_items)
 
     @property
     def n_items(self) -> int:
@@ -98,6 +148,10 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
     "exact_hit": lambda sources: of_answered(exact_hit),
     "prefix_credit": lambda sources: of_answered(prefix_credit),
     "rank_penalty": lambda sources: of_answered(rank_penalty(sources.group_size)),
+    "hit_at_k": lambda sources: of_answered(hit_at_k(sources.hit_k)),
+    "novelty": lambda sources: novelty(sources.popularity),
+    "coverage": lambda sources: coverage(sources.n_items),
+    "diversity": lambda sources: diversity(sources.vectors, sources.group_size),
     # experimental
     "collaborative_score": lambda sources: of_answered(collaborative_score(sources.sequences, sources.n_items)),
     "embedding_similarity": lambda sources: of_answered(embedding_similarity(sources.vectors)),
@@ -115,7 +169,7 @@ def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None
     if not names:
         raise InputError(f"rewards has nothing; give any of {', '.join(REWARDS)}.")
     for name in names:
-        if name not in REWARDS and name not in DENSE:
+        if name not in REWARDS:
             import_reward(name)
     of_values = [name for name in names if name in VALUE_REWARDS]
     if of_values and value_column is None:

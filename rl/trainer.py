@@ -241,7 +241,8 @@ def rollout(prompts: list[Question], trainer: SidGRPOTrainer) -> dict[str, list 
     """TRL's rollout function: for every prompt, a group of G items (rl/groups.py).
 
     TRL hands each prompt over G times in a row, so a process must hold whole groups. Beside what TRL asks for, a row has codes (L
-    integers), item (its index, as `items`) and weight (how much the draw counts).
+    integers), item (its index, as `items`), weight (how much the draw counts) and target_prob (π of the taken item, 0 where nothing asks
+    for it).
     """
     size, objective = trainer.num_generations, trainer.objective
     distinct = prompts[::size]
@@ -262,10 +263,13 @@ def rollout(prompts: list[Question], trainer: SidGRPOTrainer) -> dict[str, list 
 
         seeds = [f"{trainer.args.seed} {trainer.state.global_step} {prompt}" for prompt in distinct]
         groups, beams = draw_groups(search, len(distinct), size, objective.draw, seeds)
-        if objective.inject_target:
+        probabilities = torch.zeros(len(distinct), device=device)
+        if objective.inject_target or "hit_at_k" in objective.rewards:
             targets = torch.tensor([question.target for question in distinct], device=device)
             with torch.no_grad():
                 probabilities = trainer._log_probs(model, padded, mask, targets.clamp(min=0)).chosen.sum(1).exp()
+            probabilities = torch.where(targets >= 0, probabilities, 0.0)
+        if objective.inject_target:
             groups = with_targets(groups, beams, targets, probabilities)
     weights = groups.weights if objective.importance_weights else torch.ones_like(groups.weights)
     items = groups.items.flatten().cpu()
@@ -279,4 +283,5 @@ def rollout(prompts: list[Question], trainer: SidGRPOTrainer) -> dict[str, list 
         "codes": codes.tolist(),
         "items": items.tolist(),
         "weight": weights.flatten().tolist(),
+        "target_prob": probabilities.repeat_interleave(size).tolist(),
     }

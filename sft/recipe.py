@@ -56,7 +56,7 @@ def recipe(n_items: int, train_interactions: int) -> dict[str, Any]:
     chosen = next(values for limit, values in BY_DENSITY if density < limit)
     valid_users = min(MOST_VALID, max(FEWEST_VALID, VALID_SCORES // n_items))
     whole = {
-        name: int(value) if name == "num_hidden_layers" else value
+        name: int(value) if name == "num_hidden_layers" else float(value)
         for name, value in zip(OF_DROPOUT, chosen, strict=True)
     }
     head = "marginal" if n_items <= MOST_MARGINAL else "additive"

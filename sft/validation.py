@@ -30,6 +30,9 @@ class RecommendingValidation:
         self.valid_cases = valid_cases
         self.add_callback(StayFinished())  # type: ignore[attr-defined]
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No card in every checkpoint: the finished folder has one (`sft/model_card.py`)."""
+
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:

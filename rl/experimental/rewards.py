@@ -9,6 +9,7 @@ import numpy as np
 
 from sidrec.baselines.scorer import Scorer, gains
 from sidrec.evaluation.variety import takers_of
+from sidrec.rl.dense_rewards import unit_rows
 from sidrec.rl.prompts import NO_TARGET
 
 
@@ -25,8 +26,7 @@ def collaborative_score(sequences: Sequence[np.ndarray], n_items: int) -> Callab
 
 def embedding_similarity(vectors: np.ndarray) -> Callable[..., list[float]]:
     """Cosine of two items' vectors, -1 to 1. vectors: float32 [N, D]; an all-zero row is like nothing."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+    units = unit_rows(vectors)
 
     def embedding_similarity(items: list[int], target: list[int], **_columns: Any) -> list[float]:
         return (units[items] * units[target]).sum(1).astype(float).tolist()

@@ -12,7 +12,7 @@ from test_sasrec import N, cases, walks
 
 from sidrec.baselines import scorer as scorer_module
 from sidrec.baselines import sequence_model
-from sidrec.baselines.bsarec import BsaBlock, BsaRec, BsaRecSettings, FrequencyFilter, prefixes
+from sidrec.baselines.bsarec import BsaBlock, BsaRec, BsaRecSettings, FrequencyFilter, PrefixSasRecSettings, prefixes
 from sidrec.baselines.scorer import rank_cases
 from sidrec.baselines.sequence_model import SequenceScorer, padded
 from sidrec.data.metrics import recall_at
@@ -95,3 +95,15 @@ def test_it_learns_what_a_first_order_chain_cannot(tmp_path: Path, monkeypatch: 
     settings = replace(TINY, dim=32, dropout=0.0, epochs=8, patience=8)
     scorer = sequence_model.train(walks(240, 1), cases(walks(60, 2)), N, settings, 0, 5.0, tmp_path / "bsarec.pt")
     assert recall_at(rank_cases(scorer, cases(walks(200, 3)), masked=False), 1).mean() > 0.8
+
+
+def test_without_the_filter_it_is_a_transformer_with_its_norms_behind():
+    settings = PrefixSasRecSettings(dim=8)
+    block = BsaBlock(settings).eval()
+    hidden, attends = torch.randn(2, 6, 8), torch.ones(2, 1, 6, 6, dtype=torch.bool).tril()
+    attended = block.attention_norm(hidden + block.out(block._attention(hidden, attends, slice(None))))
+    wanted = block.network_norm(attended + block.network(attended))
+    torch.testing.assert_close(block(hidden, attends), wanted)
+    assert all(set(point) == set(settings.grid[0]) for point in settings.grid), (
+        "a stage is named by the first point's settings"
+    )

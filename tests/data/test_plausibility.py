@@ -23,6 +23,7 @@ from sidrec.data.prepare import main
 from sidrec.data.repeats import count_again, first_of_equals
 from sidrec.data.timestamps import EARLIEST, LATEST, UNITS, unit_of
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import write_manifest
 
 NOVEMBER = 1_700_000_000  # 2023-11-14, in seconds
 Row = tuple[Any, ...]
@@ -414,5 +415,5 @@ def test_data_of_an_earlier_version_name_nobody(prepare: Prepare, tmp_path: Path
     manifest = tmp_path / "run" / "data" / "manifest.json"
     content = json.loads(manifest.read_text())
     del content["outputs"]["left_out.parquet"]
-    manifest.write_text(json.dumps(content))
+    write_manifest(manifest, content)
     assert Dataset.load(tmp_path / "run").left_out.is_empty()

@@ -17,6 +17,7 @@ from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.rl import grpo
 from sidrec.rl.groups import draw_groups, with_targets
+from sidrec.rl.rewards import REWARDS, RewardSources
 from sidrec.rl.trainer import first_rows
 from sidrec.rl.training_metrics import draw_training, group_figures
 from sidrec.sft import train
@@ -82,6 +83,33 @@ def test_with_the_taken_item_in_every_group_they_still_do(question, target):
     exact = float((probabilities * value_of(torch.arange(N))).sum())
     estimates = (groups.weights * value_of(groups.items)).sum(1)
     assert float(estimates.mean()) == pytest.approx(exact, abs=4 * float(estimates.std()) / SEEDS**0.5)
+
+
+def rewards_of(name: str, item: int, probability: float) -> torch.Tensor:
+    """What every item earns by a reward's list form, float32 [N]."""
+    sources = RewardSources([np.array([0, 1, 1, 2])], np.eye(N, 3, dtype=np.float32), N, lambda: None, hit_k=[5, 20])
+    columns = {"items": list(range(N)), "target": [item] * N, "target_prob": [probability] * N}
+    codes = [(i // 5, i % 5) for i in range(N)]
+    return torch.tensor(REWARDS[name](sources)(**columns, codes=codes, target_codes=[codes[item]] * N))
+
+
+@pytest.mark.parametrize("name", ["exact_hit", "hit_at_k", "prefix_credit", "novelty", "diversity"])
+@pytest.mark.parametrize("injected", [False, True])
+def test_the_mean_of_a_group_s_gradient_is_the_exact_gradient(question, name, injected):
+    """By the scores of a softmax over items: Σ π(i) r(i) (e_i - π), against Σ w(i) r(i) (e_i - π) over a group's draws."""
+    search, probabilities = question
+    item = probabilities.argsort(descending=True)[3]
+    values = rewards_of(name, int(item), float(probabilities[item]))
+    towards = torch.eye(N) - probabilities
+    exact = (probabilities * values) @ towards
+    groups, beams = draw_groups(search, SEEDS, G, "gumbel", [f"seed {i}" for i in range(SEEDS)])
+    if injected:
+        groups = with_targets(groups, beams, item.expand(SEEDS), probabilities[item].expand(SEEDS))
+    drawn = torch.einsum("sg,sgn->sn", groups.weights * values[groups.items], towards[groups.items])
+    error = drawn.std(0) / SEEDS**0.5
+    assert ((drawn.mean(0) - exact).abs() <= 5 * error + 1e-6).all()
+    if injected and name in ("exact_hit", "hit_at_k"):
+        assert torch.nn.functional.cosine_similarity(drawn.mean(0), exact, dim=0) > 0.999
 
 
 def test_where_the_taken_item_is_not_known_the_draws_stay(question):

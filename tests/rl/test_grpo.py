@@ -88,7 +88,7 @@ def test_rewards_and_recall_are_logged(rl_run):
 def test_rollouts_are_distinct_valid_items_of_their_own_prompt(trainer):
     prompts = distinct_prompts(trainer, 6)
     rows = rollout(repeated(prompts), trainer)
-    assert set(rows) == {"prompt_ids", "completion_ids", "logprobs", "codes", "items", "weight"}
+    assert set(rows) == {"prompt_ids", "completion_ids", "logprobs", "codes", "items", "weight", "target_prob"}
     assert rows["items"] == trainer.trie.item_of(torch.tensor(rows["codes"])).tolist()
     assert rows["logprobs"] is None
     all_codes = {tuple(row) for row in (trainer.renderer.item_tokens - first_tokens(trainer)).tolist()}

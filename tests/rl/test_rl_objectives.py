@@ -21,7 +21,17 @@ from sidrec.rl.experimental.rewards import collaborative_score, embedding_simila
 from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.reward_models import ValueSource
-from sidrec.rl.rewards import REWARDS, RewardSources, first_difference, rank_penalty, reward_functions
+from sidrec.rl.rewards import (
+    REWARDS,
+    RewardSources,
+    coverage,
+    diversity,
+    first_difference,
+    hit_at_k,
+    novelty,
+    rank_penalty,
+    reward_functions,
+)
 from sidrec.rl.settings import ObjectiveConfig, ObjectiveName
 
 POLICY_LOSSES = {name: objective.loss for name, objective in OBJECTIVES.items() if objective.loss is not None}
@@ -101,6 +111,23 @@ def test_ecpo_and_gbpo_bound_what_an_unlikely_negative_item_can_do():
     assert slopes["grpo"] > 1000
     assert slopes["ecpo"] == pytest.approx(1 + CLIP.high + CLIP.early, rel=1e-4)
     assert slopes["gbpo"] == pytest.approx(math.exp(-0.1) / (1 - math.exp(-0.1)), rel=1e-4)
+
+
+def test_hit_at_k_by_hand():
+    reward = hit_at_k([1, 3])
+    columns = {"items": [5, 2, 2], "target": [5, 5, 2], "target_prob": [0.2, 0.2, 0.9]}
+    assert reward(**columns) == pytest.approx([(1 + 3 * 0.8**2) / 2, 0.0, (1 + 3 * 0.1**2) / 2])
+
+
+def test_novelty_coverage_and_diversity_by_hand():
+    bits = novelty(np.array([7, 1, 0, 4]))(items=[2, 0])
+    assert bits == pytest.approx([1.0, math.log2(8 / 16) / math.log2(1 / 16)])
+    assert coverage(4)(items=[0, 0, 1, 3]) == pytest.approx([-math.log(2), -math.log(2), 0, 0])
+    vectors = np.array([[1, 0], [0, 2], [3, 3], [0, 0]], np.float32)
+    half = math.sqrt(0.5)
+    assert diversity(vectors, 3)(items=[0, 1, 2, 0, 0, 3]) == pytest.approx(
+        [1 - half / 2, 1 - half / 2, 1 - half, 0.5, 0.5, 1.0], abs=1e-6
+    )
 
 
 def test_s_dpo_by_its_formula_and_its_gradient_by_differences():

@@ -20,6 +20,7 @@ from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import write_manifest
 from sidrec.serving.history import find_title
 from sidrec.serving.recommend import MODELS, last_trained
 from sidrec.serving.table import show
@@ -189,7 +190,7 @@ def test_the_model_that_is_asked(run_dir, tmp_path):
     shutil.copytree(copied / "sft", copied / "rl")
     assert last_trained(copied) == "rl"
     manifest = json.loads((copied / "rl" / "manifest.json").read_text())
-    (copied / "rl" / "manifest.json").write_text(json.dumps(manifest | {"finished": False}))
+    write_manifest(copied / "rl" / "manifest.json", manifest | {"finished": False})
     assert last_trained(copied) == "sft"
 
 

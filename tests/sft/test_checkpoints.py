@@ -101,6 +101,26 @@ def test_a_broken_checkpoint_is_deleted_and_the_one_before_it_taken(tmp_path, da
     assert last_whole_checkpoint(tmp_path) is None
 
 
+def write_with_best(folder: Path, step: int, best: int) -> Path:
+    checkpoint = write_checkpoint(folder, step)
+    state = {"global_step": step, "best_model_checkpoint": f"/moved/since/checkpoint-{best}"}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    seal(checkpoint, 1)
+    return checkpoint
+
+
+def test_the_best_checkpoint_must_be_whole_too(tmp_path):
+    """Trainer loads it at the end: were it another, so would be the model."""
+    first = write_checkpoint(tmp_path, 2)
+    best, last = (write_with_best(tmp_path, step, best=4) for step in (4, 6))
+    assert last_whole_checkpoint(tmp_path) == str(last)
+    change_a_byte(best / "model.safetensors")
+    said = []
+    assert last_whole_checkpoint(tmp_path, say=said.append) == str(first)
+    assert any("checkpoint-4, the best so far, is not as it was written" in sentence for sentence in said)
+    assert not best.exists()
+
+
 def test_all_processes_of_a_run_may_look_at_once(tmp_path):
     """They find the same checkpoint, and none trips over a broken one that another is deleting."""
     for attempt in range(20):

@@ -19,7 +19,7 @@ from sidrec.evaluation import evaluate
 from sidrec.evaluation.model_cards import NOT_MEASURED, fill_cards
 from sidrec.pipeline import provenance
 from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.stage import Stage, require_finished
+from sidrec.pipeline.stage import Stage, require_finished, write_manifest
 from sidrec.sft import model_card
 from sidrec.sft.model_card import header, write_model_card
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -87,7 +87,7 @@ def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):
     shutil.copytree(run_dir / "sft", run_dir / "rl")
     manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
     manifest["fingerprint"]["model_name_or_path"] = "Qwen/Qwen3-0.6B"
-    (run_dir / "sft" / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(run_dir / "sft" / "manifest.json", manifest)
     write_model_card(run_dir / "rl")
     assert "base_model: Qwen/Qwen3-0.6B" in card_of(run_dir, "rl")
     assert "GRPO with recall rewards" in card_of(run_dir, "rl")
