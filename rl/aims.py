@@ -11,8 +11,8 @@ from scipy import sparse
 
 from sidrec.baselines.value_model import ValueModel
 from sidrec.data.dataset import Dataset, EvalCases
-from sidrec.data.metrics import NO_ITEM
 from sidrec.evaluation.coverage import count_items, spread
+from sidrec.evaluation.value_metrics import mean_of_lists
 from sidrec.evaluation.variety import diversity, novelty, takers_of
 from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.settings import AIMS
@@ -62,8 +62,7 @@ class ListFigures:
             asked = self.cases.take(part)
             assert asked.history_values is not None, "cases of another column, or of none"
             worth = model.values(asked.user_ids, asked.histories, asked.history_values)
-            rows = np.where(items[part] == NO_ITEM, np.nan, np.take_along_axis(worth, items[part].clip(0), axis=1))
-            sums += float(np.nanmean(rows, axis=1).sum())
+            sums += float(np.nansum(mean_of_lists(worth, items[part])))
         return sums / len(items)
 
 
@@ -74,12 +73,12 @@ def with_kept(metrics: Mapping[str, float], start: Mapping[str, float], prefix: 
     where nothing is lost further down. Of the other aims: where Recall@10 is not below (1 - margin) times the SFT model's.
     """
     deep, first = f"{prefix}_recall@50", f"{prefix}_recall@10"
-    kept = {f"{prefix}_kept_ndcg@10": metrics[f"{prefix}_ndcg@10"] if metrics[deep] >= start[deep] else 0.0}
+    choosing = {f"{prefix}_kept_ndcg@10": metrics[f"{prefix}_ndcg@10"] if metrics[deep] >= start[deep] else 0.0}
     enough = metrics[first] >= (1 - margin) * start[first]
     for aim in AIMS:
         if (figure := f"{prefix}_{aim}@{LENGTH}") in metrics:
-            kept[f"{prefix}_kept_{aim}@{LENGTH}"] = metrics[figure] if enough else 0.0
-    return {**metrics, **kept}
+            choosing[f"{prefix}_kept_{aim}@{LENGTH}"] = metrics[figure] if enough else 0.0
+    return {**metrics, **choosing}
 
 
 def bought(first: Mapping[str, Any], best: Mapping[str, Any], metric: str) -> str:

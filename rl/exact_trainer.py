@@ -128,10 +128,10 @@ class Judge:
         trainer, objective, asked = self.trainer, self.trainer.objective, self.questions.of(part)
         weights, scaled = trainer.reward_weights.tolist(), OBJECTIVES[objective.objective].scaled
         losses, rewards = expected(log_probs, asked, trainer.dense_rewards, weights, scaled)
-        taken = log_probs.gather(1, asked.targets[:, None])[:, 0]
-        losses = losses - objective.sft_loss_weight * taken
+        answer = log_probs.gather(1, asked.targets[:, None])[:, 0]
+        losses = losses - objective.sft_loss_weight * answer
         fixed = log_probs.detach()
-        noted = {"target": taken.detach().exp(), "entropy": -(fixed.exp() * fixed).sum(1)}
+        noted = {"target": answer.detach().exp(), "entropy": -(fixed.exp() * fixed).sum(1)}
         noted["reward"] = rewards @ rewards.new_tensor(weights)
         noted |= {
             f"rewards/{name}/mean": values for name, values in zip(trainer.reward_func_names, rewards.T, strict=True)

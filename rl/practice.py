@@ -54,12 +54,7 @@ NO_GAIN = 3  # exit code
 KNN_CASES = 2000  # valid cases on which the item-KNN of history_score is chosen
 
 
-def practise(
-    config: RlConfig,
-    objective: ObjectiveConfig,
-    training: RlTrainerConfig,
-    trainer_kind: type[SidGRPOTrainer] = SidGRPOTrainer,
-) -> None:
+def practise(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
     """Make the run directory's rl/, or say that it is finished; then upload it where that is asked for. Every process calls it."""
     with stage_screen("rl") as screen:
         refuse_contradictions(config, objective, training)
@@ -79,7 +74,7 @@ def practise(
             start = prepare(config, objective, training, sft_folder)
             with building_together(stage, config.overwrite) as folder:
                 screen.log_on_to(folder / "log.txt")
-                train_model(folder, start, config, objective, arguments, screen, trainer_kind)
+                train_model(folder, start, config, objective, arguments, screen)
             close_folder(stage.folder)
         if config.stop_if_no_gain and read_json(stage.folder / "log.json")["kept_step"] == 0:
             screen.say("rl: the SFT model was not bettered, so --stop_if_no_gain ends here with exit code 3")
@@ -208,11 +203,10 @@ def train_model(
     objective: ObjectiveConfig,
     arguments: GRPOConfig,
     screen: Screen,
-    trainer_kind: type[SidGRPOTrainer],
 ) -> None:
     """Train from the last whole checkpoint on, and write the best model into `folder`, the SFT model where none was better."""
     arguments.max_completion_length = start.sids.n_levels
-    trainer = make_trainer(start, config, objective, arguments, trainer_kind)
+    trainer = make_trainer(start, config, objective, arguments)
     shape = ModelShape.of(trainer.model)
     asked = in_words(start.prompts, arguments, objective)
     show_progress(trainer, screen, f"{shape.parameters / 1e6:.2f}M parameters, {asked}, on {arguments.device.type}")
@@ -227,7 +221,6 @@ def make_trainer(
     config: RlConfig,
     objective: ObjectiveConfig,
     arguments: GRPOConfig,
-    trainer_kind: type[SidGRPOTrainer],
 ) -> SidGRPOTrainer:
     """The trainer of groups, or of exact expectations, which has batches of whole histories."""
     common: dict[str, Any] = {
@@ -246,7 +239,7 @@ def make_trainer(
         "callbacks": [SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     }
     if objective.draw != "every_item":
-        return trainer_kind(reward_funcs=start.rewards, **common)
+        return SidGRPOTrainer(reward_funcs=start.rewards, **common)
     drop = ItemDropout(config.item_dropout, arguments.seed)
     common["callbacks"].append(drop)
     render = ExampleRenderer(start.renderer, [], [], start.tokenizer.eos_token_id, {})

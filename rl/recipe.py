@@ -16,8 +16,6 @@ MOST_EXACT = 100_000  # items: π of each is computed for every question
 EXACT: dict[str, Any] = {
     "draw": "every_item",
     "rewards": ["hit_at_k"],
-    "reward_weights": [1.0],
-    "sft_loss_weight": 0.0,
     "positions_per_user": 1000,
     "learning_rate": 3e-4,
     "max_steps": -1,
@@ -25,8 +23,12 @@ EXACT: dict[str, Any] = {
     "eval_steps": 0.1,
     "save_steps": 0.1,
 }
+HITS = {
+    "exact_hit",
+    "hit_at_k",
+    "logged_value",
+}  # rewards that hold the model to what is taken; beside others the SFT loss does
 TOGETHER = (  # settings of which naming one leaves all to whoever names it
-    ("rewards", "reward_weights", "sft_loss_weight"),
     ("max_steps", "num_train_epochs"),
     ("eval_strategy", "eval_steps", "save_steps"),
 )
@@ -38,19 +40,21 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     Nothing where they ask for groups, or where the run directory's model or catalogue does: another kind of model, or too many items.
     """
     rewards = named.get("rewards", EXACT["rewards"])
+    rewards = rewards if isinstance(rewards, list) else [rewards]
     asks_for_groups = (
         named.get("draw", "every_item") != "every_item"
         or named.get("objective", ObjectiveConfig.objective) not in EXACT_OBJECTIVES
         or named.get("open_questions", False)
         or named.get("token_credit", 0)
-        or not set(rewards if isinstance(rewards, list) else [rewards]) <= set(DENSE)
+        or not set(rewards) <= set(DENSE)
         or "num_generations" in named
     )
     run_dir = Path(named.get("run_dir", RlConfig.run_dir))
     if asks_for_groups or not has_exact_model(run_dir):
         return {}
     left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
-    return {name: value for name, value in EXACT.items() if name not in left_to_user}
+    chosen = EXACT | {"reward_weights": [1.0] * len(rewards), "sft_loss_weight": float(not set(rewards) & HITS)}
+    return {name: value for name, value in chosen.items() if name not in left_to_user}
 
 
 def has_exact_model(run_dir: Path) -> bool:

@@ -31,7 +31,7 @@ from sidrec.rl.reward_models import ValueSource, logged_value, predicted_value
 
 Codes = Sequence[int]
 Reward = Callable[..., list[float]]
-AskedReward = Callable[..., list[float | None]]
+AskedReward = Callable[..., list[float] | list[float | None]]
 
 
 def exact_hit(codes: list[Codes], target_codes: list[Codes], **_columns: Any) -> list[float]:
