@@ -3,12 +3,13 @@
 accelerate launch sft/train.py --run_dir outputs/ml-100k --seeds 3
 python -m benchmarks.rl_front --dataset ml-100k --run_dir outputs/ml-100k --work_dir outputs/rl_front_ml --json
 
-Aims: the mean value of a list by a value model of other users' folds, and Recall@10 of events that were liked, where the log has ratings;
-coverage and evenness of the catalogue; diversity. Families: RL with a reward for value, for coverage and for diversity beside hit@20; SFT
-that goes on; hits weighted by the logged value; and from the SFT model's own log π, without training: log π + weight · value, log π - weight ·
-log popularity, and MMR. A family's weight is chosen on valid, the best aim where Recall@10 is not below (1 - --margin) times SFT's, and reported
-on test, with differences paired over cases, the mean over the seeds, and bootstrap intervals over users. The picture and the page have all
-weights on test. Leave one out, whole catalogue, seen items left out. Finished rows are kept in --work_dir. The last line is one JSON object.
+Aims: the mean value of a list by a value model of other users' folds, and Recall@10 of events that were liked, where the log has
+ratings; coverage and evenness of the catalogue; diversity. Families: RL with a reward for value, for coverage and for diversity beside
+hit@20; SFT that goes on; hits weighted by the logged value; and from the SFT model's own log π, without training: log π + weight · value,
+log π - weight · log popularity, and MMR. A family's weight is chosen on valid, the best aim where Recall@10 is not below (1 - --margin) times
+SFT's, and reported on test, with differences paired over cases, the mean over the seeds, and bootstrap intervals over users. The picture and
+the page have all weights on test. Leave one out, whole catalogue, seen items left out. Finished rows are kept in --work_dir. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Judge:
         dataset = Dataset.load(run_dir)
         has_values = VALUE_COLUMN in dataset.interactions.columns
         column = VALUE_COLUMN if has_values else None
-        cases = {split: sample_cases(dataset.cases(split, column), most, seed=0) for split in ("valid", "test")}  # type: ignore[arg-type]
+        cases = {split: sample_cases(dataset.cases(split, column), most, seed=0) for split in ("valid", "test")}
         return cls(dataset, cases, has_values)
 
     @cached_property
@@ -322,10 +323,11 @@ def recall_gain(point: Point, sft: Point, users: np.ndarray) -> tuple[float, flo
 def key_figures(
     points: dict[tuple[str, float], Point], chosen: dict[tuple[str, str], float], judge: Judge
 ) -> dict[str, Any]:
-    """Relative gains over SFT on test of RL's best family for each aim, and of the best without RL; gini_gain is a difference. recall10_low:
-    the lowest end of their intervals of Recall@10, as a share of SFT's."""
+    """Relative gains over SFT on test of RL's best family for each aim, and of the best without RL; gini_gain is a difference.
+    recall10_low: the lowest end of their intervals of Recall@10, as a share of SFT's."""
     sft, users = points[SFT, 0.0], np.asarray(judge.cases["test"].user_ids)
-    base, lows, figures = means(sft["test"]), [], {}
+    base, lows = means(sft["test"]), []
+    figures: dict[str, Any] = {}
     for aim in AIMS:
         if aim not in base:
             continue
