@@ -11,7 +11,10 @@ from sidrec.pipeline.files import atomic_path
 from sidrec.pipeline.html import page, plot, table
 
 Points = dict[tuple[str, float], dict[str, float]]  # (family, weight) → figures, recall among them
-CAPTION = "On test. A line is a family, a point a weight of it; the star is SFT. Further up is more of the aim, further right more Recall@10."
+CAPTION = (
+    "On test. A line is a family, a point a weight of it; the star is SFT. Further up is more of the aim, further right more "
+    "Recall@10."
+)
 
 
 def drawn(points: Points, aims: dict[str, str]) -> Figure:

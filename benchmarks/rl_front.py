@@ -6,8 +6,8 @@ python -m benchmarks.rl_front --dataset ml-100k --run_dir outputs/ml-100k --work
 Aims: the mean value of a list by a value model of other users' folds, and Recall@10 of events that were liked, where the log has
 ratings; coverage and evenness of the catalogue; diversity. Families: RL with a reward for value, for coverage and for diversity beside
 hit@20; SFT that goes on; hits weighted by the logged value; and from the SFT model's own log π, without training: log π + weight · value,
-log π - weight · log popularity, and MMR. A family's weight is chosen on valid, the best aim where Recall@10 is not below (1 - --margin) times
-SFT's, and reported on test, with differences paired over cases, the mean over the seeds, and bootstrap intervals over users. The picture and
+log π - weight · log popularity, and MMR. A family's weight is chosen on valid, the best aim where Recall@10 is not below (1 - --margin)
+times SFT's, and reported on test: differences paired over cases, the mean over the seeds, bootstrap intervals over users. The picture and
 the page have all weights on test. Leave one out, whole catalogue, seen items left out. Finished rows are kept in --work_dir. The last line
 is one JSON object.
 """

@@ -19,7 +19,14 @@ from sidrec.sft.trainer_config import (
 ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
 Draw = Literal["every_item", "gumbel", "independent", "beams"]
 AIMS = ("novelty", "diversity", "coverage", "evenness", "value")  # of lists of ten; `rl/aims.py`
-KEPT_METRICS = ("eval_kept_ndcg@10", *(f"eval_kept_{aim}@10" for aim in AIMS))
+KEPT_METRICS = (
+    "eval_kept_ndcg@10",
+    "eval_kept_novelty@10",
+    "eval_kept_diversity@10",
+    "eval_kept_coverage@10",
+    "eval_kept_evenness@10",
+    "eval_kept_value@10",
+)
 DENSE = (
     "exact_hit",
     "hit_at_k",
