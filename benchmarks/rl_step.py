@@ -7,6 +7,8 @@ step_ratio       CPU seconds of TRL's own loss and its backward pass (each promp
 gradient_cosine  of the gradient that groups of each kind give on average, with reward 1 for a hit, to the exact gradient of the expected
                  reward, enumerated over all items of --index (semantic IDs as MiniOneRec writes them, or codes_all.npy); the figure is
                  the default's, `cosines` has the others
+exact_ratio      seconds a question of a step over every item, over those of a step of Gumbel groups, on --run_dir's SFT model where that
+                 is an RQ-Transformer: the trainer's whole steps, draws and rewards included
 kl_max           the largest divergence at a code in 1,000 updates at ten times the default learning rate, on --run_dir's SFT model
 The last line is one JSON object.
 """
@@ -41,6 +43,7 @@ from sidrec.rl.clipping import Clip
 from sidrec.rl.group_log_probs import group_log_probs
 from sidrec.rl.groups import draw_groups
 from sidrec.rl.objectives import group_advantages, grpo
+from sidrec.rl.recipe import has_exact_model
 from sidrec.rl.settings import Draw, RlTrainerConfig
 from sidrec.sft.backbone import byte_tokenizer
 from sidrec.tokenizer.interchange import read_codes
@@ -49,6 +52,7 @@ G = 16
 PROMPTS, PROMPT_ITEMS, CATALOGUE, LEVELS = 2, 86, 4000, (256, 256, 256)
 VOCABULARY = 32_000  # tokens: TRL scores all of them at every position
 RANKS = (0, 3, 8, 14)  # of the taken item among all: where a group holds it often enough
+STEPS = 12  # of RL that are timed
 SHARPNESS = 6.0  # the random model's logits are scaled by so much: the best item then has a probability of some percent
 
 
@@ -81,6 +85,8 @@ def main(arguments: list[str] | None = None) -> None:
     record(**step_ratio(config))
     cosines = gradient_cosines(config)
     record(gradient_cosine=cosines["gumbel"], cosines=cosines)
+    if config.run_dir is not None and has_exact_model(config.run_dir):
+        record(exact_ratio=exact_ratio(config.run_dir))
     if config.run_dir is not None:
         record(kl_max=kl_max(config.run_dir, config))
     print_figures(figures)
@@ -223,6 +229,33 @@ class Question:
 
 def cosine(a: Tensor, b: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a.double(), b.double(), dim=0))
+
+
+def exact_ratio(run_dir: Path) -> float:
+    """Of the median step of STEPS, the first left out."""
+    prompts = RlTrainerConfig.per_device_train_batch_size // RlTrainerConfig.num_generations
+    exact, groups = (steps_of(run_dir, draw) for draw in ("every_item", "gumbel"))
+    seconds = {
+        "exact": [row["step_time"] / row["questions"] for row in exact],
+        "groups": [row["step_time"] / prompts for row in groups],
+    }
+    return float(np.median(seconds["exact"]) / np.median(seconds["groups"]))
+
+
+def steps_of(run_dir: Path, draw: Draw) -> list[dict[str, float]]:
+    """What RL logged of every step but the first, on a copy of the run."""
+    flags = {
+        "draw": draw, "rewards": "hit_at_k", "reward_weights": 1, "max_steps": STEPS, "logging_steps": 1, "eval_steps": STEPS,
+        "save_steps": STEPS, "valid_users": 50, "early_stopping_patience": 0, "disable_tqdm": "true",
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "run"
+        shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns("rl", "evaluation", "seeds"))
+        run_stage(
+            [*RL, *(word for name, value in flags.items() for word in (f"--{name}", str(value)))], copy, threads=1
+        )
+        log = read_json(copy / "rl" / "log.json")["log"]
+    return [row for row in log if "step_time" in row][1:]
 
 
 def kl_max(run_dir: Path, config: RlStepConfig) -> float:

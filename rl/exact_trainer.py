@@ -76,6 +76,7 @@ class ExactGRPOTrainer(SidGRPOTrainer):
             self._note("kl/max", figures["kl/mean"].max(), "max")
         self._note("solved", (figures["target"] > SOLVED).float().mean())
         count = self.accelerator.reduce(torch.tensor(float(len(questions)), device=losses.device), "sum")
+        self._note("questions", count)
         return losses.sum() * self.accelerator.num_processes / count / self.current_gradient_accumulation_steps
 
     def _questions(self, inputs: dict[str, Tensor]) -> Questions:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_sids
-from run_dirs import finished_sft_run
+from run_dirs import finished_rq_run, finished_sft_run
 
 from benchmarks import rl_step
 from benchmarks.random_catalogues import small_qwen3
@@ -16,6 +16,7 @@ from benchmarks.rl_step import Question, RlStepConfig, cosine, vocabulary_of
 from sidrec.decoding.output_head import OutputHead
 from sidrec.decoding.policy import item_log_probs
 from sidrec.decoding.trie import SidTrie
+from sidrec.rl import grpo
 
 
 @pytest.fixture
@@ -82,3 +83,14 @@ def test_a_short_run_prints_all_keys(tmp_path_factory, tmp_path, monkeypatch, ca
     assert 0.5 < figures["gradient_cosine"] <= 1
     assert 0 < figures["kl_max"] < 10
     assert not (run_dir / "rl").exists(), "the run itself is not touched"
+
+
+def test_the_steps_of_both_kinds_are_timed(tmp_path_factory, monkeypatch):
+    def in_this_process(command: list[str], run_dir, threads: int) -> float:
+        sizes = ["--batch_items", "60", "--per_device_train_batch_size", "16", "--num_generations", "8"]
+        grpo.main([*command[1:], *sizes, "--run_dir", str(run_dir), "--use_cpu", "true"])
+        return 1.0
+
+    monkeypatch.setattr(rl_step, "run_stage", in_this_process)
+    monkeypatch.setattr(rl_step, "STEPS", 3)
+    assert rl_step.exact_ratio(finished_rq_run(tmp_path_factory)) > 0
