@@ -29,7 +29,6 @@ HITS = {
     "logged_value",
 }  # rewards that hold the model to what is taken; beside others the SFT loss does
 TOGETHER = (  # settings of which naming one leaves all to whoever names it
-    ("max_steps", "num_train_epochs"),
     ("eval_strategy", "eval_steps", "save_steps"),
 )
 
