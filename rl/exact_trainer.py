@@ -69,15 +69,16 @@ class ExactGRPOTrainer(SidGRPOTrainer):
         judge = Judge(self, questions, self._reference_of(inputs))
         with self.accelerator.autocast():
             losses = model(input_ids=inputs["input_ids"], answers=inputs["items"], judge=judge).answer_losses
+        count = self.accelerator.reduce(torch.tensor(float(len(questions)), device=losses.device), "sum")
+        share = self.accelerator.num_processes / count  # of one question, in the mean over the processes' sums
         figures = judge.figures()
         for name, values in figures.items():
-            self._note(name, values.mean())
+            self._note(name, values.sum() * share)
         if "kl/mean" in figures:
             self._note("kl/max", figures["kl/mean"].max(), "max")
-        self._note("solved", (figures["target"] > SOLVED).float().mean())
-        count = self.accelerator.reduce(torch.tensor(float(len(questions)), device=losses.device), "sum")
+        self._note("solved", (figures["target"] > SOLVED).sum() * share)
         self._note("questions", count)
-        return losses.sum() * self.accelerator.num_processes / count / self.current_gradient_accumulation_steps
+        return losses.sum() * share / self.current_gradient_accumulation_steps
 
     def _questions(self, inputs: dict[str, Tensor]) -> Questions:
         answers = inputs["items"]

@@ -245,12 +245,20 @@ def test_a_checkout_is_launched_from_any_folder(script, tmp_path):
 
 
 def test_an_rq_transformer_by_two_processes_is_one_by_one(tmp_path):
-    """A global batch of so many items is the same in one process and in two."""
+    """A global batch of so many items is the same in one process and in two; then RL over every item."""
     chosen = SFT | {"architecture": "rq_transformer", "batch_items": 96, "item_dropout": 0.1}
     one, two = make_run_dir(tmp_path / "one"), make_run_dir(tmp_path / "two")
     alone = run_stage(train, one, **chosen)
     assert_same_sft(alone, launch_two(train, two, "two_processes", **chosen))
     assert_same_model(two, one, "sft", largest=1e-4)
+    exact = RL | {"draw": "every_item", "rewards": ["hit_at_k", "coverage"], "reward_weights": [1, 0.05]}
+    exact |= {"batch_items": 96, "kl_weight": 0.1, "sft_loss_weight": 0.5}
+    two = shutil.copytree(one, tmp_path / "again")  # the very same model to begin with
+    alone = run_stage(grpo, one, **exact)
+    rows = launch_two(grpo, two, "two_processes", **exact)
+    names = ["reward", "rewards/hit_at_k/mean", "rewards/coverage/mean", "grad_norm", "entropy", "questions"]
+    assert_agree(alone, rows, names, digits=2, steps=4)
+    assert_same_model(two, one, "rl", largest=1e-4)
 
 
 @needs_compiler
