@@ -1,6 +1,6 @@
 """Rewards over the whole catalogue at once, for exact expectations: what every item would earn, float32 [R, N] by leaf.
 
-Beside each stands what it is the same as in `sidrec.rl.rewards`, or why it has no form there.
+`sidrec.rl.rewards` and `sidrec.rl.reward_models` have their forms for the single items of groups.
 """
 
 from __future__ import annotations

@@ -176,7 +176,12 @@ def item_vectors(sids: SemanticIds) -> np.ndarray:
 
 def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerConfig) -> None:
     """Raise InputError for settings of which each is possible, but not beside the others."""
-    refuse_unknown_rewards(objective.rewards, objective.value_column)
+    by_value = training.metric_for_best_model.endswith("kept_value@10")
+    if by_value and objective.value_column is None:
+        raise InputError(
+            f"metric_for_best_model={training.metric_for_best_model} is of values; name their column of the log by value_column."
+        )
+    refuse_unknown_rewards(objective.rewards, objective.value_column, needed=by_value)
     if objective.draw != "every_item" and training.per_device_train_batch_size % training.num_generations:
         raise InputError(
             f"per_device_train_batch_size={training.per_device_train_batch_size} is not a multiple of "

@@ -1,6 +1,6 @@
 """What RL of an RQ-Transformer is trained with where nobody says otherwise: exact expectations over every item.
 
-Chosen on the valid sets of MovieLens-100K and Amazon Beauty; `docs/rl.md` has the table.
+Chosen on the valid sets of MovieLens-100K and Amazon Beauty.
 """
 
 from __future__ import annotations

@@ -163,9 +163,9 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
 VALUE_REWARDS = ("logged_value", "predicted_value")  # of a column of the log
 
 
-def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None) -> None:
+def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None, needed: bool = False) -> None:
     """Raise InputError for a name that is none of REWARDS and no dotted path of a function, and for one of VALUE_REWARDS without a column,
-    or a column without one of them."""
+    or a column without one of them. needed: whether something else reads the column."""
     if not names:
         raise InputError(f"rewards has nothing; give any of {', '.join(REWARDS)}.")
     for name in names:
@@ -176,7 +176,7 @@ def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None
         raise InputError(
             f"rewards has {of_values[0]}, which rewards values; name their column of the log by value_column."
         )
-    if value_column is not None and not of_values:
+    if value_column is not None and not of_values and not needed:
         raise InputError(
             f"value_column={value_column} is read by none of rewards={' '.join(names)}; add {' or '.join(VALUE_REWARDS)}, or leave it out."
         )

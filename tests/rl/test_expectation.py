@@ -261,10 +261,11 @@ def test_the_log_says_what_was_expected(exact_run):
     [
         ({"objective": "s_dpo"}, "objective=s_dpo"),
         ({"rewards": ["rank_penalty"], "reward_weights": [1]}, "rank_penalty"),
+        ({"metric_for_best_model": "eval_kept_value@10"}, "value_column"),
         ({}, "qwen3"),
     ],
 )
-def test_what_needs_groups_is_refused(settings, word, exact_run, tmp_path_factory, capsys):
+def test_what_cannot_be_is_refused(settings, word, exact_run, tmp_path_factory, capsys):
     """The last: a model whose π of every item is not one pass."""
     run_dir = exact_run[0] if settings else finished_sft_run(tmp_path_factory)
     words = flags(grpo, run_dir, draw="every_item", overwrite="true", **settings)
