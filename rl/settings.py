@@ -140,7 +140,7 @@ class ObjectiveConfig:
     rewards: list[str] = field(
         default_factory=lambda: ["exact_hit", "prefix_credit"],
         metadata={
-            "help": "Rewards that are added up, weighted by reward_weights: exact_hit, hit_at_k (the Recall of hit_k draws), prefix_credit, "
+            "help": "Rewards that are added up, weighted by reward_weights: exact_hit, hit_at_k (Recall of hit_k draws), prefix_credit, "
             "rank_penalty; of the column value_column: logged_value (a hit, weighted by the taken item's value as a multiple of the mean), "
             "predicted_value (what a value model predicts for an item, in standard deviations above the mean); of lists: coverage, "
             "novelty, diversity; experimental: collaborative_score, embedding_similarity, novel_hit, history_score; or a function of "
