@@ -80,6 +80,7 @@ class PrefixSasRecSettings(BsaRecSettings):
         {"dropout": 0.5, "heads": 1},
         {"dropout": 0.3, "heads": 1},
         {"dropout": 0.5, "heads": 2},
+        {"dropout": 0.3, "heads": 2},
     )
 
 

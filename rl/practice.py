@@ -283,8 +283,8 @@ def finish(folder: Path, trainer: SidGRPOTrainer, start: PracticeStart, screen: 
         "rl",
         [
             f"valid Recall@10 {first['eval_recall@10']:.4f} (SFT) → {best['eval_recall@10']:.4f}, NDCG@10 "
-            f"{first['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}",
-            bought(first, best, metric if metric.startswith("eval_") else f"eval_{metric}"),
+            f"{first['eval_ndcg@10']:.4f} → {best['eval_ndcg@10']:.4f} at step {best['step']} of {trainer.state.max_steps}: "
+            + bought(first, best, metric if metric.startswith("eval_") else f"eval_{metric}"),
             f"the model is in {folder}, what training logged in {folder / 'log.txt'} and log.json",
         ],
     )

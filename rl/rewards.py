@@ -149,16 +149,16 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
     "prefix_credit": lambda sources: of_answered(prefix_credit),
     "rank_penalty": lambda sources: of_answered(rank_penalty(sources.group_size)),
     "hit_at_k": lambda sources: of_answered(hit_at_k(sources.hit_k)),
-    "novelty": lambda sources: novelty(sources.popularity),
-    "coverage": lambda sources: coverage(sources.n_items),
-    "diversity": lambda sources: diversity(sources.vectors, sources.group_size),
+    "novelty": lambda sources: of_answered(novelty(sources.popularity)),
+    "coverage": lambda sources: of_answered(coverage(sources.n_items)),
+    "diversity": lambda sources: of_answered(diversity(sources.vectors, sources.group_size)),
+    "logged_value": lambda sources: of_answered(logged_value(sources.value_source)),
+    "predicted_value": lambda sources: of_answered(predicted_value(sources.value_source)),
     # experimental
     "collaborative_score": lambda sources: of_answered(collaborative_score(sources.sequences, sources.n_items)),
     "embedding_similarity": lambda sources: of_answered(embedding_similarity(sources.vectors)),
     "novel_hit": lambda sources: of_answered(novel_hit(sources.sequences, sources.n_items)),
     "history_score": lambda sources: history_score(sources.scorer()),
-    "logged_value": lambda sources: of_answered(logged_value(sources.value_source)),
-    "predicted_value": lambda sources: of_answered(predicted_value(sources.value_source)),
 }
 VALUE_REWARDS = ("logged_value", "predicted_value")  # of a column of the log
 

@@ -107,7 +107,11 @@ def test_the_mean_of_a_group_s_gradient_is_the_exact_gradient(question, name, in
         groups = with_targets(groups, beams, item.expand(SEEDS), probabilities[item].expand(SEEDS))
     drawn = torch.einsum("sg,sgn->sn", groups.weights * values[groups.items], towards[groups.items])
     error = drawn.std(0) / SEEDS**0.5
-    assert ((drawn.mean(0) - exact).abs() <= 5 * error + 1e-6).all()
+    likely = (
+        probabilities > 1e-3
+    )  # of the others so few are drawn that the spread over groups says nothing of the error
+    assert ((drawn.mean(0) - exact).abs() <= 5 * error + 1e-6)[likely].all()
+    assert likely.sum() >= 10
     if injected and name in ("exact_hit", "hit_at_k"):
         assert torch.nn.functional.cosine_similarity(drawn.mean(0), exact, dim=0) > 0.999
 
