@@ -45,6 +45,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, read_json
 from sidrec.pipeline.stage import SEEDS, require_finished
 from sidrec.rl.dense_rewards import unit_rows
+from sidrec.rl.practice import item_vectors
 from sidrec.sft.validation import sample_cases
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -277,9 +278,7 @@ def reranker(family: str, run_dir: Path, judge: Judge) -> Reranker:
         counts = np.bincount(np.concatenate(judge.dataset.train_sequences), minlength=judge.dataset.n_items)
         return by_logit_adjustment(counts)
     if family == "MMR":
-        sids = SemanticIds.load(run_dir)
-        vectors = np.sum([book[codes] for book, codes in zip(sids.codebooks, sids.codes.T, strict=True)], axis=0)
-        return by_mmr(unit_rows(vectors))
+        return by_mmr(unit_rows(item_vectors(SemanticIds.load(run_dir))))
     return lambda log_probs, values, weight: top_items(log_probs, LENGTH)
 
 

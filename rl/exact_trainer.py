@@ -29,7 +29,7 @@ LeafLogProbs = Callable[[Tensor], Tensor]  # which questions, int64 [C] → log 
 
 
 class HistoryCollator:
-    """Rows of `exact_questions` → a batch: what `ExampleCollator` makes of them, and users, int64 [B]."""
+    """Rows of `history_rows` → a batch: what `ExampleCollator` makes of them, and users, int64 [B]."""
 
     def __init__(self, collate: ExampleCollator) -> None:
         self.collate = collate

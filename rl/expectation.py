@@ -36,18 +36,6 @@ class Questions:
 DenseReward = Callable[[Questions, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What one batch's questions come to, float32 [R] each: the loss with a gradient; the rest without one, for the log. rewards: float32
-    [R, rewards], each reward's expectation."""
-
-    loss: Tensor
-    rewards: Tensor
-    kl: Tensor
-    entropy: Tensor
-    target: Tensor
-
-
 def expected(
     log_probs: Tensor, questions: Questions, rewards: list[DenseReward], weights: list[float], scaled: bool
 ) -> tuple[Tensor, Tensor]:
