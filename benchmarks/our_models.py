@@ -59,14 +59,14 @@ PLANS = {
     "amazon-beauty": Plan(
         tokenizer="--config configs/tokenizer/amazon-beauty.yaml",
         sft="--config configs/sft/amazon-beauty.yaml",
-        rl=None,
+        rl="--config configs/rl/amazon-beauty.yaml",
         minutes=240,
         valid_cases=4000,
     ),
     "ml-1m": Plan(
         tokenizer="--config configs/tokenizer/ml-1m.yaml",
         sft="--config configs/sft/ml-1m.yaml",
-        rl=None,
+        rl="--config configs/rl/ml-1m.yaml",
         minutes=240,
     ),
 }
