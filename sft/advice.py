@@ -63,6 +63,9 @@ class BaselineNdcgs(NamedTuple):
     item_knn: float
     markov: float
 
+    def in_words(self) -> str:
+        return f"NDCG@10 on valid: first-order Markov {self.markov:.4f}, item-KNN {self.item_knn:.4f}"
+
 
 def baseline_ndcgs(dataset: Dataset, cases: EvalCases) -> BaselineNdcgs | None:
     """Of a plain item-KNN and of first-order Markov; None where that would take long."""
@@ -74,14 +77,18 @@ def baseline_ndcgs(dataset: Dataset, cases: EvalCases) -> BaselineNdcgs | None:
     return BaselineNdcgs(*(float(ndcg_at(rank_cases(scorer, cases, masked=True), 10).mean()) for scorer in scorers))
 
 
-def order_counts(ndcgs: BaselineNdcgs | None, dropout: float) -> str | None:
-    """One sentence where the last item alone says more than the whole history does to item-KNN, and the model has much dropout."""
-    if ndcgs is None or dropout < MUCH_DROPOUT or ndcgs.markov < ORDER_COUNTS * ndcgs.item_knn:
+def order_counts(ndcgs: BaselineNdcgs) -> bool:
+    """Whether the last item alone says more of the next one than the whole history does to item-KNN."""
+    return ndcgs.markov >= ORDER_COUNTS * ndcgs.item_knn
+
+
+def dropout_in_doubt(ndcgs: BaselineNdcgs | None, dropout: float) -> str | None:
+    """One sentence where the order of items counts for much, and the model has much dropout."""
+    if ndcgs is None or dropout < MUCH_DROPOUT or not order_counts(ndcgs):
         return None
     return (
-        f"the order of items counts for much in these data (NDCG@10 on valid: first-order Markov {ndcgs.markov:.4f}, item-KNN "
-        f"{ndcgs.item_knn:.4f}), and dropout {dropout:g} may hold the model back: try --dropout 0.2 --item_dropout 0.1 --weight_decay 0.1 "
-        "--num_hidden_layers 2"
+        f"the order of items counts for much in these data ({ndcgs.in_words()}), and dropout {dropout:g} may hold the model back: "
+        "try --dropout 0.2 --item_dropout 0.1 --weight_decay 0.1 --num_hidden_layers 2"
     )
 
 

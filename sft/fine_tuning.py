@@ -21,7 +21,7 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, order_counts
+from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, dropout_in_doubt
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
@@ -285,7 +285,7 @@ def finish(
     sentences = (
         losses_in_words(losses, best) if of_codes_alone else None,
         advice(history, best["step"], regularised=from_scratch),
-        order_counts(ndcgs, getattr(config, "dropout", 0.0)),
+        dropout_in_doubt(ndcgs, getattr(config, "dropout", 0.0)),
         against_item_knn(best["eval_ndcg@10"], ndcgs),
     )
     screen.summary("sft", [*lines, *filter(None, sentences)])

@@ -23,6 +23,7 @@ from sidrec.pipeline.screen import Bar, Screen, duration
 
 KIB_PER_GIB = 1 << 20
 MEASURED_STEPS, MEASURED_SECONDS = 5, 10.0  # steps, after the first, or seconds from which the time is estimated
+SETTLED = 60.0  # seconds: the first estimate after these is held against what training took
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def validations_to_come(args: Any, state: Any) -> int:
 class ShowProgress(TrainerCallback):
     """In place of transformers' bars and printed dictionaries. `what` is trained, in words.
 
-    At the end log.txt gets what training and validation took of this process's processor time, and its peak of memory.
+    At the end log.txt gets what training and validation took of this process's processor time, its peak of memory, and, of a training of
+    over a minute, the seconds from the first step to the last beside those foretold after a minute and a validation.
     """
 
     def __init__(self, screen: Screen, what: str) -> None:
@@ -83,7 +85,9 @@ class ShowProgress(TrainerCallback):
         self.open_bar = ExitStack()
         self.bar: Bar | None = None
         self.note = ""
-        self.mark, self.cpu_mark = time.monotonic(), time.process_time()
+        self.begin = self.mark = time.monotonic()
+        self.cpu_mark = time.process_time()
+        self.foretold: float | None = None  # seconds in all
         self.cpu_seconds = {"training": 0.0, "validation": 0.0}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -92,6 +96,7 @@ class ShowProgress(TrainerCallback):
             bar = self.screen.bar("training", total, "steps", done, estimates=False)  # on_step_end counts validations
             self.bar = self.open_bar.enter_context(bar)
         self._seconds_since_mark("training")
+        self.begin = self.mark
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.time_left.count_step(self._seconds_since_mark("training"))
@@ -103,6 +108,8 @@ class ShowProgress(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         self.time_left.validations.append(self._seconds_since_mark("validation"))
         seconds = self.time_left.seconds(state.max_steps - state.global_step, validations_to_come(args, state))
+        if self.foretold is None and self.mark - self.begin >= SETTLED and seconds > 0:
+            self.foretold = self.mark - self.begin + seconds
         if self.announced and seconds > 0 and state.is_world_process_zero:
             self.screen.note(f"{self.screen.stage}: {duration(seconds)} left, validations counted")
 
@@ -126,6 +133,10 @@ class ShowProgress(TrainerCallback):
         self._seconds_since_mark("training")
         if state.is_world_process_zero:
             seconds = {f"{name}_cpu_seconds": round(spent, 1) for name, spent in self.cpu_seconds.items()}
+            if (
+                self.foretold is not None and state.global_step == state.max_steps
+            ):  # nothing is foretold of an early stop
+                seconds |= {"seconds": round(self.mark - self.begin, 1), "foretold_seconds": round(self.foretold, 1)}
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_GIB
             self.screen.note(json.dumps(seconds | {"peak_gib": round(peak, 2), "step": state.global_step}))
 

@@ -37,6 +37,8 @@ BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many tra
     (130, (1, 24, 0.5, 0.2, 1.0, 0.5)),
     (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
 )
+ORDER_CASES = 10_000
+OF_ORDER = (30, 130)  # training interactions an item: between these it is asked whether the order of items counts
 MOST_MARGINAL = 250_000  # items: up to here a marginal head trains and recommends faster than an additive one
 FEWEST_VALID, MOST_VALID, VALID_SCORES = (
     1_000,
@@ -50,10 +52,10 @@ TOGETHER = (  # settings of which naming one leaves all to whoever names it
 )
 
 
-def recipe(n_items: int, train_interactions: int) -> dict[str, Any]:
-    """The settings for a catalogue of `n_items` and a log with so many interactions for training."""
+def recipe(n_items: int, train_interactions: int, *, order_counts: bool = False) -> dict[str, Any]:
+    """The settings for a catalogue of `n_items` and a log with so many interactions for training. order_counts: see `order_of`."""
     density = train_interactions / n_items
-    chosen = next(values for limit, values in BY_DENSITY if density < limit)
+    chosen = BY_DENSITY[-1][1] if order_counts else next(values for limit, values in BY_DENSITY if density < limit)
     valid_users = min(MOST_VALID, max(FEWEST_VALID, VALID_SCORES // n_items))
     whole = {
         name: int(value) if name == "num_hidden_layers" else float(value)
@@ -71,7 +73,8 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     architecture = named.get("architecture", BackboneConfig.architecture)
     if named.get("model_name_or_path") is not None or architecture != "rq_transformer":
         return {}
-    described = Path(named.get("run_dir", SftConfig.run_dir)) / "data" / "dataset.json"
+    run_dir = Path(named.get("run_dir", SftConfig.run_dir))
+    described = run_dir / "data" / "dataset.json"
     counts = read_json(described).get("counts") if described.is_file() else None
     if not counts or not counts.get("items") or "train" not in counts:
         return {}
@@ -80,13 +83,25 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
         left_to_user |= {"early_stopping_patience"}
     if named.get("next_item") == 0:
         left_to_user |= {"item_dropout", "history_overlap"}
-    chosen = {
-        name: value for name, value in recipe(counts["items"], counts["train"]).items() if name not in left_to_user
-    }
+    density = counts["train"] / counts["items"]
+    order = order_of(run_dir) if OF_ORDER[0] <= density < OF_ORDER[1] and set(OF_DROPOUT) - left_to_user else None
+    whole = recipe(counts["items"], counts["train"], order_counts=order is not None)
+    chosen = {name: value for name, value in whole.items() if name not in left_to_user}
     shown = ", ".join(f"{name} {chosen[name]:g}" for name in OF_DROPOUT if name in chosen)
     if shown and os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(
-            f"settings: {shown}, by {counts['train'] / counts['items']:.0f} training interactions an item\n"
-        )
+        reason = "" if order is None else f", and their order counts for much ({order})"
+        sys.stdout.write(f"settings: {shown}, by {density:.0f} training interactions an item{reason}\n")
         sys.stdout.flush()
     return chosen
+
+
+def order_of(run_dir: Path) -> str | None:
+    """What shows that the order of items counts for much, in words: on valid, first-order Markov is far ahead of item-KNN. None where it is
+    not, or where measuring it would take long."""
+    from sidrec.data.dataset import Dataset  # polars and torch, for which `--help` does not wait
+    from sidrec.sft.advice import baseline_ndcgs, order_counts
+    from sidrec.sft.validation import sample_cases
+
+    dataset = Dataset.load(run_dir)
+    ndcgs = baseline_ndcgs(dataset, sample_cases(dataset.cases("valid"), ORDER_CASES, seed=0))
+    return ndcgs.in_words() if ndcgs is not None and order_counts(ndcgs) else None

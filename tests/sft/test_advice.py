@@ -19,7 +19,7 @@ from sidrec.sft.advice import (
     against_item_knn,
     baseline_ndcgs,
     losses_in_words,
-    order_counts,
+    dropout_in_doubt,
 )
 
 MEASURED = [{"step": step, "eval_ndcg@10": 0.2 - 0.01 * abs(step - 20) / 10} for step in (10, 20, 30, 40, 50)]
@@ -52,10 +52,10 @@ def test_both_losses_of_the_best_step_are_said() -> None:
 
 def test_dropout_is_questioned_where_the_order_counts() -> None:
     ordered, unordered = BaselineNdcgs(item_knn=0.1, markov=0.13), BaselineNdcgs(item_knn=0.1, markov=0.11)
-    assert "try --dropout 0.2" in (order_counts(ordered, 0.5) or "")
-    assert order_counts(ordered, 0.2) is None
-    assert order_counts(unordered, 0.5) is None
-    assert order_counts(None, 0.5) is None
+    assert "try --dropout 0.2" in (dropout_in_doubt(ordered, 0.5) or "")
+    assert dropout_in_doubt(ordered, 0.2) is None
+    assert dropout_in_doubt(unordered, 0.5) is None
+    assert dropout_in_doubt(None, 0.5) is None
 
 
 def test_a_training_that_ended_well_or_was_hardly_measured_gets_none() -> None:

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from run_dirs import finished_sft_run, logged, make_run_dir, run_stage
 
+from sidrec.pipeline.screen import Screen
 from sidrec.rl import grpo
-from sidrec.sft import train
-from sidrec.sft.progress import MEASURED_SECONDS, MEASURED_STEPS, TimeLeft, validations_to_come
+from sidrec.sft import progress, train
+from sidrec.sft.progress import MEASURED_SECONDS, MEASURED_STEPS, ShowProgress, TimeLeft, validations_to_come
 
 
 def test_time_left_by_the_steps_and_validations_so_far():
@@ -63,6 +64,30 @@ def test_the_screen_stays_quiet_and_the_log_has_the_figures(tmp_path, capfd, mon
         row["loss"] for row in trainer.state.log_history if "loss" in row
     ]
     assert "UserWarning: of a library" in (run_dir / "sft" / "log.txt").read_text(encoding="utf-8")
+
+
+def test_what_was_foretold_after_a_minute_stands_beside_what_training_took(tmp_path, monkeypatch):
+    """A clock by which a step takes 2 seconds and a validation 4; 60 steps, a validation after every 20th, so 132 seconds."""
+    now = [100.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0]))
+    screen = Screen("sft", quiet=True)
+    shown, state = (
+        ShowProgress(screen, "a model"),
+        SimpleNamespace(global_step=0, max_steps=60, eval_steps=20, epoch=0.0),
+    )
+    args = SimpleNamespace(disable_tqdm=True, eval_strategy=SimpleNamespace(value="steps"))
+    state.is_world_process_zero = True
+    with screen.logging_to(tmp_path / "log.txt"):
+        shown.on_train_begin(args, state, None)
+        for step in range(1, 61):
+            state.global_step, now[0] = step, now[0] + (2 if step < 50 else 3)
+            shown.on_step_end(args, state, None)
+            if step % 20 == 0:
+                now[0] += 4
+                shown.on_evaluate(args, state, None, {})
+        shown.on_train_end(args, state, None)
+    row = logged(tmp_path)[-1]
+    assert (row["seconds"], row["foretold_seconds"]) == (143.0, 132.0), "foretold after 84 seconds, 40 steps"
 
 
 def test_rl_says_what_it_does_in_one_line(tmp_path_factory, tmp_path, capsys):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from sidrec.data import prepare
 from sidrec.pipeline.config import parse_configs
+from sidrec.sft import advice
 from sidrec.sft import recipe as recipe_module
 from sidrec.sft.recipe import BY_DENSITY, FOR_ALL, OF_DROPOUT, TOGETHER, recipe, settings_by_size
 from sidrec.sft.settings import CONFIGS, REFUSED
@@ -77,6 +79,19 @@ def test_other_models_keep_their_own_defaults(tmp_path: Path, flags: tuple[str, 
     assert settings["batch_items"] == 0
     assert settings["item_dropout"] == 0
     assert settings["num_train_epochs"] == 20
+
+
+def test_data_of_medium_density_whose_order_counts_get_the_light_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare.main(["--run_dir", str(tmp_path), "--dataset", "demo"])
+    asked = {"run_dir": tmp_path, "architecture": "rq_transformer"}
+    chosen = settings_by_size(asked)
+    assert tuple(chosen[name] for name in OF_DROPOUT) == BY_DENSITY[-1][1]
+    assert "by 70 training interactions an item, and their order counts for much (NDCG@10" in capsys.readouterr().out
+    assert set(OF_DROPOUT).isdisjoint(settings_by_size(asked | dict.fromkeys(OF_DROPOUT, 1)))
+    monkeypatch.setattr(advice, "ORDER_COUNTS", 3.0)
+    assert tuple(settings_by_size(asked)[name] for name in OF_DROPOUT) == BY_DENSITY[1][1]
 
 
 def test_data_that_are_missing_are_the_stages_to_report(tmp_path: Path) -> None:
