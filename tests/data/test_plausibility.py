@@ -138,6 +138,12 @@ def test_items_that_a_user_takes_again_are_told(prepare: Prepare, tmp_path: Path
     assert "took before" not in prepare(rows_of())
 
 
+def test_density_counts_a_user_and_an_item_once(prepare: Prepare) -> None:
+    """7 of the 9 pairs of 3 users and 3 items, one of them three times: 9 interactions."""
+    again = [("a", "x", NOVEMBER + 90_000), ("a", "x", NOVEMBER + 90_001)]
+    assert "density 77.778%" in prepare([*rows_of()[:7], *again])
+
+
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.integers(0, 2)), min_size=1, max_size=40),
     st.sampled_from([1, 5, 1 << 20]),
