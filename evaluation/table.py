@@ -268,8 +268,8 @@ def test_notes(comparison: dict[str, Any]) -> list[str]:
         )
     if rows:
         lines.append(
-            f"p: paired sign flips over users, Holm-corrected for the {compared_count(comparison)} pairs of rows compared with this metric and mask; every "
-            f"pair is in comparison.json."
+            f"p: paired sign flips over users, Holm-corrected for the {compared_count(comparison)} pairs of rows compared with this metric "
+            f"and mask; every pair is in comparison.json."
         )
     return lines
 
