@@ -154,7 +154,7 @@ def test_text_of_a_level_without_code_vectors_leaves_unused_codes_near_the_mean(
         unused = ~np.isin(np.arange(len(rows)), sids.codes[[bool(text) for text in TEXTS], level])
         assert unused.any()
         norms = rows.norm(dim=1)[torch.from_numpy(unused)] / old.norm(dim=1).median()
-        assert ((0 < norms) & (norms < 0.03)).all()
+        assert ((norms > 0) & (norms < 0.03)).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])
