@@ -263,7 +263,7 @@ def test_further_flags_go_to_the_stages_that_have_them(words: list[str], flags: 
 def test_an_evaluation_of_other_models_is_gone_on_from(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Asked with the packaged settings, the stage would refuse it. A flag of the quickstart, or damage, asks with those."""
+    """Asked with the packaged settings, the stage would refuse it. Where it is to be made again, those are asked with."""
     run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
     request = read_request(["demo", "--run_dir", str(run_dir)])
     packaged = ["--config", str(PACKAGED / "evaluation" / "default.yaml")]
@@ -277,7 +277,9 @@ def test_an_evaluation_of_other_models_is_gone_on_from(
     assert "item_knn" in capsys.readouterr().out
     assert (run_dir / "evaluation" / "table.md").read_bytes() == table
     assert settings_flags("sft", request, run_dir)[0] == "--config"
-    assert settings_flags("evaluation", read_request(["demo", "--models", "sft"]), run_dir) == packaged
+    assert settings_flags("evaluation", read_request(["demo", "--seed", "3"]), run_dir) == []
+    again = read_request(["demo", "--evaluation.overwrite", "true"])
+    assert settings_flags("evaluation", again, run_dir) == packaged
     (run_dir / "evaluation" / "metrics.json").unlink()
     assert settings_flags("evaluation", request, run_dir) == packaged
 

@@ -139,9 +139,9 @@ def config_of(stage: str, dataset: str) -> Path:
 
 
 def settings_flags(stage: str, request: Request, run_dir: Path) -> list[str]:
-    """`--config` with the packaged settings; nothing where `sidrec evaluate` was last asked for others, which no flag asks to change."""
+    """`--config` with the packaged settings; nothing for an evaluation that is there, so that what `sidrec evaluate` was asked for counts."""
     config = ["--config", str(config_of(stage, request.dataset))]
-    if stage != "evaluation" or request.flags[stage]:
+    if stage != "evaluation" or "--overwrite" in request.flags[stage]:
         return config
     try:
         return config if recorded_settings(run_dir, stage, overwrite=False) is None else []
