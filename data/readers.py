@@ -44,13 +44,10 @@ def checked(
     """
     items = _with_text_ids(items_path, items, unit)
     interactions = _coded(log_path, log, unit)
-    rows = len(items)
-    items = _each_once(items_path, items, unit)
-    if len(items) < rows:
-        notes = (
-            *notes,
-            f"{items_path}: {rows - len(items):,} {unit}s that repeat an earlier one in all columns are left out.",
-        )
+    rows, items = len(items), _each_once(items_path, items, unit)
+    if rows > len(items):
+        equal = f"{unit}s that repeat an earlier one in all columns are left out"
+        notes = (*notes, f"{items_path}: {rows - len(items):,} {equal}.")
     _refuse_unknown_items(log_path, interactions, items_path, items, unit)
     interactions = interactions.with_columns(as_integers(log_path, interactions["timestamp"], unit))
     title = pl.col("title").cast(pl.String)

@@ -26,9 +26,7 @@ from sidrec.sft.settings import EmbeddingInit
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 DRAW_VARIANCE = 1e-9  # of `mean`, in units of the old rows' covariance; transformers' own figure
-UNUSED_NORM = (
-    1e-2  # of `text`, for codes without items whose level has no code vectors, in units of the other rows' norm
-)
+UNUSED_NORM = 1e-2  # of `text`, for codes without items on a level without code vectors, in units of the others' norm
 TEXTS_AT_ONCE = 4096
 
 
