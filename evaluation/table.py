@@ -356,17 +356,19 @@ def screen_lines(metrics: Metrics, models: list[str]) -> list[str]:
 
 def screen_notes(comparison: dict[str, Any]) -> list[str]:
     """What a user must know of the compact table: the best baseline and who is ahead of it, and what is not fully trained."""
-    best, lines = comparison["best_baseline"], []
+    best, lines, unchanged = comparison["best_baseline"], [], unchanged_notes(comparison)
+    shown = {"against": best, "seen": MASK_NAMES[True], "metric": "recall@10"}
     for row in comparison["paired_tests"]:
-        if row["against"] == best and row["seen"] == MASK_NAMES[True] and row["metric"] == "recall@10":
+        if shown.items() <= row.items() and not (unchanged and row["model"] == "rl"):
             p = p_in_words(row["p_holm"], row["p"])
             lines.append(
                 f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p {p} "
                 f"(Holm-corrected for {compared_count(comparison)} pairs of rows)"
             )
+    lines += unchanged
     if comparison["oracle"]:
         lines.append(oracle_note(comparison["oracle"], comparison["models"]))
-    return [*lines, *unchanged_notes(comparison), *cut_short_notes(comparison)]
+    return [*lines, *cut_short_notes(comparison)]
 
 
 def plot_recall(ranks: pl.DataFrame, path: Path) -> None:

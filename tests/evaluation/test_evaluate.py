@@ -248,8 +248,10 @@ def test_a_row_of_rl_that_is_the_sft_model_is_named(
         with Stage(run_dir, name, {}).building(overwrite=True) as folder:
             (folder / "model.safetensors").write_bytes(weights)
     run(run_dir, "--models", "sft", "rl", "popularity")
-    for text in (capsys.readouterr().out, (run_dir / "evaluation" / "table.md").read_text()):
-        assert ("rl: the SFT model, unchanged" in " ".join(text.split())) == (rl_weights == b"as SFT's")
+    printed, is_sft = capsys.readouterr().out, rl_weights == b"as SFT's"
+    for text in (printed, (run_dir / "evaluation" / "table.md").read_text()):
+        assert ("rl: the SFT model, unchanged" in " ".join(text.split())) == is_sft
+    assert ("rl − popularity (the best baseline" in printed) == (not is_sft), "in its place"
 
 
 def test_other_runs_must_have_the_same_data(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
