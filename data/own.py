@@ -39,7 +39,7 @@ def read_own(
     repeats = int((~is_first).sum())
     log_once = raw.interactions.filter(pl.Series(is_first)) if repeats else raw.interactions
     users = raw.interactions["user_id"].unique().cast(pl.String)
-    notes = (*alike_note("user_id", users), *alike_note("item_id", raw.items["item_id"]))
+    notes = (*raw.notes, *alike_note("user_id", users), *alike_note("item_id", raw.items["item_id"]))
     return replace(raw, interactions=log_once, notes=notes, repeats=repeats)
 
 

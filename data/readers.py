@@ -16,6 +16,8 @@ from sidrec.data.tables import collect
 from sidrec.data.timestamps import as_integers
 from sidrec.pipeline.errors import InputError
 
+ROW = " row"  # a name that no source gives a column
+
 
 @dataclass(frozen=True)
 class RawLog:
@@ -37,11 +39,15 @@ def checked(
 ) -> RawLog:
     """A RawLog of these two tables: every id and time present, item ids unique, every item known, an empty title is the id.
 
-    unit: what a row is called, "row" or "line". Raises InputError naming the first one that does not fit.
+    Rows of the catalogue that repeat an earlier one in all columns are left out, and a note counts them. unit: what a row is called, "row"
+    or "line". Raises InputError naming the first one that does not fit.
     """
     items = _with_text_ids(items_path, items, unit)
     interactions = _coded(log_path, log, unit)
-    _refuse_duplicates(items_path, items, unit)
+    rows, items = len(items), _each_once(items_path, items, unit)
+    if rows > len(items):
+        equal = f"{unit}s that repeat an earlier one in all columns are left out"
+        notes = (*notes, f"{items_path}: {rows - len(items):,} {equal}.")
     _refuse_unknown_items(log_path, interactions, items_path, items, unit)
     interactions = interactions.with_columns(as_integers(log_path, interactions["timestamp"], unit))
     title = pl.col("title").cast(pl.String)
@@ -88,12 +94,21 @@ def _is_blank(ids: pl.Series) -> pl.Series:
     return ids.is_null() | (ids.cast(pl.String).str.strip_chars() == "").fill_null(True)
 
 
-def _refuse_duplicates(path: Path, items: pl.DataFrame, unit: str) -> None:
-    repeated = items["item_id"].is_duplicated()
-    if repeated.any():
-        name = items["item_id"].filter(repeated)[0]
-        first, second = (items["item_id"] == name).arg_true()[:2]
-        raise InputError(f"{path}: item_id {name!r} is in {unit}s {first + 1} and {second + 1}; keep one of them.")
+def _each_once(path: Path, items: pl.DataFrame, unit: str) -> pl.DataFrame:
+    """The items without the rows that equal an earlier one; raises InputError for two that share an id and differ."""
+    repeated = items.with_row_index(ROW).filter(pl.col("item_id").is_duplicated())
+    if repeated.is_empty():
+        return items
+    different = repeated.unique(items.columns, keep="first", maintain_order=True)
+    clash = different.filter(pl.col("item_id").is_duplicated())
+    if not clash.is_empty():
+        name = clash["item_id"][0]
+        first, second = clash.filter(pl.col("item_id") == name)[ROW][:2]
+        raise InputError(
+            f"{path}: item_id {name!r} is in {unit}s {first + 1} and {second + 1}, which differ; keep one of them."
+        )
+    later = repeated[ROW].filter(~repeated[ROW].is_in(different[ROW].implode()))
+    return items.with_row_index(ROW).filter(~pl.col(ROW).is_in(later.implode())).drop(ROW)
 
 
 def _refuse_unknown_items(log_path: Path, log: pl.DataFrame, items_path: Path, items: pl.DataFrame, unit: str) -> None:

@@ -47,7 +47,8 @@ def summary(folder: Path) -> list[str]:
     counts = info["counts"]
     times, lengths, tied = _histories(folder / "interactions.parquet")
     title = " ".join(part for part in (info["name"], info.get("category")) if part)
-    density = counts["interactions"] / counts["users"] / counts["items"]
+    pairs = counts["interactions"] - info.get("again", 0)  # a user and an item that they took, once or again and again
+    density = pairs / counts["users"] / counts["items"]
     splits = f"{counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test interactions"
     nothing_to_measure = [
         f"Warning: no interaction is {name}, so no model can be trained and measured on these data; give longer histories."

@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{METRIC_NAMES[f'{name}@10']}: {ours.mean():.4f} − {theirs.mean():.4f} = {test.difference:+.4f} (95 % interval "
             f"{test.low:+.4f} to {test.high:+.4f}), p {p_in_words(test.p, test.p)}"
         )
+    screen.say("p: paired sign flips over users, of this one pair; correct it (Holm) where you compare several pairs")
     if config.write is not None:
         config.write.mkdir(parents=True, exist_ok=True)
         for rows in (first, second):

@@ -20,8 +20,10 @@ from sidrec.evaluation.models import LoadedModels, runs_of, trained_stages
 from sidrec.evaluation.ranking import Ranking
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.screen import Screen
+from sidrec.pipeline.stage import read_manifest
 
 REGRET_K = 10
+WEIGHTS = "model.safetensors"
 DIAGNOSED_HISTORIES = 200  # test histories whose decoding is diagnosed, drawn by the seed
 
 
@@ -47,8 +49,15 @@ def compare(
         "oracle": oracle(metrics, dataset) if dataset.info["name"] == "demo" else None,
         "tuning": tuning_of(loaded.tuning),
         "cut_short": loaded.cut_short,
+        "rl_is_sft": "rl" in trained_stages(config.models) and all(map(rl_is_sft, runs_of(config, "rl"))),
         "other_runs": [str(run_dir.resolve()) for run_dir in other_runs(config)],
     }
+
+
+def rl_is_sft(run_dir: Path) -> bool:
+    """Whether a run's RL ended with the weights of its SFT model: of its checkpoints and that model, that model was the best on valid."""
+    rl, sft = ((read_manifest(run_dir / stage) or {"outputs": {}})["outputs"].get(WEIGHTS) for stage in ("rl", "sft"))
+    return rl is not None and rl == sft
 
 
 def other_runs(config: EvaluateConfig) -> list[Path]:

@@ -236,7 +236,14 @@ def training_notes(comparison: dict[str, Any]) -> list[str]:
             f"{model}: best of {len(values)} settings by valid {METRIC_NAMES[metric]}, seen items masked ({min(values):.4f} to "
             f"{max(values):.4f}): {chosen}."
         )
-    return [*lines, *cut_short_notes(comparison)]
+    return [*lines, *unchanged_notes(comparison), *cut_short_notes(comparison)]
+
+
+def unchanged_notes(comparison: dict[str, Any]) -> list[str]:
+    """A sentence where RL left the SFT model as it was."""
+    if not comparison.get("rl_is_sft", False):
+        return []
+    return ["rl: the SFT model, unchanged, since no step of RL was better on valid; its row says nothing about RL."]
 
 
 def cut_short_notes(comparison: dict[str, Any]) -> list[str]:
@@ -259,13 +266,17 @@ def test_notes(comparison: dict[str, Any]) -> list[str]:
             f"{row['model']} − {row['against']}, test {row['metric']}, seen {row['seen']}: {row['difference']:+.4f} "
             f"[{low:+.4f}, {high:+.4f}], p {p_in_words(row['p_holm'], row['p'])}."
         )
-    pairs = len({(row["model"], row["against"]) for row in rows})
     if rows:
         lines.append(
-            f"p: paired sign flips over users, Holm-corrected for the {pairs} pairs of rows compared with this metric and mask; every "
-            f"pair is in comparison.json."
+            f"p: paired sign flips over users, Holm-corrected for the {compared_count(comparison)} pairs of rows compared with this metric "
+            f"and mask; every pair is in comparison.json."
         )
     return lines
+
+
+def compared_count(comparison: dict[str, Any]) -> int:
+    """How many pairs of rows each metric and mask is compared for, and p is corrected for."""
+    return len({(row["model"], row["against"]) for row in comparison["paired_tests"]})
 
 
 def oracle_note(oracle: dict[str, Any], models: list[str]) -> str:
@@ -345,13 +356,16 @@ def screen_lines(metrics: Metrics, models: list[str]) -> list[str]:
 
 def screen_notes(comparison: dict[str, Any]) -> list[str]:
     """What a user must know of the compact table: the best baseline and who is ahead of it, and what is not fully trained."""
-    best, lines = comparison["best_baseline"], []
+    best, lines, unchanged = comparison["best_baseline"], [], unchanged_notes(comparison)
+    shown = {"against": best, "seen": MASK_NAMES[True], "metric": "recall@10"}
     for row in comparison["paired_tests"]:
-        if row["against"] == best and row["seen"] == MASK_NAMES[True] and row["metric"] == "recall@10":
+        if shown.items() <= row.items() and not (unchanged and row["model"] == "rl"):
             p = p_in_words(row["p_holm"], row["p"])
             lines.append(
-                f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p {p}"
+                f"{row['model']} − {best} (the best baseline on valid): Recall@10 {row['difference']:+.4f}, p {p} "
+                f"(Holm-corrected for {compared_count(comparison)} pairs of rows)"
             )
+    lines += unchanged
     if comparison["oracle"]:
         lines.append(oracle_note(comparison["oracle"], comparison["models"]))
     return [*lines, *cut_short_notes(comparison)]

@@ -35,13 +35,14 @@ class Stage:
     """One stage of a run.
 
     fingerprint: every setting that decides the result (`pipeline.fingerprint`). inputs: files or folders of other stages, or the user's
-    own files, which count by what they hold and not by where they lie.
+    own files, which count by what they hold and not by where they lie. working: files and folders in the stage's own that are no outputs.
     """
 
     run_dir: Path
     name: str
     fingerprint: dict[str, Any]
     inputs: tuple[Path, ...] = ()
+    working: tuple[str, ...] = WORKING
 
     @property
     def folder(self) -> Path:
@@ -163,7 +164,7 @@ class Stage:
 
     def _close(self, identity: dict[str, Any], hashes: FileHashes) -> None:
         strangers = read_json(self.manifest_path).get("not_ours", [])
-        names = [name for name in _files(self.folder) if name not in strangers]
+        names = [name for name in _files(self.folder, self.working) if name not in strangers]
         outputs = {name: hashes.described(self.folder / name) for name in names}
         finished = identity | {"finished": True, "outputs": outputs} | ({"not_ours": strangers} if strangers else {})
         write_manifest(self.manifest_path, finished)
@@ -394,11 +395,11 @@ def delete_listed(folder: Path, manifest: dict[str, Any]) -> None:
             path.rmdir()
 
 
-def _files(folder: Path) -> list[str]:
-    """The files in a folder, at any depth, by their path in it; without the manifest, working files and hidden ones."""
+def _files(folder: Path, working: tuple[str, ...] = WORKING) -> list[str]:
+    """The files in a folder, at any depth, by their path in it; without the manifest, `working` files and hidden ones."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     shown = (path for path in paths if not any(part.startswith(".") for part in path.parts))
-    return sorted(path.as_posix() for path in shown if str(path) != MANIFEST and path.parts[0] not in WORKING)
+    return sorted(path.as_posix() for path in shown if str(path) != MANIFEST and path.parts[0] not in working)
 
 
 def seed_runs(run_dir: Path, stage: str) -> list[Path]:

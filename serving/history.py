@@ -1,4 +1,4 @@
-"""Whose history is asked about: a user of the data, or titles that somebody types."""
+"""Whose history is asked about: a user of the data, or item ids and titles that somebody types."""
 
 from __future__ import annotations
 
@@ -28,25 +28,32 @@ def history_of_user(dataset: Dataset, user: str, folder: Path) -> np.ndarray:
     return rows["item_index"].to_numpy().astype(np.int64)
 
 
-def history_of_titles(titles: list[str], queries: list[str], dataset: Dataset | None = None) -> np.ndarray:
-    """The items whose titles are asked for, in that order, int64; see `find_title`. titles: of item i at index i.
+def history_of_items(items: pl.DataFrame, queries: list[str], dataset: Dataset | None = None) -> np.ndarray:
+    """The items that are asked for by id or title, in that order, int64. items: item_id and title of item i in row i.
 
-    dataset: where it is at hand, the one that the items are of: an item that a filter has left out of it is named as such.
+    What is an item's id is that item; anything else is a title, see `find_title`. dataset: where it is at hand, the one that the items are
+    of: an item that a filter has left out of it is named as such. Raises InputError for a query that is no one item.
     """
-    if dataset is not None:
-        for query in queries:
+    index_of, titles = {name: index for index, name in enumerate(items["item_id"])}, items["title"].to_list()
+    history = []
+    for query in queries:
+        index = index_of.get(query.strip())
+        if index is None and dataset is not None:
             refuse_left_out(dataset, query)
-    return np.array([find_title(titles, query) for query in queries], dtype=np.int64)
+        history.append(find_title(titles, query) if index is None else index)
+    return np.array(history, dtype=np.int64)
 
 
 def refuse_left_out(dataset: Dataset, query: str) -> None:
-    """Raise InputError where no title in the data holds `query`, and that of an item is it, or holds it, which a filter has left out."""
+    """Raise InputError where no title in the data holds `query`, and it is the id or title of an item, or is in the title of one, which a
+    filter has left out."""
     wanted = query.casefold().strip()
     if not wanted or any(wanted in title.casefold() for title in dataset.titles):
         return
     items = dataset.left_out.filter(pl.col("kind") == "item")
     folded = [title.casefold() for title in items["title"]]
-    rows = [row for row, title in enumerate(folded) if title == wanted]
+    rows = [row for row, name in enumerate(items["id"]) if name == query.strip()]
+    rows += [row for row, title in enumerate(folded) if title == wanted]
     rows += [row for row, title in enumerate(folded) if wanted in title]
     if rows:
         name, title = items["id"][rows[0]], items["title"][rows[0]]
@@ -61,7 +68,7 @@ def find_title(titles: list[str], query: str) -> int:
     """
     wanted = query.casefold().strip()
     if not wanted:
-        raise InputError("--history holds an empty title; give at least a part of one.")
+        raise InputError("--history holds an empty title; give an item_id, or at least a part of a title.")
     folded = [title.casefold() for title in titles]
     without_year = [re.sub(r"\s*\(\d{4}\)$", "", title) for title in folded]
     for matches in (
@@ -77,9 +84,5 @@ def find_title(titles: list[str], query: str) -> int:
             raise InputError(f"--history {query!r} fits {len(matches)} items: {listed}{more}. Type more of the title.")
     close = difflib.get_close_matches(wanted, without_year, n=3, cutoff=0.5)
     near = "; ".join(titles[without_year.index(title)] for title in close)
-    hint = (
-        f"perhaps you mean: {near}"
-        if near
-        else f"and none is near; titles are such as {titles[0]!r}, and ids are no titles"
-    )
-    raise InputError(f"--history {query!r} is in no title; {hint}.")
+    hint = f"perhaps you mean: {near}" if near else f"and none is near; titles are such as {titles[0]!r}"
+    raise InputError(f"--history {query!r} is no item_id and in no title; {hint}.")

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     inputs = [config.run_dir / BLENDS.get(name, name), config.run_dir / "data" / ITEMS]
     if name in BLENDS:
         inputs.append(config.run_dir / "evaluation")
-    screen, stage = Screen("bundle"), Stage(config.run_dir, "bundle", {"model": name}, tuple(inputs))
+    screen, stage = Screen("bundle"), Stage(config.run_dir, "bundle", {"model": name}, tuple(inputs), working=())
     if not config.overwrite and stage.is_finished():
         screen.say(f"bundle: finished already, nothing to do ({stage.folder})")
         return
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
         "bundle",
         [
             f"{stage.folder}: {name}, {size / 1e6:.1f} MB; it needs nothing else of the run",
-            f"`sidrec recommend --bundle {stage.folder} --history TITLE [TITLE …]` asks it",
+            f"`sidrec recommend --bundle {stage.folder} --history ITEM [ITEM …]` asks it",
         ],
     )
 

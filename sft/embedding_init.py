@@ -1,7 +1,8 @@
 """Where the rows of SID tokens start from: four named methods, in closed form, of the codebooks, the items' texts and the old rows.
 
     codebook       the code vectors, lifted to the model's width: codes that lie near each other have rows that do
-    text           of the items with the code, the mean row of the words of their texts, less what all codes of the level have in common
+    text           of the items with the code, the mean row of the words of their texts, less what all codes of the level have in common;
+                   of a code without such items, its code vector as in `codebook`
     codebook+text  around the mean of the old rows, a mixture of the two, with more of the text the later the level
     mean           the mean of the old rows for every token, and a tiny draw: what `resize_token_embeddings` does
 
@@ -25,7 +26,7 @@ from sidrec.sft.settings import EmbeddingInit
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 DRAW_VARIANCE = 1e-9  # of `mean`, in units of the old rows' covariance; transformers' own figure
-UNUSED_NORM = 1e-2  # of `text`, for codes that no item has, in units of the other rows' norm
+UNUSED_NORM = 1e-2  # of `text`, for codes without items on a level without code vectors, in units of the others' norm
 TEXTS_AT_ONCE = 4096
 
 
@@ -58,8 +59,8 @@ def initial_rows(
         assert word_shares.shape == (sids.n_items, len(old)), f"shares {word_shares.shape} for old rows {old.shape}"
         text, used = text_rows(old, word_shares, sids.codes[:, level], len(codebook))
         if embedding_init == "text":
-            draw = torch.randn(text.shape, generator=torch.Generator().manual_seed(seed + level))
-            rows.append(norm * torch.where(used[:, None], text, UNUSED_NORM * unit_mean_norm(draw)))
+            rest = geometry if has_geometry(codebook) else UNUSED_NORM * geometry  # about the mean, which is 0
+            rows.append(norm * torch.where(used[:, None], text, rest))
         else:
             weight = geometry_weight(level) if has_geometry(codebook) else 1.0
             mixed = torch.where(used[:, None], (1 - weight) * text + weight * geometry, geometry)

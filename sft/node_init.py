@@ -3,7 +3,8 @@
 An item's vector is what it occurs with in the training log (`tokenizer/embeddings/collaborative.py`), turned to the model's width by one
 random map for all levels. A node's row is the mean of its items' vectors less the rows above it, so that the rows of an item's path sum
 to the item's vector; a code's shared row is the mean over all items with the code, as a codebook's vector is, and the node's own row what
-is left. So an untrained model already scores items by what they occur with.
+is left. So an untrained model already scores items by what they occur with. A code that no item has starts where its code vector lies among
+those of the others, for the items that may come to have it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
+from sidrec.sft.embedding_init import has_geometry
 from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -45,8 +47,9 @@ def add_catalogue(
     lifted = vectors @ torch.randn(vectors.shape[1], model.config.hidden_size, generator=generator)
     with torch.no_grad():
         for level, (shared, rest) in enumerate(residual_rows(lifted, trie, model.config.initializer_range)):
-            first = vocabulary.first_tokens[level]
-            model.embed_tokens.weight[first : first + len(shared)] = shared
+            first, used = vocabulary.first_tokens[level], trie.code[level][:].unique()
+            rows = with_unused_rows(shared, used, sids.codebooks[level])
+            model.embed_tokens.weight[first : first + len(shared)] = rows
             if level in own_levels:
                 model.nodes.own[str(level)].copy_(rest)
 
@@ -78,6 +81,26 @@ def residual_rows(vectors: Tensor, trie: SidTrie, std: float) -> list[tuple[Tens
         shared = _means(scaled[node], trie.code[level][node], size)
         rows.append((shared, scaled - shared[trie.code[level][:]]))
     return rows
+
+
+def with_unused_rows(shared: Tensor, used: Tensor, codebook: np.ndarray) -> Tensor:
+    """`shared` [K, H], a level's rows, with rows for the codes that are not in `used`, int64 [n].
+
+    The affine map that takes the used code vectors of `codebook` [K, D] nearest to their rows (least squares) gives them, each at the mean
+    norm of the used rows. Where code vectors do not differ, as a dedup token's, they are the mean of the used rows.
+    """
+    unused = torch.ones(len(shared), dtype=torch.bool).index_fill(0, used, False)
+    if not unused.any():
+        return shared
+    known = shared[used]
+    rows = known.mean(dim=0).expand(int(unused.sum()), -1)
+    if has_geometry(codebook):
+        # in float64, rounded at the end, as in embedding_init
+        vectors = np.concatenate([codebook, np.ones((len(codebook), 1))], axis=1, dtype=np.float64)
+        mapping = np.linalg.lstsq(vectors[used.numpy()], known.double().numpy())[0]
+        rows = torch.from_numpy(vectors[unused.numpy()] @ mapping)
+        rows = (rows * known.double().norm(dim=1).mean() / rows.norm(dim=1, keepdim=True).clamp(min=1e-12)).float()
+    return shared.index_put((unused,), rows)
 
 
 def _means(vectors: Tensor, groups: Tensor, n_groups: int) -> Tensor:

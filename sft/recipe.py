@@ -52,10 +52,8 @@ TOGETHER = (  # settings of which naming one leaves all to whoever names it
 )
 
 
-def recipe(n_items: int, train_interactions: int, *, order_counts: bool = False) -> dict[str, Any]:
-    """The settings for a catalogue of `n_items` and a log with so many interactions for training. order_counts: see `order_of`."""
-    density = train_interactions / n_items
-    chosen = BY_DENSITY[-1][1] if order_counts else next(values for limit, values in BY_DENSITY if density < limit)
+    per_item = train_interactions / n_items  # those that take an item again count too: each is learnt from
+    chosen = BY_DENSITY[-1][1] if order_counts else next(values for limit, values in BY_DENSITY if per_item < limit)
     valid_users = min(MOST_VALID, max(FEWEST_VALID, VALID_SCORES // n_items))
     whole = {
         name: int(value) if name == "num_hidden_layers" else float(value)
@@ -83,14 +81,14 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
         left_to_user |= {"early_stopping_patience"}
     if named.get("next_item") == 0:
         left_to_user |= {"item_dropout", "history_overlap"}
-    density = counts["train"] / counts["items"]
-    order = order_of(run_dir) if OF_ORDER[0] <= density < OF_ORDER[1] and set(OF_DROPOUT) - left_to_user else None
+    per_item = counts["train"] / counts["items"]
+    order = order_of(run_dir) if OF_ORDER[0] <= per_item < OF_ORDER[1] and set(OF_DROPOUT) - left_to_user else None
     whole = recipe(counts["items"], counts["train"], order_counts=order is not None)
     chosen = {name: value for name, value in whole.items() if name not in left_to_user}
     shown = ", ".join(f"{name} {chosen[name]:g}" for name in OF_DROPOUT if name in chosen)
     if shown and os.environ.get("RANK", "0") == "0":
         reason = "" if order is None else f", and their order counts for much ({order})"
-        sys.stdout.write(f"settings: {shown}, by {density:.0f} training interactions an item{reason}\n")
+        sys.stdout.write(f"settings: {shown}, by {per_item:.0f} training interactions an item{reason}\n")
         sys.stdout.flush()
     return chosen
 

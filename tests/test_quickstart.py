@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_dirs import logged
+from run_dirs import exit_code, finished_sft_run, logged
 
 from sidrec.data.dataset import Dataset
 from sidrec.evaluation.settings import DEFAULT_MODELS
+from sidrec.pipeline.config import PACKAGED
 from sidrec.pipeline.files import sha256
-from sidrec.quickstart import STAGES, read_request
+from sidrec.quickstart import STAGES, read_request, settings_flags
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -257,6 +258,30 @@ def test_further_flags_go_to_the_stages_that_have_them(words: list[str], flags: 
     flags["data"] = [*OWN[1:], *flags["data"]]
     assert request.flags == flags
     assert read_request([*OWN, "--seed", "3"]).flags["rl"] == ["--seed", "3"]
+
+
+def test_an_evaluation_of_other_models_is_gone_on_from(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked with the packaged settings, the stage would refuse it. Where it is to be made again, those are asked with."""
+    run_dir = shutil.copytree(finished_sft_run(tmp_path_factory), tmp_path / "run")
+    request = read_request(["demo", "--run_dir", str(run_dir)])
+    packaged = ["--config", str(PACKAGED / "evaluation" / "default.yaml")]
+    assert settings_flags("evaluation", request, run_dir) == packaged
+    evaluate, place = "evaluation/evaluate.py", ("--run_dir", str(run_dir))
+    assert exit_code(evaluate, *place, "--models", "popularity", "item_knn") == 0
+    table = (run_dir / "evaluation" / "table.md").read_bytes()
+    assert exit_code(evaluate, *packaged, *place) == 2
+    capsys.readouterr()
+    assert exit_code(evaluate, *settings_flags("evaluation", request, run_dir), *place) == 0
+    assert "item_knn" in capsys.readouterr().out
+    assert (run_dir / "evaluation" / "table.md").read_bytes() == table
+    assert settings_flags("sft", request, run_dir)[0] == "--config"
+    assert settings_flags("evaluation", read_request(["demo", "--seed", "3"]), run_dir) == []
+    again = read_request(["demo", "--evaluation.overwrite", "true"])
+    assert settings_flags("evaluation", again, run_dir) == packaged
+    (run_dir / "evaluation" / "metrics.json").unlink()
+    assert settings_flags("evaluation", request, run_dir) == packaged
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["ml-100k", "--help"]])

@@ -116,7 +116,7 @@ def _tables(metrics: Metrics, comparison: dict[str, Any]) -> str:
     for masked, seen in MASK_NAMES.items():
         rows, of_values = [], measured_values(metrics, masked)
         names = [VALUE_NAMES[name] for name in of_values]
-        head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", *names, f"−\u00a0{against}, Recall@10", "p")
+        head = ("", *recalls, "Recall@10, 95 %", "NDCG@10", *names, f"−\u00a0{against}, Recall@10", "p, Holm-corrected")
         for model in comparison["models"]:
             figures, paired = metrics[model]["test"][seen], _paired(comparison, model, seen)
             low, high = figures["recall@10_interval"]

@@ -33,7 +33,7 @@ COMMANDS = {
     "evaluate": Command(("sidrec.evaluation.evaluate",), "measure Recall@K of the models beside baselines"),
     "compare": Command(("sidrec.evaluation.compare",), "compare two rows of tables case by case"),
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
-    "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of titles"),
+    "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
     "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),

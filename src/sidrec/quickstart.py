@@ -18,6 +18,7 @@ from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import PACKAGED, peek, settings_of
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.stage import recorded_settings
 from sidrec.rl import settings as rl
 from sidrec.sft import settings as sft
 from sidrec.tokenizer.config import DEFAULT_QUANTIZER, TokenizerConfig
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for number, (name, stage) in enumerate(STAGES.items(), 1):
         say(f"── {number}/{len(STAGES) + 1} {name}: {stage.title}")
         for module in stage.modules:
-            run(module, "--config", str(config_of(name, request.dataset)), "--run_dir", run_dir, *request.flags[name])
+            run(module, *settings_flags(name, request, Path(run_dir)), "--run_dir", run_dir, *request.flags[name])
     user = first_user(Path(run_dir))
     say(f"── {len(STAGES) + 1}/{len(STAGES) + 1} recommend: what would user {user} take next?")
     run("sidrec.serving.recommend", "--run_dir", run_dir, "--user", user)
@@ -135,6 +136,17 @@ def config_of(stage: str, dataset: str) -> Path:
     """The packaged settings of a stage for a data set."""
     file = PACKAGED / stage / f"{dataset}.yaml"
     return PACKAGED / stage / f"{DEFAULT_CONFIG}.yaml" if stage == "evaluation" and not file.exists() else file
+
+
+def settings_flags(stage: str, request: Request, run_dir: Path) -> list[str]:
+    """`--config` with the packaged settings; nothing for an evaluation that is there, so that what `sidrec evaluate` was asked for counts."""
+    config = ["--config", str(config_of(stage, request.dataset))]
+    if stage != "evaluation" or "--overwrite" in request.flags[stage]:
+        return config
+    try:
+        return config if recorded_settings(run_dir, stage, overwrite=False) is None else []
+    except InputError:  # damaged, and so made again
+        return config
 
 
 def first_user(run_dir: Path) -> str:

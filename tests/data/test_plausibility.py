@@ -131,11 +131,35 @@ def test_of_equal_rows_the_first_counts(prepare: Prepare, tmp_path: Path) -> Non
     assert info_of(tmp_path / "run")["left_out"] == {"repeats": {"interactions": 6}}
 
 
+def test_of_equal_rows_of_the_catalogue_the_first_counts(prepare: Prepare, tmp_path: Path) -> None:
+    """Also with columns of lists and empty cells; two rows that share an id and differ are refused by name, wherever equal ones lie."""
+    rows = {
+        "item_id": list("xyxzxy"),
+        "title": ["X", "Y", "X", "Z", "X", "Y"],
+        "price": [1.5, None, 1.5, 2.0, 1.5, None],
+    }
+    tags = [["a"], [], ["a"], ["b", "c"], ["a"], []]
+    printed = prepare(rows_of(), pl.DataFrame({**rows, "tags": tags}))
+    assert "3 rows that repeat an earlier one in all columns are left out." in printed
+    items = Dataset.load(tmp_path / "run").items
+    assert items["item_id"].to_list() == ["x", "y", "z"]
+    assert items["title"].to_list() == ["X", "Y", "Z"]
+    assert "repeat an earlier one" not in prepare(rows_of())
+    with pytest.raises(InputError, match=r"item_id 'y' is in rows 2 and 6, which differ; keep one of them"):
+        prepare(rows_of(), pl.DataFrame({**rows, "tags": [*tags[:5], ["b"]]}))
+
+
 def test_items_that_a_user_takes_again_are_told(prepare: Prepare, tmp_path: Path) -> None:
     again = [("a", "x", NOVEMBER + 90_000), ("a", "x", NOVEMBER + 90_001), ("b", "y", NOVEMBER + 90_000)]
     assert "3 interactions (25.0%) take an item that the user took before" in prepare([*rows_of(), *again])
     assert info_of(tmp_path / "run")["again"] == 3
     assert "took before" not in prepare(rows_of())
+
+
+def test_density_counts_a_user_and_an_item_once(prepare: Prepare) -> None:
+    """7 of the 9 pairs of 3 users and 3 items, one of them three times: 9 interactions."""
+    again = [("a", "x", NOVEMBER + 90_000), ("a", "x", NOVEMBER + 90_001)]
+    assert "density 77.778%" in prepare([*rows_of()[:7], *again])
 
 
 @given(

@@ -55,6 +55,7 @@ def test_the_figures_are_those_of_the_table(run_dir: Path, capsys: pytest.Captur
         low, high = row["interval"]
         (line,) = (line for line in out.splitlines() if line.startswith(name))
         assert f"= {row['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}), p ≤ " in line
+    assert "of this one pair; correct it (Holm) where you compare several" in out
 
 
 def test_a_written_file_compares_as_the_run_does_and_is_small(

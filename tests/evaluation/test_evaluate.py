@@ -240,6 +240,20 @@ def test_several_seeds_are_averaged(
     assert len(list((run_dir / "baselines").iterdir())) == 3
 
 
+@pytest.mark.parametrize("rl_weights", [b"as SFT's", b"others"])
+def test_a_row_of_rl_that_is_the_sft_model_is_named(
+    run_dir: Path, rl_weights: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, weights in (("sft", b"as SFT's"), ("rl", rl_weights)):
+        with Stage(run_dir, name, {}).building(overwrite=True) as folder:
+            (folder / "model.safetensors").write_bytes(weights)
+    run(run_dir, "--models", "sft", "rl", "popularity")
+    printed, is_sft = capsys.readouterr().out, rl_weights == b"as SFT's"
+    for text in (printed, (run_dir / "evaluation" / "table.md").read_text()):
+        assert ("rl: the SFT model, unchanged" in " ".join(text.split())) == is_sft
+    assert ("rl − popularity (the best baseline" in printed) == (not is_sft), "in its place"
+
+
 def test_other_runs_must_have_the_same_data(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = other_run(run_dir, tmp_path.parent / f"{tmp_path.name}-other")
     log = pl.read_parquet(other / "data" / "interactions.parquet")

@@ -116,6 +116,12 @@ def test_what_the_reader_must_know_of_the_training_is_said(ranks: pl.DataFrame) 
     assert "Holm-corrected for the 2 pairs of rows" in text
 
 
+def test_the_screen_says_how_p_is_corrected(ranks: pl.DataFrame) -> None:
+    (line,) = table.screen_notes(comparison(ranks))
+    assert line.startswith("sft − popularity (the best baseline on valid): Recall@10 +0.2500, p ")
+    assert line.endswith("(Holm-corrected for 2 pairs of rows)")
+
+
 def test_markdown_holds_every_model_and_every_caveat(ranks: pl.DataFrame) -> None:
     of_lists = {
         "coverage": 0.5,

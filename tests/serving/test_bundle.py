@@ -13,6 +13,7 @@ from run_dirs import N_ITEMS, assert_one_sentence, exit_code, finished_sft_run
 from sidrec.baselines.blend import load_blend
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
+from sidrec.pipeline.files import sha256
 from sidrec.serving.bundle import MEMORY, Bundle
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -59,6 +60,15 @@ def test_a_copied_bundle_gives_the_runs_lists(run_dir: Path, bundle: tuple[str, 
     assert np.array_equal(loaded.sids.codes, SemanticIds.load(run_dir).codes)
 
 
+def test_the_manifest_names_every_file_with_its_sha256(bundle: tuple[str, Path]) -> None:
+    folder = bundle[1]
+    listed = json.loads((folder / "manifest.json").read_text())["outputs"]
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert "README.md" in names
+    assert listed.keys() == names - {"manifest.json"}
+    assert all(sha256(folder / name) == described["sha256"] for name, described in listed.items())
+
+
 def test_the_memory_is_at_most_a_kilobyte_an_item(bundle: tuple[str, Path]) -> None:
     name, folder = bundle
     if name == "sft_blend":
@@ -102,7 +112,7 @@ def test_what_is_damaged_or_missing_is_named(
     run_dir: Path, bundle: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = ["--history", "red lamp"]
-    for file in ("items.parquet", "model.safetensors", "semantic_ids/codes_all.npy", "bundle.json"):
+    for file in ("items.parquet", "model.safetensors", "semantic_ids/codes_all.npy", "bundle.json", "README.md"):
         damaged = tmp_path / file.replace("/", "-")
         shutil.copytree(bundle[1], damaged)
         content = bytearray((damaged / file).read_bytes())

@@ -18,10 +18,10 @@ from transformers.utils import logging
 
 from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
-from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
+from sidrec.decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import write_manifest
-from sidrec.serving.history import find_title
+from sidrec.serving.history import find_title, history_of_items
 from sidrec.serving.recommend import MODELS, last_trained
 from sidrec.serving.table import show
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -90,6 +90,28 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
     code, out, _ = ask("--history", "red lamp", "--k", "1000")
     assert code == 0
     assert len(shown_titles(out)) == 59
+    sentence = "59 of the 1,000 that --k asks for: the catalogue has 60 items; those of the history (1) are left out"
+    assert sentence in out
+    code, out, _ = ask("--history", "red lamp", "--k", "61", "--keep_seen", "true")
+    assert "60 of the 61 that --k asks for: the catalogue has 60 items." in out
+    code, out, _ = ask("--history", "red lamp", "--k", "59")
+    assert "that --k asks for" not in out
+
+
+def test_a_history_of_item_ids_and_titles(run_dir, ask):
+    code, out, _ = ask("--history", "i1", "the red boot", " i3 ", "--k", "3")
+    assert code == 0
+    assert "history: The red lamp (1980) → The red boot (1980) → The red drum (1980)" in out
+    assert shown_titles(out) == best_titles(run_dir, [1, 2, 3], 3)
+    items = Dataset.load(run_dir).items
+    for title in shown_titles(out):
+        (item_id,) = items.filter(pl.col("title") == title)["item_id"]
+        assert re.search(rf"{re.escape(title)}\s+{item_id}\s", out)
+
+
+def test_what_is_an_items_id_is_no_title():
+    items = pl.DataFrame({"item_id": ["7", "187"], "title": ["187 (1997)", "Seven"]})
+    assert history_of_items(items, ["187", "7", "187 (1997)", "seven"]).tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +122,7 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
             ["'boot' fits 6 items: The red boot (1980); The blue boot (1981)", "Type more of the title."],
         ),
         (["--history", "the"], ["fits 60 items", "; and 50 more."]),
-        (["--history", "red lamp", "red lmap"], ["'red lmap' is in no title", "The red lamp (1980)"]),
+        (["--history", "red lamp", "red lmap"], ["'red lmap' is no item_id and in no title", "The red lamp (1980)"]),
         (["--history", " "], ["holds an empty title"]),
         (["--user", "nobody"], ["--user nobody: no such user_id in", "the first ones are u0, u1, u2."]),
         (
@@ -117,8 +139,11 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
             ],
         ),
         (["--history", "silver bell"], ["(The silver bell (2002)) was left out, as nobody in the log has taken it"]),
-        (["--user", "u1", "--history", "red lamp"], ["either --user ID or --history TITLE"]),
-        ([], ["either --user ID or --history TITLE"]),
+        (["--history", "i60"], ["--history 'i60': the item i60 (The silver spoon (2001)) was left out by the k-core"]),
+        (["--history", "i99"], ["--history 'i99' is no item_id and in no title"]),
+        (["--user", "u1", "--history", "red lamp"], ["either --user ID or --history ITEM"]),
+        ([], ["either --user ID or --history ITEM"]),
+        (["--bundle", "b", "--history", "i1"], ["give either --bundle b or --run_dir"]),
         (["--user", "u1", "--k", "0"], ["k=0 recommendations cannot be made"]),
         (["--user", "u1", "--k", "-3"], ["k=-3 recommendations cannot be made"]),
         (["--user", "u1", "--model", "rl"], ["holds no finished 'rl' stage; run `accelerate launch rl/grpo.py"]),
@@ -153,13 +178,18 @@ def test_a_run_without_a_model_or_with_other_sids(run_dir, ask, tmp_path):
     assert "made from another" in err
 
 
+def of_one(items: list[int], probabilities: list[float]) -> Recommendations:
+    """The list of one history."""
+    return Recommendations(np.array([items]), np.log([probabilities]), np.array([len(items)]))
+
+
 def test_titles_are_shown_as_they_are(run_dir):
     """Square brackets and colons are marks of the library that prints."""
     titles = ["Soap [new] (1980)", "Shampoo [/b] 2 :heart: pack", "Comb [red]"]
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=200)
-    show(named.titles, sids, np.array([0, 1]), np.array([2, 0, 1]), np.log([0.5, 0.25, 0.125]), "sft", console)
+    show(named.items, sids, np.array([0, 1]), of_one([2, 0, 1], [0.5, 0.25, 0.125]), 3, "sft", console)
     out = console.file.getvalue()
     assert f"history: {titles[0]} → {titles[1]}" in out
     assert [title for line in out.splitlines() for title in titles if title in line and "%" in line] == [
@@ -173,7 +203,7 @@ def test_nothing_is_cut_on_a_narrow_screen(run_dir):
     dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
     named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=40)
-    show(named.titles, sids, np.array([1, 0]), np.array([0, 2]), np.log([0.5, 0.25]), "sft", console)
+    show(named.items, sids, np.array([1, 0]), of_one([0, 2], [0.5, 0.25]), 2, "sft", console)
     out = console.file.getvalue()
     assert out.count(titles[0].strip()) == 2
     assert sum(sids.text(item) in out for item in (0, 2)) == 2
@@ -201,11 +231,11 @@ def test_the_whole_title_wins_over_titles_that_contain_it():
     assert find_title(titles, "fargo (2014)") == 4
     with pytest.raises(InputError, match=r"'fargo' fits 2 items: Fargo \(1996\); Fargo \(2014\)"):
         find_title(titles, "fargo")
-    with pytest.raises(InputError, match=r"'alein' is in no title; perhaps you mean: Alien \(1979\)"):
+    with pytest.raises(InputError, match=r"'alein' is no item_id and in no title; perhaps you mean: Alien \(1979\)"):
         find_title(titles, "alein")
     with pytest.raises(
         InputError,
-        match=r"'sku/3' is in no title; and none is near; titles are such as 'Alien \(1979\)', and ids are no",
+        match=r"'sku/3' is no item_id and in no title; and none is near; titles are such as 'Alien \(1979\)'",
     ):
         find_title(titles, "sku/3")
 

@@ -20,6 +20,7 @@ from sidrec.sft import train
 from sidrec.sft.embedding_init import (
     codebook_rows,
     geometry_weight,
+    initial_rows,
     mean_rows,
     text_rows,
     usable_init,
@@ -140,9 +141,20 @@ def test_text(tied: bool) -> None:
             rows, (expected, used) = rows_at(weight, vocabulary, level), expected_text(old, level)
             assert used.tolist() == ([True, True, True, False], [True, True, False, True, False])[level]
             np.testing.assert_allclose(rows[used], median * expected[used], rtol=1e-5, atol=1e-5)
-            noise = np.linalg.norm(rows[~used], axis=1)
-            assert (noise > 0).all()
-            assert (noise < 0.03 * median).all()
+            geometry = codebook_rows(word_sids().codebooks[level], WIDTH, seed=level).numpy()
+            np.testing.assert_allclose(rows[~used], median * geometry[~used], rtol=1e-5, atol=1e-5)
+
+
+def test_text_of_a_level_without_code_vectors_leaves_unused_codes_near_the_mean() -> None:
+    """Which is 0: a dedup token's code vectors are all the same."""
+    sids = word_sids()
+    flat = SemanticIds(sids.codes, sids.codes, [np.zeros_like(book) for book in sids.codebooks])
+    old, shares = torch.randn(len(word_tokenizer()), WIDTH), word_shares(TEXTS, word_tokenizer())
+    for level, rows in enumerate(initial_rows(old, flat, shares, "text", seed=0)):
+        unused = ~np.isin(np.arange(len(rows)), sids.codes[[bool(text) for text in TEXTS], level])
+        assert unused.any()
+        norms = rows.norm(dim=1)[torch.from_numpy(unused)] / old.norm(dim=1).median()
+        assert ((norms > 0) & (norms < 0.03)).all()
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -17,7 +17,7 @@ from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
 from sidrec.sft.fine_tuning import start_model
-from sidrec.sft.node_init import levels_with_own_rows, residual_rows
+from sidrec.sft.node_init import levels_with_own_rows, residual_rows, with_unused_rows
 from sidrec.sft.settings import BackboneConfig, SftConfig
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -45,6 +45,42 @@ def test_a_level_of_forced_codes_starts_from_zero() -> None:
     codes = np.array([[0, 0], [1, 0], [2, 1]], dtype=np.int32)
     (_, _), (shared, own_rows) = residual_rows(torch.randn(3, 4), trie_of(codes), std=0.02)
     assert float(shared.abs().max()) == float(own_rows.abs().max()) == 0
+
+
+def test_codes_without_items_start_where_their_code_vectors_lie() -> None:
+    """Where rows are an affine map of the code vectors, unused codes get its rows, at the used ones' norm; used rows stay as they are."""
+    codebook = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    rows = codebook @ torch.randn(6, 16, generator=torch.Generator().manual_seed(1)) + 0.3
+    used, unused = torch.arange(0, 15), torch.arange(15, 20)
+    shared = rows.index_fill(0, unused, 0.0)
+    filled = with_unused_rows(shared, used, codebook.numpy())
+    assert torch.equal(filled[used], shared[used])
+    norm = rows[used].norm(dim=1).mean()
+    expected = rows[unused] * norm / rows[unused].norm(dim=1, keepdim=True)
+    assert torch.allclose(filled[unused], expected, atol=1e-4)
+    assert torch.equal(with_unused_rows(rows, torch.arange(20), codebook.numpy()), rows)
+    alike = with_unused_rows(shared, used, np.zeros((20, 6), np.float32))
+    assert torch.equal(alike[used], shared[used])
+    assert torch.allclose(alike[unused], rows[used].mean(dim=0).expand(5, -1))
+
+
+def test_a_models_rows_of_unused_codes_are_not_zero(tmp_path: Path) -> None:
+    """And those of used ones are as if there were no others: the residual centroids."""
+    run_dir = make_run_dir(tmp_path / "run")
+    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
+    books = [np.concatenate([book, 2 * book[:2] - 1]) for book in sids.codebooks]
+    config, backbone = SftConfig(run_dir=run_dir), BackboneConfig(architecture="rq_transformer")
+    starts = [SemanticIds(sids.codes, sids.codes, codebooks) for codebooks in (sids.codebooks, books)]
+    (plain, _, few), (model, _, many) = (start_model(dataset, ids, config, backbone, seed=0) for ids in starts)
+    for level, size in enumerate(sids.level_sizes):
+        used = np.unique(sids.codes[:, level])
+        rows, expected = (
+            start.embed_tokens.weight.detach()[vocabulary.first_tokens[level] :]
+            for start, vocabulary in ((model, many), (plain, few))
+        )
+        assert torch.equal(rows[used], expected[used])
+        norms, usual = rows[size : size + 2].norm(dim=1), rows[used].norm(dim=1).mean()
+        assert torch.allclose(norms, usual.expand(2), rtol=1e-4)
 
 
 def test_own_rows_are_where_nodes_share_codes_and_memory_lasts(monkeypatch) -> None:
