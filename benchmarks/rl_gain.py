@@ -47,6 +47,7 @@ SETTINGS = {
     "hit of one draw, over its deviation (GRPO)": "--rewards exact_hit --objective grpo",
     "hit@20 and credit for leading codes": "--rewards hit_at_k prefix_credit --reward_weights 1 0.2",
     "hit@20 and SFT": "--rewards hit_at_k --sft_loss_weight 1",
+    "NDCG@10 of a drawn list": "--rewards ndcg_at_k --hit_k 10",
     "hit@20, a fifth of the items left out": "--rewards hit_at_k --item_dropout 0.2",
 }
 EVERY_SEED = (SFT, CONTROL, OURS)
