@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sidrec.rl.expectation import DenseReward, Questions
 
-HEAD = 8  # times K: items that are counted one by one
+HEAD = 4  # times K: items that are counted one by one
 ORDER = 4  # of the expansion for all others
 POINTS = 32  # of the quadrature over log t
 BEGIN, END = (

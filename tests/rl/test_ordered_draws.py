@@ -79,7 +79,7 @@ def test_the_gradient_is_that_of_the_ndcg_over_all_ordered_lists(trie_scores, ks
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 8.0])
 def test_what_is_not_counted_one_by_one_is_as_if_it_were(spread):
-    """300 items, of which eight times K are counted: against a fine sum over time with every item counted."""
+    """300 items, of which four times K are counted: against a fine sum over time with every item counted."""
     k, n = 5, 300
     scores = np.random.default_rng(2).normal(size=(6, n)) * spread
     probs = np.exp(scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
