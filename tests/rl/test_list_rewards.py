@@ -172,12 +172,14 @@ def run_dir(tmp_path_factory, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("draw", ["every_item", "gumbel"])
 def test_a_run_with_quotas_and_calibrated_popularity(run_dir, draw):
-    rewards = {"rewards": ["exact_hit", "category_quota", "calibrated_popularity"], "reward_weights": [1, 0.1, 0.2]}
+    hits = "ndcg_at_k" if draw == "every_item" else "exact_hit"
+    rewards = {"rewards": [hits, "category_quota", "calibrated_popularity"], "reward_weights": [1, 0.1, 0.2]}
     quotas = {"quota_column": "colour", "quotas": ["red=.1", "blue=.5"]}
     trainer = run_stage(grpo, run_dir, draw=draw, batch_items=60, max_steps=2, **rewards, **quotas)
     for row in (row for row in trainer.state.log_history if "reward" in row):
         parts = [row[f"rewards/{name}/mean"] for name in rewards["rewards"]]
         assert row["reward"] == pytest.approx(np.dot(parts, rewards["reward_weights"]), abs=1e-4)
+        assert 0 < parts[0] < 1
         assert parts[2] < 0
     assert json.loads((run_dir / "rl" / "manifest.json").read_text())["fingerprint"]["quotas"] == quotas["quotas"]
 
