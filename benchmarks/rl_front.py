@@ -15,23 +15,22 @@ is one JSON object.
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import harness
 from benchmarks.finished_rows import FinishedRows, markdown
 from benchmarks.front_page import write_page
-from benchmarks.harness import announce, check_at_least, plain_console, print_figures, run_stage
+from benchmarks.harness import announce, plain_console, print_figures
 from benchmarks.rerankers import LENGTH, Reranker, by_logit_adjustment, by_mmr, by_value, top_items
+from benchmarks.rl_runs import RlRunsConfig, base_of, begin_run, folder_of, require_sft_models, train_rl
 from sidrec.baselines.value_model import FOLDS, ValueModel, fit_value_model
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.decoding.recommender import Recommender
@@ -43,7 +42,6 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, read_json
-from sidrec.pipeline.stage import SEEDS, require_finished
 from sidrec.rl.dense_rewards import unit_rows
 from sidrec.rl.practice import item_vectors
 from sidrec.sft.validation import sample_cases
@@ -91,26 +89,19 @@ HEADER = (
 
 
 @dataclass
-class RlFrontConfig:
+class RlFrontConfig(RlRunsConfig):
     """Train RL for several aims with several weights, and compare the lists with those of re-ranking."""
 
-    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "The data set, for the output."})
-    run_dir: Path = field(
-        metadata={"help": "Run directory with finished data, sid and sft stages, and seeds/ for further seeds."}
-    )
-    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
     families: list[str] = field(
         default_factory=lambda: [*TRAINED, *RERANKED],
         metadata={"help": f"Any of {', '.join(map(repr, [*TRAINED, *RERANKED]))}."},
     )
-    seeds: int = field(default=3, metadata={"help": "SFT models, each with its own seed, from which RL begins."})
     margin: float = field(default=0.03, metadata={"help": "Share of SFT's Recall@10 on valid that a weight may cost."})
     cases: int = field(default=5_000, metadata={"help": "Cases of a split, at most; the same for every row."})
-    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
     page: Path | None = field(default=None, metadata={"help": "Folder for front.html and front.png."})
-    json: bool = field(default=False, metadata={"help": "Print one JSON object as the last line."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.families if name not in (*TRAINED, *RERANKED)]
         if unknown:
             raise InputError(
@@ -118,7 +109,6 @@ class RlFrontConfig:
             )
         if not 0 <= self.margin <= 1:
             raise InputError(f"--margin is {self.margin}; it must be a share, 0 to 1.")
-        check_at_least(1, seeds=self.seeds, cases=self.cases, threads=self.threads)
 
 
 @dataclass(frozen=True)
@@ -178,9 +168,7 @@ class Judge:
 def main(arguments: list[str] | None = None) -> None:
     config, console = parse_config(RlFrontConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
-    command = f"accelerate launch sft/train.py --run_dir {config.run_dir} --seeds {config.seeds}"
-    for seed in range(config.seeds):
-        require_finished(base_of(config.run_dir, seed), "sft", command)
+    require_sft_models(config)
     announce(console, "rl_front", arguments)
     judge = Judge.of(config.run_dir, config.cases)
     finished = FinishedRows(config.work_dir / "rows.json")
@@ -204,11 +192,6 @@ def main(arguments: list[str] | None = None) -> None:
         print_figures(key_figures(points, chosen, judge) | {"seeds": config.seeds})
 
 
-def base_of(run_dir: Path, seed: int) -> Path:
-    """The run directory of a seed's SFT model."""
-    return run_dir / SEEDS / str(seed) if seed else run_dir
-
-
 Point = dict[str, dict[str, Any]]  # by split, the figures of `Judge.figures`, the mean over the seeds
 
 
@@ -229,7 +212,7 @@ def judged(
     base, name = base_of(config.run_dir, seed), f"{family} {weight:g} seed {seed}"
     flags = TRAINED[family][0].format(weight=weight) if family in TRAINED else ""
     made_from = {"flags": flags, "cases": config.cases, "sft": read_json(base / "sft" / "manifest.json")["outputs"]}
-    folder = config.work_dir / "runs" / "".join(letter if letter.isalnum() else "_" for letter in name)
+    folder = folder_of(config.work_dir, name)
     if finished.find(name, made_from) is None:
         seconds = make_lists(family, weight, seed, base, folder, judge, config)
         finished.keep(name, made_from, {"seconds": seconds})
@@ -241,25 +224,11 @@ def make_lists(
     family: str, weight: float, seed: int, base: Path, folder: Path, judge: Judge, config: RlFrontConfig
 ) -> float:
     """Write the lists of valid and test, int64 [cases, 10], into `folder`; the processor seconds of training."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for stage in ("data", "embeddings", "sid", "sft"):
-        if (base / stage).exists():
-            (folder / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
+    begin_run(base, folder)
     seconds = 0.0
     if family in TRAINED:
-        flags = [
-            "--seed",
-            str(seed),
-            "--disable_tqdm",
-            "true",
-            "--early_stopping_patience",
-            "0",
-            "--recall_margin",
-            "0.3",
-        ]
-        flags = [*shlex.split(TRAINED[family][0].format(weight=weight)), *flags]
-        seconds = run_stage([*harness.RL, *flags], folder, config.threads)
+        flags = [*shlex.split(TRAINED[family][0].format(weight=weight)), "--recall_margin", "0.3"]
+        seconds = train_rl(flags, folder, seed, config.threads)
     recommender = Recommender.load(folder, "rl" if family in TRAINED else "sft")
     rerank = reranker(family, folder, judge)
     for split, cases in judge.cases.items():

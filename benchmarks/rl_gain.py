@@ -14,19 +14,17 @@ object.
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks import harness
 from benchmarks.finished_rows import FinishedRows, Row, grouped, markdown, mean_figures
-from benchmarks.harness import announce, check_at_least, plain_console, print_figures, run_stage
+from benchmarks.harness import announce, plain_console, print_figures
+from benchmarks.rl_runs import RlRunsConfig, base_of, begin_run, folder_of, require_sft_models, train_rl
 from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import CUTOFFS, ndcg_at, ranks_in_lists, recall_at
 from sidrec.decoding.recommender import Recommender
@@ -36,7 +34,6 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, read_json
-from sidrec.pipeline.stage import SEEDS, require_finished
 from sidrec.sft.validation import sample_cases
 
 SFT, CONTROL, OURS = "SFT", "SFT goes on", "hit@20"
@@ -50,6 +47,7 @@ SETTINGS = {
     "hit of one draw, over its deviation (GRPO)": "--rewards exact_hit --objective grpo",
     "hit@20 and credit for leading codes": "--rewards hit_at_k prefix_credit --reward_weights 1 0.2",
     "hit@20 and SFT": "--rewards hit_at_k --sft_loss_weight 1",
+    "NDCG@10 of a drawn list": "--rewards ndcg_at_k --hit_k 10",
     "hit@20, a fifth of the items left out": "--rewards hit_at_k --item_dropout 0.2",
 }
 EVERY_SEED = (SFT, CONTROL, OURS)
@@ -63,35 +61,24 @@ TEST_HEADER = "on test|R@10|N@10|R@50"
 
 
 @dataclass
-class RlGainConfig:
+class RlGainConfig(RlRunsConfig):
     """Train RL in many ways from one SFT model, and compare them."""
 
-    dataset: Literal["ml-100k", "amazon-beauty", "ml-1m"] = field(metadata={"help": "The data set, for the output."})
-    run_dir: Path = field(
-        metadata={"help": "Run directory with finished data, sid and sft stages, and seeds/ for further seeds."}
-    )
-    work_dir: Path = field(metadata={"help": "Where runs and finished rows are kept; another one for each data set."})
     settings: list[str] = field(
         default_factory=lambda: list(SETTINGS), metadata={"help": f"Any of {', '.join(map(repr, SETTINGS))}."}
     )
-    seeds: int = field(default=3, metadata={"help": "SFT models, each with its own seed, from which RL begins."})
-    cases: int = field(default=10_000, metadata={"help": "Cases, at most; drawn once, the same for every row."})
-    threads: int = field(default=1, metadata={"help": "Threads of each stage."})
-    json: bool = field(default=False, metadata={"help": "Print one JSON object as the last line."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = [name for name in self.settings if name not in SETTINGS]
         if unknown:
             raise InputError(f"--settings has {unknown[0]!r}; give any of {', '.join(map(repr, SETTINGS))}.")
-        check_at_least(1, seeds=self.seeds, cases=self.cases, threads=self.threads)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, console = parse_config(RlGainConfig, arguments), plain_console()
     torch.set_num_threads(config.threads)
-    command = f"accelerate launch sft/train.py --run_dir {config.run_dir} --seeds {config.seeds}"
-    for seed in range(config.seeds):
-        require_finished(base_of(config.run_dir, seed), "sft", command)
+    require_sft_models(config)
     announce(console, "rl_gain", arguments)
     dataset = Dataset.load(config.run_dir)
     cases = {split: sample_cases(dataset.cases(split), config.cases, seed=0) for split in ("valid", "test")}
@@ -108,11 +95,6 @@ def main(arguments: list[str] | None = None) -> None:
         print_figures(figures | {"seeds": config.seeds, "rows": table})
 
 
-def base_of(run_dir: Path, seed: int) -> Path:
-    """The run directory of a seed's SFT model."""
-    return run_dir / SEEDS / str(seed) if seed else run_dir
-
-
 def run_or_find(
     name: str, seed: int, finished: FinishedRows, config: RlGainConfig, cases: dict[str, EvalCases], console: Console
 ) -> Row:
@@ -123,7 +105,7 @@ def run_or_find(
     row_name = f"{name} seed {seed}"
     row = finished.find(row_name, made_from)
     if row is None:
-        run_dir = config.work_dir / "runs" / "".join(letter if letter.isalnum() else "_" for letter in row_name)
+        run_dir = folder_of(config.work_dir, row_name)
         seconds, step = train(name, seed, base, run_dir, config.threads), 0
         if name != SFT:
             step = read_json(run_dir / "rl" / "log.json")["kept_step"]
@@ -138,16 +120,8 @@ def run_or_find(
 
 def train(name: str, seed: int, base: Path, run_dir: Path, threads: int) -> float:
     """Train a setting in a run directory that has the base's finished stages; its processor seconds."""
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True)
-    for stage in ("data", "embeddings", "sid", "sft"):
-        if (base / stage).exists():  # codes that were given have no embeddings
-            (run_dir / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
-    if name == SFT:
-        return 0.0
-    flags = ["--seed", str(seed), "--disable_tqdm", "true", "--early_stopping_patience", "0"]
-    return run_stage([*harness.RL, *shlex.split(SETTINGS[name]), *flags], run_dir, threads)
+    begin_run(base, run_dir)
+    return 0.0 if name == SFT else train_rl(shlex.split(SETTINGS[name]), run_dir, seed, threads)
 
 
 def measure(run_dir: Path, recommender: Recommender, cases: dict[str, EvalCases]) -> Row:

@@ -15,6 +15,8 @@ from torch import Tensor
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.expectation import DenseReward, Questions
+from sidrec.rl.experimental.ordered_draws import ndcg_at_k
+from sidrec.rl.list_rewards import Categories, Popularity
 from sidrec.rl.reward_models import ValueSource
 
 FEWEST_SHARE = 1e-2  # of an even share: an item that no list holds counts as held so often
@@ -87,6 +89,36 @@ def coverage(questions: Questions, probs: Tensor) -> Tensor:
 coverage.needs_exposure = True  # type: ignore[attr-defined]
 
 
+def category_quota(categories: Categories, items: np.ndarray) -> DenseReward:
+    """How much too seldom the lists of ten of this batch hold an item's category: log of its target share over its share of them.
+
+    It is the gradient of minus the divergence of the lists' categories from their targets, as `coverage` is of items. items: int64 [N], by
+    leaf.
+    """
+
+    def category_quota(questions: Questions, probs: Tensor) -> Tensor:
+        assert questions.exposure is not None
+        counts = np.empty(len(items))
+        counts[items] = questions.exposure.cpu().numpy()
+        return torch.from_numpy(categories.lack(counts)[items]).to(probs.device)[None]
+
+    category_quota.needs_exposure = True  # type: ignore[attr-defined]
+    return category_quota
+
+
+def calibrated_popularity(popularity: Popularity, items: np.ndarray) -> DenseReward:
+    """How near an item's popularity is to that of what the user takes, 0 or less: minus the distance of its log-popularity from the mean of
+    the user's training history, in standard deviations of the catalogue's (calibration, arXiv 2103.06364). items: int64 [N], by leaf."""
+
+    def calibrated_popularity(questions: Questions, probs: Tensor) -> Tensor:
+        of_items, of_users = (
+            torch.from_numpy(each).to(probs.device) for each in (popularity.of_items[items], popularity.of_users)
+        )
+        return -(of_items - of_users[questions.users][:, None]).abs()
+
+    return calibrated_popularity
+
+
 def diversity(vectors: np.ndarray) -> DenseReward:
     """How unlike an item is to what else is likely, -1 to 2: 1 - the cosine with the items expected under π.
 
@@ -140,7 +172,8 @@ def at_target(questions: Questions, probs: Tensor, values: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class DenseSources:
     """What dense rewards are made from. items: int64 [N], the item at every leaf of the trie. popularity: int64 [N], training interactions,
-    by leaf. vectors: float32 [N, D], by leaf. hit_k: the K of `hit_at_k`. values: of rewards that ask for a column of the log."""
+    by leaf. vectors: float32 [N, D], by leaf. hit_k: the K of `hit_at_k` and `ndcg_at_k`. values: of rewards that ask for a column of the
+    log. sequences: every user's training items. categories: of `category_quota`."""
 
     trie: SidTrie
     items: np.ndarray
@@ -148,6 +181,17 @@ class DenseSources:
     vectors: np.ndarray
     hit_k: list[int]
     values: ValueSource | None = None
+    sequences: Sequence[np.ndarray] = ()
+    categories: Categories | None = None
+
+    @property
+    def listed_popularity(self) -> Popularity:
+        return Popularity(self.sequences, len(self.items))
+
+    @property
+    def quota_categories(self) -> Categories:
+        assert self.categories is not None, "refuse_unknown_rewards has let a reward pass that needs a column"
+        return self.categories
 
     @property
     def value_source(self) -> ValueSource:
@@ -161,9 +205,13 @@ DENSE_REWARDS: dict[str, Callable[[DenseSources], DenseReward]] = {
     "prefix_credit": lambda sources: prefix_credit(sources.trie),
     "novelty": lambda sources: novelty(sources.popularity),
     "coverage": lambda sources: coverage,
+    "category_quota": lambda sources: category_quota(sources.quota_categories, sources.items),
+    "calibrated_popularity": lambda sources: calibrated_popularity(sources.listed_popularity, sources.items),
     "diversity": lambda sources: diversity(sources.vectors),
     "logged_value": lambda sources: logged_value(sources.value_source, sources.items),
     "predicted_value": lambda sources: predicted_value(sources.value_source, sources.items),
+    # experimental
+    "ndcg_at_k": lambda sources: ndcg_at_k(sources.hit_k),
 }
 
 

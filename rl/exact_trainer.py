@@ -66,7 +66,7 @@ class ExactGRPOTrainer(SidGRPOTrainer):
         """Minus the expected reward, kl_weight times the exact KL to the reference, sft_loss_weight times -log π of what was taken, each a
         mean over the questions of all processes."""
         questions = self._questions(inputs)
-        judge = Judge(self, questions, self._reference_of(inputs))
+        judge = Judge(self, questions, self._reference_of(inputs), self._is_logged())
         with self.accelerator.autocast():
             losses = model(input_ids=inputs["input_ids"], answers=inputs["items"], judge=judge).answer_losses
         count = self.accelerator.reduce(torch.tensor(float(len(questions)), device=losses.device), "sum")
@@ -80,6 +80,12 @@ class ExactGRPOTrainer(SidGRPOTrainer):
         self._note("questions", count)
         return losses.sum() * share / self.current_gradient_accumulation_steps
 
+    def _is_logged(self) -> bool:
+        """Whether this update ends with an entry of the log, as far as is known before its end."""
+        if self.args.logging_strategy != "steps":
+            return True
+        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps)) == 0
+
     def _questions(self, inputs: dict[str, Tensor]) -> Questions:
         answers = inputs["items"]
         rows, at = asked_rows(answers)
@@ -90,7 +96,7 @@ class ExactGRPOTrainer(SidGRPOTrainer):
     @torch.no_grad()
     def _exposure(self, inputs: dict[str, Tensor]) -> Tensor:
         """float32 [N]: the share of this batch's lists of ten, seen items left out, that hold the item at every leaf; of all processes."""
-        with whole_model(self) as model, self.accelerator.autocast():
+        with self.clock.part("lists"), whole_model(self) as model, self.accelerator.autocast():
             scorer = exact_model(model)
             states, _, table = scorer.asked_states(inputs["input_ids"], inputs["items"])
             seen = seen_leaves(inputs["input_ids"], inputs["items"], scorer, self.trie)
@@ -118,22 +124,28 @@ class ExactGRPOTrainer(SidGRPOTrainer):
 class Judge:
     """What the distribution over all items loses, question by question, and what the log says of it.
 
-    A part of the questions may be judged twice, the second time for its gradients; both say the same.
+    A part of the questions may be judged twice, the second time for its gradients; both say the same. with_entropy: whether the log is
+    to say it, which takes a pass over every item.
     """
 
-    def __init__(self, trainer: ExactGRPOTrainer, questions: Questions, reference: LeafLogProbs | None) -> None:
-        self.trainer, self.questions, self.reference = trainer, questions, reference
+    def __init__(
+        self, trainer: ExactGRPOTrainer, questions: Questions, reference: LeafLogProbs | None, with_entropy: bool
+    ) -> None:
+        self.trainer, self.questions, self.reference, self.with_entropy = trainer, questions, reference, with_entropy
         self.parts: dict[int, dict[str, Tensor]] = {}
 
     def __call__(self, log_probs: Tensor, part: Tensor) -> Tensor:
         """float32 [C]. log_probs: float32 [C, N]. part: int64 [C], which questions."""
         trainer, objective, asked = self.trainer, self.trainer.objective, self.questions.of(part)
         weights, scaled = trainer.reward_weights.tolist(), OBJECTIVES[objective.objective].scaled
-        losses, rewards = expected(log_probs, asked, trainer.dense_rewards, weights, scaled)
+        each = [self._timed(reward) for reward in trainer.dense_rewards]
+        losses, rewards = expected(log_probs, asked, each, weights, scaled)
         answer = log_probs.gather(1, asked.targets[:, None])[:, 0]
         losses = losses - objective.sft_loss_weight * answer
-        fixed = log_probs.detach()
-        noted = {"target": answer.detach().exp(), "entropy": -(fixed.exp() * fixed).sum(1)}
+        noted = {"target": answer.detach().exp()}
+        if self.with_entropy:
+            fixed = log_probs.detach()
+            noted["entropy"] = -(fixed.exp() * fixed).sum(1)
         noted["reward"] = rewards @ rewards.new_tensor(weights)
         noted |= {
             f"rewards/{name}/mean": values for name, values in zip(trainer.reward_func_names, rewards.T, strict=True)
@@ -145,6 +157,13 @@ class Judge:
             losses, noted["kl/mean"] = losses + objective.kl_weight * kl, kl.detach()
         self.parts[int(part[0])] = noted
         return losses / trainer.trie.n_levels  # a mean over codes, as of groups
+
+    def _timed(self, reward: DenseReward) -> DenseReward:
+        def timed(questions: Questions, probs: Tensor) -> Tensor:
+            with self.trainer.clock.part("rewards"):
+                return reward(questions, probs)
+
+        return timed
 
     def figures(self) -> dict[str, Tensor]:
         """Of every question, float32 [R], by name."""

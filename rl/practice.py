@@ -29,6 +29,7 @@ from sidrec.rl.aims import ListFigures, bought
 from sidrec.rl.dense_rewards import DenseSources, dense_rewards
 from sidrec.rl.exact_trainer import ExactGRPOTrainer, HistoryCollator
 from sidrec.rl.expectation import DenseReward
+from sidrec.rl.list_rewards import Categories
 from sidrec.rl.prompts import history_rows, training_prompts
 from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.rewards import AskedReward, RewardSources, refuse_unknown_rewards, reward_functions
@@ -154,6 +155,7 @@ def rewards_of(
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
         values,
         objective.hit_k,
+        categories_of(objective, dataset),
     )
     return reward_functions(objective.rewards, sources)
 
@@ -165,8 +167,21 @@ def dense_rewards_of(
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
     items = trie.item_of_leaf[torch.arange(trie.n_items)].numpy()
     counts = np.bincount(np.concatenate(dataset.train_sequences), minlength=dataset.n_items)
-    sources = DenseSources(trie, items, counts[items], item_vectors(sids)[items], objective.hit_k, values)
+    sources = DenseSources(
+        trie,
+        items,
+        counts[items],
+        item_vectors(sids)[items],
+        objective.hit_k,
+        values,
+        dataset.train_sequences,
+        categories_of(objective, dataset),
+    )
     return dense_rewards(objective.rewards, sources)
+
+
+def categories_of(objective: ObjectiveConfig, dataset: Dataset) -> Categories | None:
+    return None if objective.quota_column is None else Categories.of(dataset, objective.quota_column, objective.quotas)
 
 
 def item_vectors(sids: SemanticIds) -> np.ndarray:

@@ -26,6 +26,7 @@ EXACT: dict[str, Any] = {
 HITS = {
     "exact_hit",
     "hit_at_k",
+    "ndcg_at_k",
     "logged_value",
 }  # rewards that hold the model to what is taken; beside others the SFT loss does
 TOGETHER = (  # settings of which naming one leaves all to whoever names it

@@ -26,6 +26,7 @@ from sidrec.baselines.scorer import Scorer
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.dense_rewards import novelty_bits, unit_rows
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
+from sidrec.rl.list_rewards import Categories, Popularity
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.reward_models import ValueSource, logged_value, predicted_value
 
@@ -93,6 +94,25 @@ def coverage(n_items: int) -> Reward:
     return coverage
 
 
+def category_quota(categories: Categories) -> Reward:
+    """How much too seldom the groups of this update, of this process, hold an item's category: log of its target share over its share."""
+
+    def category_quota(items: list[int], **_columns: Any) -> list[float]:
+        lack = categories.lack(np.bincount(items, minlength=len(categories.membership)))
+        return lack[items].astype(float).tolist()
+
+    return category_quota
+
+
+def calibrated_popularity(popularity: Popularity) -> Reward:
+    """Minus the distance of an item's log-popularity from the mean of the user's training history; see `sidrec.rl.dense_rewards`."""
+
+    def calibrated_popularity(items: list[int], user: list[int], **_columns: Any) -> list[float]:
+        return (-np.abs(popularity.of_items[items] - popularity.of_users[user])).astype(float).tolist()
+
+    return calibrated_popularity
+
+
 def diversity(vectors: np.ndarray, group_size: int) -> Reward:
     """How unlike the others of its group an item is, 0 to 2: 1 - the mean cosine with them. vectors: float32 [N, D]."""
     units = unit_rows(vectors)
@@ -120,7 +140,7 @@ def of_answered(reward: Reward) -> AskedReward:
 @dataclass(frozen=True)
 class RewardSources:
     """What rewards are made from. sequences: every user's training items. vectors: float32 [N, D], the items'. group_size: G. scorer:
-    makes the model of `history_score`. values: of the column that VALUE_REWARDS are of."""
+    makes the model of `history_score`. values: of the column that VALUE_REWARDS are of. categories: of `category_quota`."""
 
     sequences: Sequence[np.ndarray]
     vectors: np.ndarray
@@ -128,6 +148,12 @@ class RewardSources:
     scorer: Callable[[], Scorer]
     values: ValueSource | None = None
     hit_k: list[int] = field(default_factory=lambda: [20])
+    categories: Categories | None = None
+
+    @property
+    def quota_categories(self) -> Categories:
+        assert self.categories is not None, "refuse_unknown_rewards has let a reward pass that needs a column"
+        return self.categories
 
     @property
     def popularity(self) -> np.ndarray:
@@ -151,6 +177,10 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
     "hit_at_k": lambda sources: of_answered(hit_at_k(sources.hit_k)),
     "novelty": lambda sources: of_answered(novelty(sources.popularity)),
     "coverage": lambda sources: of_answered(coverage(sources.n_items)),
+    "category_quota": lambda sources: of_answered(category_quota(sources.quota_categories)),
+    "calibrated_popularity": lambda sources: of_answered(
+        calibrated_popularity(Popularity(sources.sequences, sources.n_items))
+    ),
     "diversity": lambda sources: of_answered(diversity(sources.vectors, sources.group_size)),
     "logged_value": lambda sources: of_answered(logged_value(sources.value_source)),
     "predicted_value": lambda sources: of_answered(predicted_value(sources.value_source)),
@@ -160,6 +190,7 @@ REWARDS: dict[str, Callable[[RewardSources], AskedReward]] = {
     "novel_hit": lambda sources: of_answered(novel_hit(sources.sequences, sources.n_items)),
     "history_score": lambda sources: history_score(sources.scorer()),
 }
+EXACT_ONLY = ("ndcg_at_k",)  # that look at every item's probability
 VALUE_REWARDS = ("logged_value", "predicted_value")  # of a column of the log
 
 
@@ -169,7 +200,7 @@ def refuse_unknown_rewards(names: Sequence[str], value_column: str | None = None
     if not names:
         raise InputError(f"rewards has nothing; give any of {', '.join(REWARDS)}.")
     for name in names:
-        if name not in REWARDS:
+        if name not in (*REWARDS, *EXACT_ONLY):
             import_reward(name)
     of_values = [name for name in names if name in VALUE_REWARDS]
     if of_values and value_column is None:
@@ -204,6 +235,9 @@ def import_reward(path: str) -> AskedReward:
 
 def reward_functions(names: Sequence[str], sources: RewardSources) -> list[AskedReward]:
     """The rewards of these names, of REWARDS or by their dotted paths. Raises InputError for a name that is neither."""
+    for name in names:
+        if name in EXACT_ONLY:
+            raise InputError(f"rewards has {name}, which looks at every item's probability; set draw to every_item.")
     return [REWARDS[name](sources) if name in REWARDS else import_reward(name) for name in names]
 
 

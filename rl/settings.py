@@ -33,9 +33,12 @@ DENSE = (
     "prefix_credit",
     "novelty",
     "coverage",
+    "category_quota",
+    "calibrated_popularity",
     "diversity",
     "logged_value",
     "predicted_value",
+    "ndcg_at_k",
 )  # rewards that say something of every item at once
 EXACT_OBJECTIVES = ("grpo", "dr_grpo")  # of which the expectation over every item is taken
 
@@ -143,8 +146,10 @@ class ObjectiveConfig:
             "help": "Rewards that are added up, weighted by reward_weights: exact_hit, hit_at_k (Recall of hit_k draws), prefix_credit, "
             "rank_penalty; of the column value_column: logged_value (a hit, weighted by the taken item's value as a multiple of the mean), "
             "predicted_value (what a value model predicts for an item, in standard deviations above the mean); of lists: coverage, "
-            "novelty, diversity; experimental: collaborative_score, embedding_similarity, novel_hit, history_score; or a function of "
-            "your own as my_package.my_reward. Left out: hit_at_k, and of groups exact_hit and prefix_credit."
+            "novelty, diversity, category_quota (of quota_column), calibrated_popularity (as popular as what a user takes); "
+            "experimental: ndcg_at_k (NDCG of a list drawn by π), collaborative_score, embedding_similarity, novel_hit, "
+            "history_score; or a function of your own as my_package.my_reward. "
+            "Left out: hit_at_k, and of groups exact_hit and prefix_credit."
         },
     )
     value_column: str | None = field(
@@ -155,9 +160,27 @@ class ObjectiveConfig:
             "rare": True,
         },
     )
+    quota_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "category_quota: the column of the catalogue whose categories have quotas, such as genres or categories; commas part "
+            "several of an item.",
+            "rare": True,
+        },
+    )
+    quotas: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "category_quota: shares of lists' items as drama=.3 comedy=.2; the other categories share the rest, as the training "
+            "log has them. Left out: all as the training log has them.",
+            "rare": True,
+        },
+    )
     hit_k: list[int] = field(
         default_factory=lambda: [20],
-        metadata={"help": "hit_at_k: K, the draws of which one is to be the taken item; several are averaged."},
+        metadata={
+            "help": "hit_at_k: K, the draws of which one is to be the taken item; several are averaged. ndcg_at_k: the list's length."
+        },
     )
     token_credit: float = field(
         default=0.0,
@@ -179,6 +202,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if not self.rewards:
             raise InputError("rewards has nothing; give exact_hit or others, which `--help` lists.")
+        refuse_half_a_quota(self)
         if any(k < 1 for k in self.hit_k) or not self.hit_k:
             raise InputError(f"hit_k={self.hit_k} must be numbers of draws, 1 or more.")
         if self.draw == "every_item" and self.objective not in EXACT_OBJECTIVES:
@@ -194,6 +218,19 @@ class ObjectiveConfig:
     @property
     def needs_reference(self) -> bool:
         return self.kl_weight > 0 or self.objective == "s_dpo"
+
+
+def refuse_half_a_quota(objective: ObjectiveConfig) -> None:
+    """Raise InputError unless category_quota and quota_column are both there or neither."""
+    is_asked = "category_quota" in objective.rewards
+    if is_asked and objective.quota_column is None:
+        raise InputError(
+            "rewards has category_quota; name the column of the catalogue with the categories by quota_column."
+        )
+    if not is_asked and (objective.quota_column is not None or objective.quotas):
+        raise InputError(
+            "quota_column and quotas are read by category_quota alone; add it to rewards, or leave them out."
+        )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer on the one policy.
 
-What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental); `_calculate_rewards` is listened to;
+What is overridden of TRL 1.16, and nothing else: `rollout_func` is given (public, experimental); `_calculate_rewards`, `compute_loss` and
+`training_step` are listened to;
 `_generate_and_score_completions` is followed by this project's advantages; `_compute_loss` is replaced by rl/objectives.py on the
 packed log-probabilities of rl/group_log_probs.py; `evaluate` recommends on the valid cases. `tests/rl/test_grpo.py` fails when TRL's side
 of this changes.
@@ -28,6 +29,7 @@ from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.rewards import first_difference
 from sidrec.rl.settings import ObjectiveConfig
+from sidrec.rl.step_seconds import StepSeconds
 from sidrec.rl.training_metrics import group_figures
 from sidrec.sft.unsharded import whole_model
 from sidrec.sft.validation import RecommendingValidation
@@ -49,13 +51,25 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
     ) -> None:
         super().__init__(*args, rollout_func=rollout, **kwargs)
         self.objective, self.of_lists, self.recall_margin = objective, of_lists, recall_margin
+        self.clock = StepSeconds(lambda name, seconds: self._metrics["train"][name].append(seconds))
+        self.add_callback(self.clock)
         self.reference = None if reference is None else reference.to(self.args.device).eval().requires_grad_(False)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's; what is left of it beside the parts that are looked at alone is the backward pass."""
+        with self.clock.part("backward"):
+            return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        with self.clock.part("forward"):
+            return super().compute_loss(*args, **kwargs)
 
     def _calculate_rewards(
         self, inputs: list[dict[str, Any]], prompts: list[str], completions: list[str], completion_ids_list: list
     ) -> Tensor:
         """TRL's rewards of all processes, [B · processes, reward functions]; every row of `inputs` gets its own as `rewards`."""
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        with self.clock.part("rewards"):
+            rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         first = self.accelerator.process_index * len(inputs)
         for row, row_rewards in zip(inputs, rewards[first : first + len(inputs)], strict=True):
             row["rewards"] = row_rewards
@@ -67,7 +81,8 @@ class SidGRPOTrainer(RecommendingValidation, GRPOTrainer):
         TRL writes what `rollout` returns beside the tokens into the rows that it is given, and so does `_calculate_rewards`.
         """
         rows = [{**row, "prompt": Question.of(row)} for row in inputs]
-        scored = super()._generate_and_score_completions(rows)
+        with self.clock.part("generate"):
+            scored = super()._generate_and_score_completions(rows)
         device, size, objective = self.accelerator.device, self.num_generations, self.objective
         rewards_per_func = torch.stack([row["rewards"] for row in rows]).to(device)
         rewards = (rewards_per_func * self.reward_weights.to(device)).nansum(1).view(-1, size)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sidrec.decoding.trie import SidTrie
 from sidrec.rl.prompts import NO_TARGET
+from sidrec.rl.step_seconds import PARTS
 
 PLACES = (1, 2, 5, 10)  # the target's place in its group is counted up to the next of these
 PANELS = {
@@ -21,6 +22,7 @@ PANELS = {
     "KL to the SFT model": ("kl/mean", "kl/max"),
     "entropy of a choice": ("entropy",),
     "mass on codes that do not exist": ("leaked_mass/1", "leaked_mass/2", "leaked_mass/3"),
+    "seconds of an update": tuple(f"seconds/{part}" for part in PARTS),
     "valid": ("eval_ndcg@10", "eval_recall@10", "eval_recall@50"),
     "valid lists of ten": ("eval_coverage@10", "eval_evenness@10", "eval_diversity@10"),
 }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from run_dirs import finished_rq_run
 
-from benchmarks import rl_front
+from benchmarks import rl_front, rl_runs
 from benchmarks.rerankers import LENGTH, by_logit_adjustment, by_mmr, by_value, top_items
 from benchmarks.rl_front import RERANKED, SFT, chosen_points
 from sidrec.data.dataset import Dataset
@@ -74,7 +74,7 @@ def test_a_front_from_small_runs(run_dir, tmp_path, monkeypatch, capsys):
         grpo.main([*command[1:], "--run_dir", str(run_dir), "--batch_items", "60", "--use_cpu", "true"])
         return 1.0
 
-    monkeypatch.setattr(rl_front, "run_stage", in_this_process)
+    monkeypatch.setattr(rl_runs, "run_stage", in_this_process)
     work, page = tmp_path / "work", tmp_path / "page"
     arguments = ["--dataset", "ml-100k", "--run_dir", str(run_dir), "--work_dir", str(work), "--seeds", "1"]
     arguments += ["--families", "RL for coverage", *RERANKED, "--margin", "0.5", "--page", str(page), "--json", "true"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from run_dirs import finished_rq_run
 
-from benchmarks import rl_gain
+from benchmarks import rl_gain, rl_runs
 from benchmarks.rl_gain import CONTROL, OURS, SFT
 from sidrec.data.dataset import Dataset
 from sidrec.data.metrics import ndcg_at, ranks_in_lists
@@ -34,7 +34,7 @@ def run_dir(tmp_path_factory, tmp_path):
 
 
 def test_the_table_is_made_once_and_its_differences_are_the_ranks(run_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(rl_gain, "run_stage", in_this_process)
+    monkeypatch.setattr(rl_runs, "run_stage", in_this_process)
     work = tmp_path / "work"
     arguments = ["--dataset", "ml-100k", "--run_dir", str(run_dir), "--work_dir", str(work), "--json", "true"]
     arguments += ["--seeds", "2", "--settings", "hit@5", OURS]

@@ -144,7 +144,7 @@ def test_a_reward_without_a_dense_form_is_named():
     with pytest.raises(InputError, match="rank_penalty"):
         dense_rewards(["exact_hit", "rank_penalty"], sources)
     assert set(DENSE) == set(DENSE_REWARDS)
-    names = [name for name in DENSE if name not in VALUE_REWARDS]
+    names = [name for name in DENSE if name not in (*VALUE_REWARDS, "category_quota")]
     assert [reward.__name__ for reward in dense_rewards(names, sources)] == names
 
 
@@ -254,6 +254,34 @@ def test_the_log_says_what_was_expected(exact_run):
         assert 0 <= row["solved"] <= 1
         assert row["kl/mean"] >= -1e-6
         assert row["entropy"] > 0
+        parts = [row[f"seconds/{part}"] for part in ("lists", "rewards", "forward", "backward", "update")]
+        assert min(parts) > 0
+        assert 0.5 * row["seconds/step"] < sum(parts) <= row["seconds/step"]
+        assert "seconds/generate" not in row
+
+
+def test_the_entropy_is_that_of_the_updates_that_are_logged(exact_run, monkeypatch):
+    _, trainer = exact_run
+    Accelerator(cpu=True)
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.current_gradient_accumulation_steps = 1
+    monkeypatch.setattr(trainer.state, "logging_steps", 3)
+    for step, is_logged in ((1, False), (2, True), (3, False)):
+        monkeypatch.setattr(trainer.state, "global_step", step)
+        trainer._metrics["train"].clear()
+        trainer._compute_loss(trainer.model, batch)
+        assert ("entropy" in trainer._metrics["train"]) == is_logged
+    monkeypatch.setattr(trainer.state, "global_step", 2)
+    trainer._metrics["train"].clear()
+    trainer._compute_loss(trainer.model, batch)
+    entropies = []
+    for row in range(len(batch["input_ids"])):
+        for place in (batch["items"][row] >= 0).nonzero()[:, 0].tolist():
+            if place > 1:
+                prompt = batch["input_ids"][row : row + 1, :place]
+                log_probs = trainer.model.leaf_log_probs(prompt, torch.ones_like(prompt), trainer.trie)[0]
+                entropies.append(-(log_probs.exp() * log_probs).sum().item())
+    assert trainer._metrics["train"]["entropy"] == [pytest.approx(np.mean(entropies), rel=1e-4)]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,9 @@ def test_rewards_and_recall_are_logged(rl_run):
         assert exact <= 1 / G + 1e-6, "distinct items: at most one of a group is the target"
         assert 0 < prefix < 1
         assert row["completions/mean_length"] == 3
+        parts = [row[f"seconds/{part}"] for part in ("generate", "rewards", "forward", "backward", "update")]
+        assert min(parts) > 0
+        assert 0.5 * row["seconds/step"] < sum(parts) <= row["seconds/step"]
     assert max(row["rewards/exact_hit/mean"] for row in rows) > 0
     measured = json.loads((run_dir / "rl" / "valid.json").read_text())
     assert [row["step"] for row in measured] == [0, 2, 4, 6]
@@ -239,6 +242,10 @@ def test_the_sft_model_is_kept_when_no_checkpoint_is_better(run_dir, monkeypatch
     assert not all(torch.equal(rl[name], trained[0][name]) for name in rl), (
         "training moved nothing: the test proves nothing"
     )
+    capsys.readouterr()
+    assert exit_code("rl/grpo.py", *flags(grpo, run_dir, stop_if_no_gain="true")) == 3
+    assert "the SFT model was not bettered" in capsys.readouterr().out
+    assert exit_code("rl/grpo.py", *flags(grpo, run_dir)) == 0, "only who asks is told by the exit code"
 
 
 def test_by_default_ndcg_counts_only_where_recall_is_kept(run_dir, monkeypatch, capsys):
@@ -289,6 +296,8 @@ def test_the_best_checkpoint_is_kept(run_dir, monkeypatch, capsys, metric):
     rl = load_file(run_dir / "rl" / "model.safetensors")
     same = {step: all(torch.equal(rl[name], weights[name]) for name in rl) for step, weights in seen.items()}
     assert same == {0: False, 2: False, 4: True, 6: False}
+    asked = flags(grpo, run_dir, metric_for_best_model=metric, stop_if_no_gain="true")
+    assert exit_code("rl/grpo.py", *asked) == 0, "a better model was kept"
 
 
 def test_the_output_loads_and_a_second_run_is_skipped(rl_run, capsys):
@@ -457,6 +466,7 @@ def test_methods_that_are_overridden_have_the_arguments_that_they_had():
         (GRPOTrainer, SidGRPOTrainer, "evaluate"),
         (GRPOTrainer, SidGRPOTrainer, "_compute_loss"),
         (GRPOTrainer, SidGRPOTrainer, "_generate_and_score_completions"),
+        (GRPOTrainer, SidGRPOTrainer, "_calculate_rewards"),
     ):
         signatures = [inspect.signature(getattr(kind, name)).parameters for kind in (theirs, ours)]
         assert list(signatures[0]) == list(signatures[1]), name

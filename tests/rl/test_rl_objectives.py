@@ -18,10 +18,12 @@ from sidrec.baselines.item_knn import fit_item_knn
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.clipping import Clip
 from sidrec.rl.experimental.rewards import collaborative_score, embedding_similarity, history_score, novel_hit
+from sidrec.rl.list_rewards import Categories
 from sidrec.rl.objectives import OBJECTIVES, divergence_to_come, exact_kl, group_advantages, s_dpo
 from sidrec.rl.prompts import NO_TARGET
 from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.rewards import (
+    EXACT_ONLY,
     REWARDS,
     RewardSources,
     coverage,
@@ -34,7 +36,7 @@ from sidrec.rl.rewards import (
 )
 from sidrec.rl.settings import ObjectiveConfig, ObjectiveName
 
-EXPERIMENTAL = ("collaborative_score", "embedding_similarity", "novel_hit", "history_score")
+EXPERIMENTAL = ("ndcg_at_k", "collaborative_score", "embedding_similarity", "novel_hit", "history_score")
 POLICY_LOSSES = {name: objective.loss for name, objective in OBJECTIVES.items() if objective.loss is not None}
 B, L = 6, 3
 CLIP = Clip(low=0.2, high=0.3, early=0.1)
@@ -210,6 +212,7 @@ def test_with_the_divergence_to_come_the_gradient_is_that_of_the_expected_diverg
     assert not torch.allclose(gradients(False)[0], expected[0], rtol=0.01)
 
 
+TWO_CATEGORIES = Categories(["a", "b"], np.tile([[1.0, 0.0], [0.0, 1.0]], (3, 1)), np.array([0.5, 0.5]))
 SEQUENCES = [np.array([0, 1, 2]), np.array([0, 1, 3]), np.array([1, 4]), np.array([5, 0])]
 
 
@@ -228,7 +231,9 @@ def test_history_score_is_the_discounted_gain_of_the_others_list():
 def test_only_history_score_has_something_to_say_of_an_open_question():
     knn = lambda: fit_item_knn(SEQUENCES, 6, 6, 0.0)  # noqa: E731
     values = ValueSource(valued_dataset(), "rating", 0)
-    rewards = reward_functions(list(REWARDS), RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, knn, values))
+    rewards = reward_functions(
+        list(REWARDS), RewardSources(SEQUENCES, np.eye(6, dtype=np.float32), 2, knn, values, categories=TWO_CATEGORIES)
+    )
     columns = {
         "user": [0, 0, 0, 0],
         "codes": [(0, 1), (0, 2), (0, 1), (0, 2)],
@@ -284,7 +289,7 @@ def test_what_settings_name_is_what_there_is():
     for name in OBJECTIVES:
         assert name in helps["objective"]
     measured, experimental = helps["rewards"].split("experimental:")
-    for name in REWARDS:
+    for name in (*REWARDS, *EXACT_ONLY):
         assert name in (experimental if name in EXPERIMENTAL else measured)
 
 
@@ -302,6 +307,7 @@ def test_a_reward_of_ones_own_by_its_dotted_path(tmp_path, monkeypatch):
         ("luck", "rewards has luck; give any of exact_hit"),
         ("my_rewards.whole", r"rewards has my_rewards\.whole, which cannot be imported"),
         ("no_such_package.half", r"rewards has no_such_package\.half, which cannot be imported"),
+        ("ndcg_at_k", "rewards has ndcg_at_k, which looks at every item's probability; set draw to every_item"),
         ("my_rewards.nothing", r"rewards has my_rewards\.nothing, which is no function"),
     ):
         with pytest.raises(InputError, match=sentence):
