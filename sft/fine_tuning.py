@@ -21,7 +21,7 @@ from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, losses_in_words, dropout_in_doubt
+from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, dropout_in_doubt, losses_in_words
 from sidrec.sft.backbone import add_dropout, load_backbone
 from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint

@@ -18,8 +18,8 @@ from sidrec.sft.advice import (
     advice,
     against_item_knn,
     baseline_ndcgs,
-    losses_in_words,
     dropout_in_doubt,
+    losses_in_words,
 )
 
 MEASURED = [{"step": step, "eval_ndcg@10": 0.2 - 0.01 * abs(step - 20) / 10} for step in (10, 20, 30, 40, 50)]
