@@ -52,6 +52,8 @@ TOGETHER = (  # settings of which naming one leaves all to whoever names it
 )
 
 
+def recipe(n_items: int, train_interactions: int, *, order_counts: bool = False) -> dict[str, Any]:
+    """The settings for a catalogue of `n_items` and a log with so many interactions for training. order_counts: see `order_of`."""
     per_item = train_interactions / n_items  # those that take an item again count too: each is learnt from
     chosen = BY_DENSITY[-1][1] if order_counts else next(values for limit, values in BY_DENSITY if per_item < limit)
     valid_users = min(MOST_VALID, max(FEWEST_VALID, VALID_SCORES // n_items))
