@@ -34,7 +34,7 @@ from sidrec.pipeline.files import read_json
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import require_finished
 
-ENSEMBLES = {"sft_ensemble": "sft"}  # by name, the stage whose models are put together
+ENSEMBLES = {"sft_ensemble": "sft", "rl_ensemble": "rl"}  # by name, the stage whose models are put together
 BLENDS = {"sft_blend": "sft", "rl_blend": "rl"} | ENSEMBLES  # by name, the stage whose model is blended
 RIVAL_BLENDS = {
     "sasrec_blend": "sasrec",

@@ -32,6 +32,7 @@ OURS = {
             "sft_blend": "SFT, blended",
             "rl_blend": "SFT + RL, blended",
             "sft_ensemble": "SFT, ensemble of the seeds, blended",
+            "rl_ensemble": "SFT + RL, ensemble of the seeds, blended",
         },
     ),
 }
@@ -40,11 +41,11 @@ OURS = {
 @dataclass(frozen=True)
 class Plan:
     """Flags of a data set's stages. minutes: most of one training of a neural baseline, more than it needs. valid_cases: most that rows
-    are measured on, 0 for all. rl: None where RL is left out of the table (`benchmarks.rl_gain` measures it)."""
+    are measured on, 0 for all."""
 
     tokenizer: str
     sft: str
-    rl: str | None
+    rl: str
     minutes: int
     valid_cases: int = 0
 
@@ -109,6 +110,6 @@ def training_commands(plan: Plan, ours: Ours, models: Iterable[str], seed: int) 
     tokenizer = [*shlex.split(f"{plan.tokenizer} {ours.tokenizer}"), *seeded]
     quiet = ["--disable_tqdm", "true", *seeded]
     commands = [[*TOKENIZE, *tokenizer], [*SFT, *shlex.split(plan.sft), *quiet]]
-    if plan.rl is not None and "rl" in models:
+    if "rl" in models:
         commands.append([*RL, *shlex.split(plan.rl), *quiet])
     return commands

@@ -67,7 +67,14 @@ HEADER = (
 SIGNIFICANT = 0.05
 PIECES = (*BASELINES[:6], *reversed(OURS), *BASELINES[6:])  # quick ones first
 NOTED = '"training_cpu_seconds"'  # in log.txt, where a training has ended
-OUR_ROWS = {"alone": "sft", "blend": "sft_blend", "ensemble": "sft_ensemble"}  # of the JSON object: models of `both`
+OUR_ROWS = {  # of the JSON object: models of `both`
+    "alone": "sft",
+    "blend": "sft_blend",
+    "ensemble": "sft_ensemble",
+    "rl": "rl",
+    "rl_blend": "rl_blend",
+    "rl_ensemble": "rl_ensemble",
+}
 BLEND_WITH = ("item_knn", "slit")  # what our rows, and rivals', may be blended with, chosen on valid
 RIVAL_ROWS = {baseline: blend for blend, baseline in RIVAL_BLENDS.items()}  # by piece, its second row
 
@@ -161,13 +168,8 @@ def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
-    """Of one of our pieces, what is trained and measured: no RL where the plan has none, no ensemble of a single seed."""
-    without_rl, alone = PLANS[config.dataset].rl is None, config.seeds == 1
-    return {
-        name: row
-        for name, row in OURS[piece].models.items()
-        if not (without_rl and name.startswith("rl")) and not (alone and name in ENSEMBLES)
-    }
+    """Of one of our pieces, what is trained and measured: no ensemble of a single seed."""
+    return {name: row for name, row in OURS[piece].models.items() if config.seeds > 1 or name not in ENSEMBLES}
 
 
 def row_file(work_dir: Path, piece: str) -> FinishedRows:
@@ -320,9 +322,9 @@ class Comparison:
 def figures_of(comparison: Comparison) -> dict[str, Any]:
     """The JSON object but for seeds and hours; None where ours or the baselines are missing. All of test, seen items masked.
 
-    alone_…, blend_…, ensemble_…: of the rows of the default semantic IDs. recall10, ndcg10: of our row `best_row`, the one of the best
-    valid Recall@10. best_baseline_recall10: of `best_baseline`. paired_p: of these two rows' Recall@10. beaten: of the `baselines` in the
-    table, how many the row beats with p below .05.
+    alone_…, blend_…, ensemble_…, rl_…: of the rows of the default semantic IDs. recall10, ndcg10: of our row `best_row`, the one of the
+    best valid Recall@10. best_baseline_recall10: of `best_baseline`. paired_p: of these two rows' Recall@10. beaten: of the `baselines` in
+    the table, how many the row beats with p below .05.
     """
     metrics, baseline = comparison.metrics, comparison.best_baseline
     best = max(comparison.ours, key=lambda name: metrics[name]["valid"]["masked"]["recall@10"], default=None)

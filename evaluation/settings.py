@@ -23,10 +23,9 @@ class EvaluateConfig:
     models: list[str] = field(
         default_factory=lambda: list(DEFAULT_MODELS),
         metadata={
-            "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble, "
-            "which is the run's sft, those of its further seeds and those of --other_runs together; sasrec_blend and bsarec_blend, to "
-            "compare a blend with. Baselines: popularity, "
-            "recent_popularity, item_knn, markov, markov_decay, slit "
+            "help": "What to measure. Of the run: sft, rl; blended with a baseline of --blend_with: sft_blend, rl_blend, and sft_ensemble "
+            "and rl_ensemble, which are the run's sft or rl, those of its further seeds and those of --other_runs together; sasrec_blend "
+            "and bsarec_blend, to compare a blend with. Baselines: popularity, recent_popularity, item_knn, markov, markov_decay, slit "
             "(minutes for thousands of items, and 24 bytes for each pair of them), sasrec, sasrec_prefixes, sasrec_bce, "
             "sasrec_sampled, esasrec, bsarec."
         },

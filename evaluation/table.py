@@ -21,12 +21,13 @@ from sidrec.evaluation.statistics import bootstrap_interval, holm, p_in_words, p
 from sidrec.pipeline.files import atomic_path
 from sidrec.tokenizer.report.plots import coinciding
 
-GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble")
+GENERATIVE = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble", "rl_ensemble")
 OWN_PAIRS = (
     ("rl", "sft"),
     ("sft_blend", "sft"),
     ("rl_blend", "rl"),
     ("sft_ensemble", "sft_blend"),
+    ("rl_ensemble", "rl_blend"),
     ("sft_blend", "sasrec_blend"),
     ("sft_blend", "bsarec_blend"),
 )  # compared too

@@ -19,7 +19,7 @@ from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 
 RUN_DIR = Path("outputs/demo")
-MODELS = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble")
+MODELS = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble", "rl_ensemble")
 
 
 @dataclass

@@ -118,9 +118,7 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     for piece, ours in OURS.items():
         commands = training_commands(PLANS[dataset], ours, ours.models, seed=3)
-        assert ("rl/grpo.py" in {command[0] for command in commands}) == (
-            piece == "both" and PLANS[dataset].rl is not None
-        )
+        assert ("rl/grpo.py" in {command[0] for command in commands}) == (piece == "both")
         for command in commands:
             name = name_of(command)
             flags = command[command.index(name) + 1 :]
@@ -145,9 +143,9 @@ def test_every_stage_takes_its_flags(dataset: str, monkeypatch: pytest.MonkeyPat
 
 def test_the_pieces_are_all_rows_of_the_table() -> None:
     assert sorted(PIECES) == sorted([*BASELINES, *OURS])
-    assert set(OURS["both"].models) == {"sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"}
+    assert set(OURS["both"].models) == {"sft", "rl", "sft_blend", "rl_blend", "sft_ensemble", "rl_ensemble"}
     names = [name for ours in OURS.values() for name in ours.models.values()]
-    assert len(set(names)) == len(names) == 8
+    assert len(set(names)) == len(names) == 9
 
 
 def test_a_piece_is_prepared_trained_and_measured_once(
@@ -167,17 +165,17 @@ def test_a_piece_is_prepared_trained_and_measured_once(
     evaluated = parse_config(EvaluateConfig, calls[-1][1][3:])
     assert evaluated.other_runs == [(tmp_path / "runs" / f"both-seed{seed}").resolve() for seed in (1, 2)]
     assert evaluated.overwrite
-    assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble"]
+    assert evaluated.models == ["sft", "rl", "sft_blend", "rl_blend", "sft_ensemble", "rl_ensemble"]
     assert evaluated.blend_with == ["item_knn", "slit"]
     assert evaluated.valid_cases == PLANS["ml-100k"].valid_cases
 
 
-def test_what_a_plan_or_a_single_seed_cannot_have_is_left_out() -> None:
-    def models(dataset: str, seeds: str) -> list[str]:
-        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", dataset, "--seeds", seeds])))
+def test_what_a_single_seed_cannot_have_is_left_out() -> None:
+    def models(seeds: str) -> list[str]:
+        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", "ml-1m", "--seeds", seeds])))
 
-    assert models("ml-100k", "1") == ["sft", "rl", "sft_blend", "rl_blend"]
-    assert models("amazon-beauty", "2") == ["sft", "sft_blend", "sft_ensemble"], "its plan has no RL"
+    assert models("1") == ["sft", "rl", "sft_blend", "rl_blend"]
+    assert models("2") == [*models("1"), "sft_ensemble", "rl_ensemble"]
 
 
 def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,12 +212,12 @@ def test_the_figures_are_of_the_rows_that_are_best_on_valid(
         hits[name] = (of_test["rank"].to_numpy().reshape(2, USERS) < 10).mean(axis=0)
     ps = [paired_test(hits["sft"], hits[name], seed=0).p for name in ("item_knn", "markov")]
     assert ps[0] < 0.01
-    assert holm(ps)[0] < figures["paired_p"] < 12 * max(ps[0], 1e-4) + 1e-9, "corrected for the 6 × 2 pairs"
+    assert holm(ps)[0] < figures["paired_p"] < 14 * max(ps[0], 1e-4) + 1e-9, "corrected for the 7 × 2 pairs"
     rows = [line for line in lines if line.startswith("| ")][2:]
     assert [row.split(" | ")[0] for row in rows] == ["| item_knn", "| markov", "| SFT, text", *(
         f"| {name}" for name in OURS["both"].models.values()
     )]  # fmt: skip
-    assert [row.split(" | ")[1] for row in rows] == [*"2222222", "1"], "the ensemble is one row of all seeds"
+    assert [row.split(" | ")[1] for row in rows] == [*"2222222", "1", "1"], "an ensemble is one row of all seeds"
     assert [row.split(" | ")[-3:-1] for row in rows[:4]] == [["12.0", "0.25"]] * 2 + [["30.0", "0.5"]] * 2
     text = "\n".join(lines)
     assert "Code: a commit. sha256 of interactions.parquet: " in text
