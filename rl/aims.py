@@ -14,6 +14,7 @@ from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.evaluation.coverage import count_items, spread
 from sidrec.evaluation.value_metrics import mean_of_lists
 from sidrec.evaluation.variety import diversity, novelty, takers_of
+from sidrec.rl.list_rewards import Categories, Popularity
 from sidrec.rl.reward_models import ValueSource
 from sidrec.rl.settings import AIMS
 
@@ -23,26 +24,38 @@ CASES_TOGETHER = 512  # of which the values of every item are held at once
 
 @dataclass(frozen=True)
 class ListFigures:
-    """counts: int64 [N], training interactions. takers: see `takers_of`. cases: whose lists they are. values: of a column of the log."""
+    """counts: int64 [N], training interactions. takers: see `takers_of`. cases: whose lists they are. popularity: of items and users;
+    places: int64 [cases], each case's user among them, -1 for one without training interactions. values: of a column of the log.
+    categories: of a column of the catalogue."""
 
     counts: np.ndarray
     takers: sparse.csr_array
     cases: EvalCases
+    popularity: Popularity
+    places: np.ndarray
     values: ValueSource | None = None
+    categories: Categories | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, cases: EvalCases, values: ValueSource | None) -> ListFigures:
+    def of(
+        cls, dataset: Dataset, cases: EvalCases, values: ValueSource | None, categories: Categories | None
+    ) -> ListFigures:
         """cases: with their histories' values, where there are some."""
         sequences = dataset.train_sequences
-        counts = np.bincount(np.concatenate(sequences), minlength=dataset.n_items)
-        return cls(counts, takers_of(sequences, dataset.n_items), cases, values)
+        popularity = Popularity(sequences, dataset.n_items)
+        place_of = {user: place for place, user in enumerate(dataset.train_users)}
+        places = np.array([place_of.get(user, -1) for user in cases.user_ids], dtype=np.int64)
+        takers = takers_of(sequences, dataset.n_items)
+        return cls(popularity.counts, takers, cases, popularity, places, values, categories)
 
     def __call__(self, lists: np.ndarray) -> dict[str, float]:
         """Of the first ten items. lists: int64 [cases, k].
 
         novelty, in bits, and diversity, 0 to 1, are means over lists; coverage is the share of the catalogue that stands in one; evenness
         is 1 less the Gini coefficient of how often items do. value, where there is a column, is what the value model predicts for the
-        items after the case's history, in the column's unit.
+        items after the case's history, in the column's unit. quotas, where there are some, is the share of the lists' items that need not
+        be of another category for the targets to be met. popularity_gap is how far an item's log-popularity is from the mean of what the
+        user took, in standard deviations of the catalogue's: the less, the nearer.
         """
         items = lists[:, :LENGTH]
         over_items = spread(count_items(items, len(self.counts)))
@@ -51,10 +64,19 @@ class ListFigures:
             "diversity": diversity(items, self.takers) or 0.0,
             "coverage": over_items["coverage"],
             "evenness": 1 - over_items["gini"],
+            "popularity_gap": self._popularity_gap(items),
         }
+        if self.categories is not None:
+            counts = np.bincount(items[items >= 0], minlength=len(self.counts))
+            figures["quotas"] = 1 - float(np.abs(self.categories.shares(counts) - self.categories.targets).sum()) / 2
         if self.values is not None:
             figures["value"] = self._value(items, self.values.model)
         return {f"{name}@{LENGTH}": value for name, value in figures.items()}
+
+    def _popularity_gap(self, items: np.ndarray) -> float:
+        there = (items >= 0) & (self.places >= 0)[:, None]
+        gaps = np.abs(self.popularity.of_items[items] - self.popularity.of_users[self.places][:, None])
+        return float(gaps[there].mean()) if there.any() else 0.0
 
     def _value(self, items: np.ndarray, model: ValueModel) -> float:
         sums = 0.0

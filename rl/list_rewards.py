@@ -110,10 +110,14 @@ class Popularity:
     n_items: int
 
     @cached_property
+    def counts(self) -> np.ndarray:
+        """int64 [N], training interactions."""
+        return np.bincount(np.concatenate([np.empty(0, np.int64), *self.sequences]), minlength=self.n_items)
+
+    @cached_property
     def of_items(self) -> np.ndarray:
         """float32 [N]: log(1 + training interactions) less its mean over the catalogue, in its standard deviations."""
-        counts = np.bincount(np.concatenate([np.empty(0, np.int64), *self.sequences]), minlength=self.n_items)
-        logs = np.log1p(counts)
+        logs = np.log1p(self.counts)
         return ((logs - logs.mean()) / max(logs.std(), 1e-9)).astype(np.float32)
 
     @cached_property

@@ -109,6 +109,7 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
         )
     valid_cases = sample_cases(dataset.cases("valid", objective.value_column), config.valid_users, training.seed)
     values = None if objective.value_column is None else ValueSource(dataset, objective.value_column, training.seed)
+    categories = categories_of(objective, dataset)
     load_whole()
     model = AutoModelForCausalLM.from_pretrained(sft_folder, dtype=torch.float32)
     if isinstance(model, RqTransformerForCausalLM):
@@ -128,15 +129,15 @@ def prepare(config: RlConfig, objective: ObjectiveConfig, training: RlTrainerCon
                 f"{model.config.model_type}: set draw to gumbel."
             )
         prompts = history_rows(dataset.train_sequences, renderer.max_items, sids.n_levels, config.positions_per_user)
-        rewards = dense_rewards_of(objective, values, dataset, sids)
+        rewards = dense_rewards_of(objective, values, categories, dataset, sids)
     else:
         prompts = training_prompts(
             dataset.train_sequences, renderer, tokenizer, config.positions_per_user, config.open_questions
         )
         target_codes = sids.codes[prompts["target"]].tolist()  # of open questions, no reward reads them
         prompts = prompts.add_column("target_codes", target_codes)
-        rewards = rewards_of(objective, training, values, dataset, sids)
-    of_lists = ListFigures.of(dataset, valid_cases, values)
+        rewards = rewards_of(objective, training, values, categories, dataset, sids)
+    of_lists = ListFigures.of(dataset, valid_cases, values, categories)
     return PracticeStart(sft_folder, sids, model, tokenizer, renderer, prompts, rewards, valid_cases, of_lists)
 
 
@@ -144,6 +145,7 @@ def rewards_of(
     objective: ObjectiveConfig,
     training: RlTrainerConfig,
     values: ValueSource | None,
+    categories: Categories | None,
     dataset: Dataset,
     sids: SemanticIds,
 ) -> list[AskedReward]:
@@ -155,13 +157,17 @@ def rewards_of(
         lambda: tune_item_knn(dataset, sample_cases(dataset.cases("valid"), KNN_CASES, training.seed))[0],
         values,
         objective.hit_k,
-        categories_of(objective, dataset),
+        categories,
     )
     return reward_functions(objective.rewards, sources)
 
 
 def dense_rewards_of(
-    objective: ObjectiveConfig, values: ValueSource | None, dataset: Dataset, sids: SemanticIds
+    objective: ObjectiveConfig,
+    values: ValueSource | None,
+    categories: Categories | None,
+    dataset: Dataset,
+    sids: SemanticIds,
 ) -> list[DenseReward]:
     """The configured rewards over the whole catalogue, items in the order of the trie's leaves."""
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
@@ -175,7 +181,7 @@ def dense_rewards_of(
         objective.hit_k,
         values,
         dataset.train_sequences,
-        categories_of(objective, dataset),
+        categories,
     )
     return dense_rewards(objective.rewards, sources)
 
@@ -195,6 +201,10 @@ def refuse_contradictions(config: RlConfig, objective: ObjectiveConfig, training
     if by_value and objective.value_column is None:
         raise InputError(
             f"metric_for_best_model={training.metric_for_best_model} is of values; name their column of the log by value_column."
+        )
+    if training.metric_for_best_model.endswith("kept_quotas@10") and objective.quota_column is None:
+        raise InputError(
+            f"metric_for_best_model={training.metric_for_best_model} is of quotas; reward by category_quota and name quota_column."
         )
     refuse_unknown_rewards(objective.rewards, objective.value_column, needed=by_value)
     if objective.draw != "every_item" and training.per_device_train_batch_size % training.num_generations:

@@ -18,7 +18,7 @@ from sidrec.sft.trainer_config import (
 
 ObjectiveName = Literal["grpo", "dr_grpo", "s_dpo", "dapo", "gspo", "ecpo", "gbpo"]
 Draw = Literal["every_item", "gumbel", "independent", "beams"]
-AIMS = ("novelty", "diversity", "coverage", "evenness", "value")  # of lists of ten; `rl/aims.py`
+AIMS = ("novelty", "diversity", "coverage", "evenness", "value", "quotas")  # of lists of ten; `rl/aims.py`
 KEPT_METRICS = (
     "eval_kept_ndcg@10",
     "eval_kept_novelty@10",
@@ -26,6 +26,7 @@ KEPT_METRICS = (
     "eval_kept_coverage@10",
     "eval_kept_evenness@10",
     "eval_kept_value@10",
+    "eval_kept_quotas@10",
 )
 DENSE = (
     "exact_hit",

@@ -12,13 +12,15 @@ import pytest
 import torch
 from run_dirs import COLOURS, assert_one_sentence, exit_code, finished_rq_run, flags, run_stage, small_dataset
 
-from sidrec.data.dataset import Dataset
+from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.metrics import NO_ITEM
 from sidrec.pipeline.errors import InputError
 from sidrec.rl import dense_rewards, grpo, practice
+from sidrec.rl.aims import ListFigures
 from sidrec.rl.expectation import Questions
 from sidrec.rl.list_rewards import Categories, Popularity
 from sidrec.rl.rewards import calibrated_popularity, category_quota
-from sidrec.rl.settings import ObjectiveConfig
+from sidrec.rl.settings import ObjectiveConfig, RlConfig, RlTrainerConfig
 
 GENRES = [["drama"], ["drama", "comedy"], [], ["comedy"], ["horror"], ["drama", "comedy", "horror"]]
 SEQUENCES = [np.array([0, 0, 1]), np.array([1, 3, 4, 0]), np.array([5])]
@@ -159,6 +161,29 @@ def test_a_reward_and_its_column_belong_together():
             ObjectiveConfig(**half)
 
 
+def test_what_lists_are_measured_by_counts_their_items(dataset):
+    """Three cases, one of a user who took nothing in training; two items a list, one place empty."""
+    lists = np.array([[0, 3], [4, NO_ITEM], [1, 5]])
+    cases = EvalCases(["u1", "new", "u0"], [np.array([0])] * 3, np.array([1, 2, 3]))
+    categories = Categories.of(dataset, "genres", ["drama=.2"])
+    figures = ListFigures.of(dataset, cases, None, categories)(lists)
+    held = {"drama": 1 + 1 / 2 + 1 / 3, "comedy": 1 + 1 / 2 + 1 / 3, "horror": 1 + 1 / 3}
+    targets = dict(zip(categories.names, categories.targets, strict=True))
+    too_much = sum(max(0.0, held[name] / 5 - targets[name]) for name in targets)
+    assert figures["quotas@10"] == pytest.approx(1 - too_much)
+    popularity = Popularity(SEQUENCES, N)
+    gaps = [
+        abs(popularity.of_items[item] - popularity.of_users[user]) for item, user in ((0, 1), (3, 1), (1, 0), (5, 0))
+    ]
+    assert figures["popularity_gap@10"] == pytest.approx(np.mean(gaps))
+
+
+def test_the_quotas_metric_needs_quotas():
+    training = RlTrainerConfig(metric_for_best_model="eval_kept_quotas@10", reward_weights=None)
+    with pytest.raises(InputError, match="is of quotas; reward by category_quota and name quota_column"):
+        practice.refuse_contradictions(RlConfig(), ObjectiveConfig(), training)
+
+
 @pytest.fixture
 def run_dir(tmp_path_factory, tmp_path, monkeypatch):
     """With a colour of every item, seen by the RL stage alone: the catalogue on disk is hashed by the stages before."""
@@ -176,6 +201,9 @@ def test_a_run_with_quotas_and_calibrated_popularity(run_dir, draw):
     rewards = {"rewards": [hits, "category_quota", "calibrated_popularity"], "reward_weights": [1, 0.1, 0.2]}
     quotas = {"quota_column": "colour", "quotas": ["red=.1", "blue=.5"]}
     trainer = run_stage(grpo, run_dir, draw=draw, batch_items=60, max_steps=2, **rewards, **quotas)
+    measured = [row for row in trainer.state.log_history if "eval_quotas@10" in row]
+    assert measured
+    assert all(row["eval_kept_quotas@10"] in (0, row["eval_quotas@10"]) for row in measured)
     for row in (row for row in trainer.state.log_history if "reward" in row):
         parts = [row[f"rewards/{name}/mean"] for name in rewards["rewards"]]
         assert row["reward"] == pytest.approx(np.dot(parts, rewards["reward_weights"]), abs=1e-4)
