@@ -63,6 +63,10 @@ TRAINED: dict[str, tuple[str, tuple[float, ...]]] = {  # RL by family: flags wit
         "--rewards hit_at_k coverage --reward_weights 1 {weight} --metric_for_best_model eval_kept_coverage@10",
         (0.01, 0.02, 0.04, 0.08),
     ),
+    "RL for coverage, beside log π": (
+        "--rewards coverage --reward_weights {weight} --sft_loss_weight 1 --metric_for_best_model eval_kept_coverage@10",
+        (0.02, 0.05, 0.1, 0.2),
+    ),
     "RL for diversity": (
         "--rewards hit_at_k diversity --reward_weights 1 {weight} --metric_for_best_model eval_kept_diversity@10",
         (0.2, 0.5, 1.0, 2.0),
