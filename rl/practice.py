@@ -187,7 +187,7 @@ def dense_rewards_of(
 
 
 def categories_of(objective: ObjectiveConfig, dataset: Dataset) -> Categories | None:
-    return None if objective.quota_column is None else Categories.of(dataset, objective.quota_column, objective.quotas)
+    return None if objective.quota_column is None else Categories.of(dataset, objective.quota_column, objective.quotas or [])
 
 
 def item_vectors(sids: SemanticIds) -> np.ndarray:

@@ -169,8 +169,8 @@ class ObjectiveConfig:
             "rare": True,
         },
     )
-    quotas: list[str] = field(
-        default_factory=list,
+    quotas: list[str] | None = field(
+        default=None,
         metadata={
             "help": "category_quota: shares of lists' items as drama=.3 comedy=.2; the other categories share the rest, as the training "
             "log has them. Left out: all as the training log has them.",
