@@ -22,7 +22,7 @@ from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, dropout_in_doubt, losses_in_words
-from sidrec.sft.backbone import add_dropout, load_backbone
+from sidrec.sft.backbone import add_dropout, folder_of, load_backbone
 from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
@@ -71,6 +71,8 @@ def fine_tune(
         stage = Stage(config.run_dir, "sft", settings | {"world_size": arguments.world_size}, inputs)
         hub = HubRepository.asked_for(training)
         if not finished_already(stage, config.overwrite, screen):
+            if backbone.model_name_or_path is not None:
+                folder_of(backbone.model_name_or_path, screen)  # a packaged model's folder is made before all else
             start = prepare(config, tasks, backbone, weights, training)
             with building_together(stage, config.overwrite) as folder:
                 screen.log_on_to(folder / "log.txt")
