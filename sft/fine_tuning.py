@@ -118,7 +118,7 @@ def prepare(
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
     render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
-    rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, seed)
+    rows = task_rows(dataset.train_sequences, render.words, sids.n_levels, config.max_items, tasks, seed)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None and backbone.architecture == "qwen3":
         add_dropout(causal_model(model), backbone.dropout)
@@ -149,7 +149,8 @@ def train_model(
         batches=length_batches(start, config.batch_items, arguments),
         callbacks=[start.drop, SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
-    estimate = estimate_of(trainer, start.rows["length"], start.with_text)
+    opening = max(map(len, start.render.openings.values()), default=0)
+    estimate = estimate_of(trainer, [length + opening for length in start.rows["length"]], start.with_text)
     screen.note(estimate.details())
     if (warning := estimate.warning()) is not None:
         screen.say(warning)
