@@ -68,13 +68,15 @@ class EvalCases:
 
 @dataclass(frozen=True)
 class Dataset:
-    """items, interactions, left_out, info: what the files of these names hold. folder: where they lie, which errors name."""
+    """items, interactions, left_out, info: what the files of these names hold. folder: where they lie, which errors name. test_sample: most
+    test cases that `cases` gives, and the seed that draws them; None: all."""
 
     items: pl.DataFrame
     interactions: pl.DataFrame
     info: dict[str, Any]
     left_out: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=LEFT_OUT))
     folder: Path = Path("data")
+    test_sample: tuple[int, int] | None = None
 
     @property
     def n_items(self) -> int:
@@ -143,7 +145,8 @@ class Dataset:
         return [np.asarray(values, dtype=np.float64) for values in grouped["value"].to_list()]
 
     def cases(self, split: SplitName, value_column: str | None = None) -> EvalCases:
-        """One case for every `split` interaction that has something before it; its history is all that the user did before.
+        """One case for every `split` interaction that has something before it, of test perhaps a sample; its history is all that the user
+        did before.
 
         value_column: the column of the log that the cases' values come from; InputError is raised as `values` raises it.
         """
@@ -163,11 +166,15 @@ class Dataset:
                     places.append(first + position)
             first += len(items)
         cases = EvalCases(users, histories, np.asarray(targets, dtype=np.int64))
-        if value_column is None:
-            return cases
+        if value_column is not None:
+            cases = self._with_values(cases, places, value_column)
+        return cases.first_of_shuffle(*self.test_sample) if self.test_sample and split == "test" else cases
+
+    def _with_values(self, cases: EvalCases, places: list[int], value_column: str) -> EvalCases:
+        """`cases` with the column's values. places: of their targets, in the log grouped by user."""
         log = self.interactions.select("user_id", value=pl.Series(self.values(value_column)))
         values = log.group_by("user_id", maintain_order=True).agg("value").explode("value")["value"].to_numpy()
-        before = [values[place - len(history) : place] for place, history in zip(places, histories, strict=True)]
+        before = [values[place - len(history) : place] for place, history in zip(places, cases.histories, strict=True)]
         return replace(cases, values=values[np.asarray(places, dtype=np.int64)], history_values=before)
 
     def save(self, folder: Path) -> list[Path]:

@@ -12,6 +12,8 @@ semantic IDs are unique, so a recommended ID is a recommended item and credit is
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
@@ -30,6 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     screen = Screen("evaluation")
     dataset = Dataset.load(config.run_dir)
     preconditions.check(dataset, config)
+    if config.test_cases:
+        dataset = replace(dataset, test_sample=(config.test_cases, config.seed))
     decisive, inputs = fingerprint(config, leave_out=config.not_decisive), preconditions.inputs_of(config)
     stage = Stage(config.run_dir, "evaluation", decisive, inputs)
     if config.overwrite or not stage.is_finished():

@@ -207,7 +207,7 @@ def ranks_frame(model: str, split: str, masked: bool, cases: EvalCases, ranks: n
 def measured_cases(
     dataset: Dataset, most_valid: int, seed: int, value_column: str | None = None
 ) -> dict[SplitName, EvalCases]:
-    """What every model is asked: all test cases, and at most so many of valid, drawn by the seed; 0: all.
+    """What every model is asked: the data set's test cases, and at most so many of valid, drawn by the seed; 0: all.
 
     value_column: of the log, what the cases have values of.
     """

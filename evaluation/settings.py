@@ -53,8 +53,12 @@ class EvaluateConfig:
     )
     valid_cases: int = field(
         default=0,
+        metadata={"help": "Most valid cases that every model is measured on, drawn by the seed; 0: all."},
+    )
+    test_cases: int = field(
+        default=0,
         metadata={
-            "help": "Most valid cases that every model is measured on, drawn by the seed; 0: all. Test cases are always all measured."
+            "help": "Most test cases, as --valid_cases; 0: all, as every published figure has them. For models that take seconds a case."
         },
     )
     tune_baselines: bool = field(
@@ -114,8 +118,9 @@ class EvaluateConfig:
         for flag, value in (("--sasrec_minutes", self.sasrec_minutes), ("--sasrec_epochs", self.sasrec_epochs)):
             if not value > 0:
                 raise InputError(f"{flag} is {value}; it must be above 0.")
-        if self.valid_cases < 0:
-            raise InputError(f"--valid_cases is {self.valid_cases}; it must not be negative.")
+        for flag, value in (("--valid_cases", self.valid_cases), ("--test_cases", self.test_cases)):
+            if value < 0:
+                raise InputError(f"{flag} is {value}; it must not be negative.")
         if self.seeds < 1:
             raise InputError(f"--seeds is {self.seeds}; it must be 1 or more.")
         if self.seed < 0:
@@ -127,5 +132,6 @@ class EvaluateConfig:
 
     @property
     def not_decisive(self) -> tuple[str, ...]:
-        """Settings that do not decide the result: paths, and those of values where none are looked at."""
-        return (*NOT_DECISIVE, *(name for name in ("value_column", "liked_from") if getattr(self, name) is None))
+        """Settings that do not decide the result: paths, and those that ask for nothing."""
+        idle = [name for name in ("value_column", "liked_from") if getattr(self, name) is None]
+        return (*NOT_DECISIVE, *idle, *([] if self.test_cases else ["test_cases"]))

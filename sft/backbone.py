@@ -20,6 +20,9 @@ from transformers import (
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.packaged_models import packaged_model
+from sidrec.pipeline.screen import Screen
+from sidrec.sft import smollm
 from sidrec.sft.settings import BackboneConfig
 from sidrec.sft.unsharded import load_whole
 
@@ -30,9 +33,10 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
         make = {"rq_transformer": scratch_rq_transformer, "qwen3": scratch_qwen3}[config.architecture]
         return make(config, seed), byte_tokenizer()
     load_whole()
+    name_or_folder = folder_of(config.model_name_or_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
-        model = AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_folder)
+        model = AutoModelForCausalLM.from_pretrained(name_or_folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
@@ -41,6 +45,18 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
+
+
+def folder_of(name: str, screen: Screen | None = None) -> str:
+    """What transformers loads for a `model_name_or_path`: the name itself, or the folder of a packaged model, which is made once.
+
+    Raises InputError for a packaged model that is not installed, or writes no words.
+    """
+    if packaged_model(name) is None:
+        return name
+    if name != smollm.NAME:
+        raise InputError(f"model_name_or_path={name} is a text encoder and writes nothing; give it as --text_encoder.")
+    return str(smollm.smollm_folder(screen))
 
 
 def scratch_rq_transformer(config: BackboneConfig, seed: int) -> RqTransformerForCausalLM:

@@ -24,6 +24,7 @@ from sidrec.decoding.renderer import Renderer
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.settings import TASKS
+from sidrec.sft.tasks import ItemWords
 
 NO_ITEM = -1
 NO_LABEL = -100
@@ -59,9 +60,9 @@ class ExampleRenderer:
     openings: Mapping[str, tuple[int, ...]]
 
     @property
-    def has_text(self) -> list[bool]:
-        """Which items have a text and a title to learn from."""
-        return [bool(text and title) for text, title in zip(self.texts, self.titles, strict=True)]
+    def words(self) -> ItemWords:
+        """How long the items' texts and titles are."""
+        return ItemWords(*(np.array([len(row) for row in rows], dtype=np.int64) for rows in (self.texts, self.titles)))
 
     def __call__(self, row: Mapping[str, Any]) -> Example:
         """The example of a row (`sft/tasks.py`)."""

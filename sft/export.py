@@ -15,6 +15,7 @@ from sidrec.decoding.trie_file import save_trie
 from sidrec.pipeline.files import let_others_read, write_json
 from sidrec.sft.checkpoints import remove_checkpoints
 from sidrec.sft.model_card import write_model_card
+from sidrec.sft.portable_config import make_portable
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 MEASURED_FIELDS = ("step", "eval_recall@10", "eval_ndcg@10", "eval_recall@50")
@@ -30,6 +31,7 @@ def complete_folder(folder: Path, renderer: Renderer, sids: SemanticIds, measure
             arguments.unlink()
     for file in folder.glob("*.safetensors"):
         let_others_read(file)
+    make_portable(folder)
     sids.save(folder / SIDS_FOLDER)
     save_trie(SidTrie(torch.from_numpy(sids.codes), sids.level_sizes), folder / SIDS_FOLDER / TRIE_FILE)
     renderer.save(folder)

@@ -22,7 +22,7 @@ from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 from sidrec.sft.advice import BaselineNdcgs, advice, against_item_knn, baseline_ndcgs, dropout_in_doubt, losses_in_words
-from sidrec.sft.backbone import add_dropout, load_backbone
+from sidrec.sft.backbone import add_dropout, folder_of, load_backbone
 from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
@@ -71,6 +71,8 @@ def fine_tune(
         stage = Stage(config.run_dir, "sft", settings | {"world_size": arguments.world_size}, inputs)
         hub = HubRepository.asked_for(training)
         if not finished_already(stage, config.overwrite, screen):
+            if backbone.model_name_or_path is not None:
+                folder_of(backbone.model_name_or_path, screen)  # a packaged model's folder is made before all else
             start = prepare(config, tasks, backbone, weights, training)
             with building_together(stage, config.overwrite) as folder:
                 screen.log_on_to(folder / "log.txt")
@@ -116,7 +118,7 @@ def prepare(
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
     render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
-    rows = task_rows(dataset.train_sequences, render.has_text, sids.n_levels, config.max_items, tasks, seed)
+    rows = task_rows(dataset.train_sequences, render.words, sids.n_levels, config.max_items, tasks, seed)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None and backbone.architecture == "qwen3":
         add_dropout(causal_model(model), backbone.dropout)
@@ -147,7 +149,8 @@ def train_model(
         batches=length_batches(start, config.batch_items, arguments),
         callbacks=[start.drop, SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
-    estimate = estimate_of(trainer, start.rows["length"], start.with_text)
+    opening = max(map(len, start.render.openings.values()), default=0)
+    estimate = estimate_of(trainer, [length + opening for length in start.rows["length"]], start.with_text)
     screen.note(estimate.details())
     if (warning := estimate.warning()) is not None:
         screen.say(warning)

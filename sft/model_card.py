@@ -19,6 +19,7 @@ from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
 from sidrec.pipeline.files import atomic_path, read_json
 from sidrec.pipeline.provenance import code_version
+from sidrec.sft.base_model import BaseModel
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 STAGES = {"sft": "supervised fine-tuning (SFT)", "rl": "supervised fine-tuning and GRPO with recall rewards (RL)"}
@@ -53,8 +54,9 @@ def header(base: str | None, stage: str) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["recommendation", "generative-recommender", "semantic-ids", "sidrec", stage],
     }
-    if base is not None and not Path(base).exists():  # a folder's name means nothing on the hub
-        fields["base_model"] = base
+    name = None if base is None else BaseModel.of(base).name
+    if name is not None:
+        fields["base_model"] = name
     return yaml.safe_dump(fields, sort_keys=False) + "# license: choose one before you publish\n"
 
 
@@ -63,7 +65,7 @@ def introduction(folder: Path, base: str | None, stage: str, sids: SemanticIds) 
         shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is not a dictionary)
     parameters = sum(int(np.prod(shape)) for shape in shapes)
     made = "an RQ-Transformer" if is_rq_transformer(folder) else "a Qwen3"
-    origin = f"`{base}`" if base else f"{made} made from scratch"
+    origin = BaseModel.of(base).in_words() if base else f"{made} made from scratch"
     return (
         f"A causal language model of {parameters / 1e6:.2f}M parameters, {origin} with the tokens of semantic IDs added to its "
         f"vocabulary, trained by {STAGES[stage]}. Every one of {sids.n_items} items is written as {sids.n_levels} tokens, "
@@ -135,7 +137,10 @@ def valid_table(measured: list[dict[str, Any]]) -> str:
 
 def training_part(manifest: dict[str, Any]) -> str:
     made_by = ", ".join(f"{name} {version}" for name, version in sorted(manifest["packages"].items()))
-    settings = yaml.safe_dump(manifest["fingerprint"], sort_keys=True, allow_unicode=True)
+    chosen = dict(manifest["fingerprint"])
+    if (base := chosen.get("model_name_or_path")) is not None and Path(base).is_dir():
+        chosen["model_name_or_path"] = BaseModel.of(base).name or "a local folder"
+    settings = yaml.safe_dump(chosen, sort_keys=True, allow_unicode=True)
     inputs = "\n".join(f"* `{path}` sha256 `{digest}`" for path, digest in sorted(manifest["inputs"].items()))
     return f"With {made_by}, by the code of {code_version()}. From\n\n{inputs}\n\nby these settings:\n\n```yaml\n{settings}```"
 

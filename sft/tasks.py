@@ -1,12 +1,13 @@
 """What the model is taught: rows that say which items make an example of which task. `sft/examples.py` turns a row into tokens.
 
 A row has the columns task (one of TASKS), items (item indices, oldest first), context (how many of the first items are given; the
-others are answers) and length (tokens, about; for batches of similar length). Interactions for training only are looked at.
+others are answers) and length (its tokens, before an opening of a conversation). Interactions for training only are looked at.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset as TrainingRows
@@ -16,22 +17,30 @@ from sidrec.pipeline.errors import InputError
 from sidrec.sft.settings import TaskConfig
 
 
+@dataclass(frozen=True)
+class ItemWords:
+    """Tokens of every item's text and of its title, as examples have them: integers [N] each, 0 where there is none."""
+
+    texts: np.ndarray
+    titles: np.ndarray
+
+    @property
+    def has_text(self) -> np.ndarray:
+        """bool [N]: which items have a text and a title to learn from."""
+        return (self.texts > 0) & (self.titles > 0)
+
+
 def task_rows(
-    sequences: Sequence[np.ndarray], texts: list[bool], n_levels: int, max_items: int, tasks: TaskConfig, seed: int
+    sequences: Sequence[np.ndarray], words: ItemWords, n_levels: int, max_items: int, tasks: TaskConfig, seed: int
 ) -> TrainingRows:
-    """The rows of all tasks that have a weight. sequences: every user's training items; texts: which items have a text."""
-    has_text = np.asarray(texts, dtype=bool)
+    """The rows of all tasks that have a weight. sequences: every user's training items; words: how long the items' texts are."""
     makers: dict[str, Callable[[str], TrainingRows]] = {
         "next_item": lambda task: next_item_rows(sequences, max_items, n_levels, tasks.history_overlap),
         "next_item_windows": lambda task: window_rows(task, sequences, tasks.window_items, n_levels),
-        "text_to_item": lambda task: item_rows(task, has_text, tasks),
-        "item_to_text": lambda task: item_rows(task, has_text, tasks),
-        "titles_to_next_item": lambda task: window_rows(
-            task, sequences, tasks.window_items, tasks.text_tokens, has_text
-        ),
-        "history_to_next_title": lambda task: window_rows(
-            task, sequences, tasks.window_items, tasks.text_tokens, has_text
-        ),
+        "text_to_item": lambda task: item_rows(task, words, n_levels),
+        "item_to_text": lambda task: item_rows(task, words, n_levels),
+        "titles_to_next_item": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
+        "history_to_next_title": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
     }
     parts = []
     for number, (task, weight) in enumerate(tasks.weights.items()):
@@ -88,28 +97,38 @@ def windows(length: int, max_items: int, overlap: float) -> list[tuple[int, int,
 
 
 def window_rows(
-    task: str,
-    sequences: Sequence[np.ndarray],
-    window_items: int,
-    tokens_an_item: int,
-    has_text: np.ndarray | None = None,
+    task: str, sequences: Sequence[np.ndarray], window_items: int, n_levels: int, words: ItemWords | None = None
 ) -> TrainingRows:
     """One row for every interaction that has another before it: the newest `window_items` items before it, then the answer.
 
-    With `has_text` (bool [N]), for tasks with titles: items without a text are left out, and an answer that stands in its own window is
-    not asked for, since its title would be both given and wanted.
+    With `words`, for tasks with titles: items without a text are left out, and an answer that stands in its own window is not asked for,
+    since its title would be both given and wanted.
     """
     items = []
     for sequence in sequences:
-        known = sequence if has_text is None else sequence[has_text[sequence]]
+        known = sequence if words is None else sequence[words.has_text[sequence]]
         for position in range(1, len(known)):
             window = known[max(0, position - window_items) : position + 1].tolist()
-            if has_text is None or window[-1] not in window[:-1]:
+            if words is None or window[-1] not in window[:-1]:
                 items.append(window)
-    return rows_of(task, items, [len(row) - 1 for row in items], [1 + tokens_an_item * len(row) for row in items])
+    lengths = [window_length(task, row, n_levels, words) for row in items]
+    return rows_of(task, items, [len(row) - 1 for row in items], lengths)
 
 
-def item_rows(task: str, has_text: np.ndarray, tasks: TaskConfig) -> TrainingRows:
+def window_length(task: str, items: list[int], n_levels: int, words: ItemWords | None) -> int:
+    """Tokens of a row of a task with windows, as `sft/examples.py` writes it."""
+    if words is None:
+        return 1 + n_levels * len(items)
+    if task == "titles_to_next_item":
+        return (
+            int(words.titles[items[:-1]].sum()) + len(items) + n_levels
+        )  # a control token before each title, and <next>
+    return 1 + n_levels * (len(items) - 1) + 1 + int(words.titles[items[-1]]) + 1  # <history> … <text> … <eos>
+
+
+def item_rows(task: str, words: ItemWords, n_levels: int) -> TrainingRows:
     """One row for every item that has a text."""
-    items = [[int(item)] for item in np.flatnonzero(has_text)]
-    return rows_of(task, items, [0] * len(items), [tasks.text_tokens] * len(items))
+    items = np.flatnonzero(words.has_text)
+    marks = 3 if task == "item_to_text" else 2  # two control tokens, and <eos> after words that are asked for
+    lengths = words.texts[items] + n_levels + marks
+    return rows_of(task, [[int(item)] for item in items], [0] * len(items), lengths.tolist())

@@ -24,9 +24,18 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
     """Overrides of TRL 1.16's SFTTrainer: `compute_loss`, the batches where `batches` makes them, no decay of vectors, and, as
     `RecommendingValidation`, `evaluate`."""
 
-    def __init__(self, *args: Any, batches: LengthBatches | None = None, **kwargs: Any) -> None:
+    vocabulary_loss_weight = 0.0
+
+    def __init__(
+        self,
+        *args: Any,
+        batches: LengthBatches | None = None,
+        vocabulary_loss_weight: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.batches = batches
+        self.vocabulary_loss_weight = vocabulary_loss_weight
         if batches is not None:
             self.add_callback(batches)
 
@@ -58,7 +67,7 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
         `num_items_in_batch`: answer tokens in the batches of all processes and accumulation steps.
         """
         head = OutputHead.of(self.accelerator.unwrap_model(self.model))
-        total = answer_loss(model, head, inputs, self.renderer, self.trie)
+        total = answer_loss(model, head, inputs, self.renderer, self.trie, self.vocabulary_loss_weight)
         if num_items_in_batch is None:
             return total / (inputs["labels"] != NO_LABEL).sum()
         # the gradients of the processes are averaged, and each divides by the answer tokens of all of them
@@ -66,9 +75,18 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
 
 
 def answer_loss(
-    model: PreTrainedModel, head: OutputHead, batch: dict[str, Tensor], renderer: Renderer, trie: SidTrie
+    model: PreTrainedModel,
+    head: OutputHead,
+    batch: dict[str, Tensor],
+    renderer: Renderer,
+    trie: SidTrie,
+    vocabulary_loss_weight: float = 0.0,
 ) -> Tensor:
     """Sum over the answers' tokens of -log p: codes of a SID by the renderer's normaliser, words over the whole vocabulary.
+
+    vocabulary_loss_weight: the share w of a code's loss that is over the whole vocabulary: -(1 - w) log π - w log p, which is, since
+    p = π · m, -log π - w log m, where m is the mass that falls on codes that exist: it asks for codes where a code belongs, and leaves
+    their order to π.
 
     model: the wrapped model (its forward is called, so that gradients are reduced). head: its own. batch: input_ids, items and labels,
     int64 [B, T] (`sft/examples.py`).
@@ -80,12 +98,18 @@ def answer_loss(
         return sum(losses.sum() for losses in (output.answer_losses, output.item_losses) if losses is not None)
     output = model(input_ids=input_ids, output_hidden_states=True, logits_to_keep=1, use_cache=False)
     return head.call(
-        lambda whole, hidden: _loss_of_states(hidden, whole, batch, renderer, trie), output.hidden_states[-1]
+        lambda whole, hidden: _loss_of_states(hidden, whole, batch, renderer, trie, vocabulary_loss_weight),
+        output.hidden_states[-1],
     )
 
 
 def _loss_of_states(
-    hidden: Tensor, head: OutputHead, batch: dict[str, Tensor], renderer: Renderer, trie: SidTrie
+    hidden: Tensor,
+    head: OutputHead,
+    batch: dict[str, Tensor],
+    renderer: Renderer,
+    trie: SidTrie,
+    vocabulary_loss_weight: float,
 ) -> Tensor:
     """`answer_loss` from the last hidden states [B, T, H]; the state before a token predicts it."""
     items, labels = batch["items"], batch["labels"]
@@ -94,6 +118,9 @@ def _loss_of_states(
     states = hidden[rows[:, None], codes_at - 1]
     answers = items[rows, starts]
     loss = -item_log_probs(states, answers, head, renderer.vocabulary, trie, renderer.normaliser).sum()
+    if vocabulary_loss_weight:
+        whole = head.token_log_probs(states.flatten(0, 1), labels[rows[:, None], codes_at].flatten()).sum()
+        loss = (1 - vocabulary_loss_weight) * loss - vocabulary_loss_weight * whole
     words = labels != NO_LABEL
     words[rows[:, None], codes_at] = False
     rows, at = words.nonzero(as_tuple=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sidrec.decoding.policy import SidVocabulary
@@ -42,7 +43,8 @@ def add_sid_tokens(
         )
     old_rows = len(tokenizer)
     shares = word_shares(texts, tokenizer) if "text" in embedding_init else None
-    tokenizer.add_tokens(tokens, special_tokens=True)
+    # ordinary ones: special tokens are dropped by every server's default decoding
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     start = tokenizer.convert_tokens_to_ids(START_TOKEN)
     assert tokenizer.convert_tokens_to_ids(tokens) == list(range(start, start + len(tokens))), (
         "tokens are not consecutive"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -35,6 +36,8 @@ def with_adapters(model: PreTrainedModel, config: WeightsConfig, new_tokens: lis
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, lora)
+    # PEFT would write every row of a table that has grown; those that are trained are among the adapter's weights anyway
+    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     if not everywhere:
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:

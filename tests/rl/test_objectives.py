@@ -47,7 +47,7 @@ def test_answer_loss_is_the_cross_entropy_of_the_answers_words_and_codes(recomme
         text_to_item=0.1, item_to_text=0.1, titles_to_next_item=1, history_to_next_title=1, next_item_windows=0.5
     )
     sequences = [np.array([3, 1, 7, 9, 2]), np.array([5, 6])]
-    rows = task_rows(sequences, render.has_text, 3, 4, tasks, seed=0)
+    rows = task_rows(sequences, render.words, 3, 4, tasks, seed=0)
     assert set(rows["task"]) == set(TASKS)
     batch = ExampleCollator(render, pad_token=0)(list(rows))
     loss = answer_loss(model, OutputHead.of(model), batch, renderer, trie)

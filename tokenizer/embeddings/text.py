@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.packaged_models import packaged_model, packaged_path
 from sidrec.pipeline.screen import Bar, Screen
 from sidrec.tokenizer.embeddings.truncated_svd import truncated_svd
 from sidrec.tokenizer.embeddings.unit_rows import unit_rows
@@ -63,26 +66,12 @@ def counted(texts: list[str], bar: Bar) -> Iterator[str]:
 
 
 def encode_texts(texts: list[str], name_or_folder: str, batch_size: int, screen: Screen | None = None) -> np.ndarray:
-    """Embed texts with a sentence-transformers model (a Hugging Face name, or a folder for use without a network).
+    """Embed texts with a sentence-transformers model (a Hugging Face name, or a folder for use without a network), or with `minilm`.
 
     Returns float32 [N, D] with rows of length 1; D is the model's own. Raises InputError when the package is not
     installed or the model cannot be loaded.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise InputError(
-            f"--text_encoder {name_or_folder} needs sentence-transformers, which is not installed: "
-            'run `pip install "sidrec[text]"`, or leave --text_encoder out to use TF-IDF.'
-        ) from error
-    try:
-        encoder = SentenceTransformer(name_or_folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
-        raise InputError(
-            f"--text_encoder {name_or_folder} cannot be loaded ({reason}); give the name of a "
-            "sentence-transformers model that this machine can download, or a folder that holds one."
-        ) from error
+    encoder = text_encoder(name_or_folder)
     longest_first = np.argsort(
         [-len(text) for text in texts], kind="stable"
     )  # as the encoder sorts them: little padding
@@ -96,3 +85,56 @@ def encode_texts(texts: list[str], name_or_folder: str, batch_size: int, screen:
     assert vectors.ndim == 2, f"expected [N, D], got {vectors.shape}"
     assert len(vectors) == len(texts)
     return unit_rows(vectors, seed=0)
+
+
+def text_encoder(name_or_folder: str) -> Any:
+    """What encodes texts: a sentence-transformers model, or the packaged `minilm`, which needs transformers alone."""
+    if packaged_model(name_or_folder) is not None:
+        if name_or_folder != "minilm":
+            raise InputError(f"--text_encoder {name_or_folder} is a model that writes, not an encoder; give minilm.")
+        return MiniLm(packaged_path(name_or_folder, "text_encoder"))
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise InputError(
+            f"--text_encoder {name_or_folder} needs sentence-transformers, which is not installed: "
+            'run `pip install "sidrec[text]"`, or leave --text_encoder out to use TF-IDF.'
+        ) from error
+    try:
+        return SentenceTransformer(name_or_folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise InputError(
+            f"--text_encoder {name_or_folder} cannot be loaded ({reason}); give the name of a "
+            "sentence-transformers model that this machine can download, or a folder that holds one."
+        ) from error
+
+
+class MiniLm:
+    """all-MiniLM-L6-v2 as sentence-transformers runs it: the mean of the last states of at most 256 tokens, scaled to length 1."""
+
+    longest = 256
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self.tokenizer, self.model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    def encode(self, texts: list[str], batch_size: int, **_: object) -> np.ndarray:
+        """float32 [N, 384], in the order of `texts`."""
+        import torch
+
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            batch = self.tokenizer(
+                texts[start : start + batch_size],
+                padding=True,
+                truncation=True,
+                max_length=self.longest,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                states = self.model(**batch).last_hidden_state  # [B, T, 384]
+            words = batch["attention_mask"][..., None]
+            parts.append(torch.nn.functional.normalize((states * words).sum(1) / words.sum(1), dim=1).numpy())
+        return np.concatenate(parts)
