@@ -187,7 +187,8 @@ def dense_rewards_of(
 
 
 def categories_of(objective: ObjectiveConfig, dataset: Dataset) -> Categories | None:
-    return None if objective.quota_column is None else Categories.of(dataset, objective.quota_column, objective.quotas or [])
+    column, quotas = objective.quota_column, objective.quotas or []
+    return None if column is None else Categories.of(dataset, column, quotas)
 
 
 def item_vectors(sids: SemanticIds) -> np.ndarray:
