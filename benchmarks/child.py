@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.harness import ROOT, stage_environment
@@ -23,10 +23,12 @@ HUNG = -1
 
 @dataclass(frozen=True)
 class Ended:
-    """code: the exit code; HUNG where the child was killed because its time was up. printed: the last of what it wrote."""
+    """code: the exit code; HUNG where the child was killed because its time was up. printed: the last of what it wrote. repeated: as a
+    process of its own, after a signal had ended its fork, which may be the fork's fault: torch is not made to be forked."""
 
     code: int
     printed: str
+    repeated: bool = False
 
     @property
     def is_traceback(self) -> bool:
@@ -56,6 +58,8 @@ def run_child(
             if pid == 0:
                 _become(command, output.fileno())
         code = _wait(pid, seconds, until)
+        if not as_process and code < 0 and code != HUNG:
+            return replace(run_child(command, seconds, True, until), repeated=True)
         output.seek(0)
         return Ended(code, output.read().decode("utf-8", "replace")[-4000:])
 

@@ -14,8 +14,9 @@ On a run directory of a small catalogue, for every stage:
 Faults are counted: `tracebacks`, where a command ends with neither success nor one sentence and exit code 2; `silent`, where it ends with
 success and its result differs from that of whole files; `lost`, where a file that was whole before, and is not the stage's own, has changed
 or gone, or where a refused command has changed a file at all. `hung` commands took longer than a minute and were ended; they are no fault
-where a setting asks for much. Most commands run in forked processes of this one, --processes of each kind as users run them. A stopped
-benchmark goes on where it was. The last line is one JSON object; the exit code is 1 when there is a fault.
+where a setting asks for much. Most commands run in forked processes of this one, --processes of each kind as users run them; `repeated`
+are those that a signal ended as forks, and that ran again as users run them. A stopped benchmark goes on where it was. The last line is one
+JSON object; the exit code is 1 when there is a fault.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class FaultsConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a trial. faults: any of tracebacks, silent, lost. printed: the last words of a command with a fault."""
+    """What came of a trial. faults: any of tracebacks, silent, lost. printed: the last words of a command with a fault. repeated: see
+    `benchmarks.child`."""
 
     kind: str
     number: int
@@ -89,6 +91,7 @@ class Verdict:
     code: int
     faults: list[str]
     printed: str
+    repeated: bool = False
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -129,7 +132,8 @@ def work(config: FaultsConfig, small: SmallRun, units: list[tuple[str, int]], wo
             with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
                 outcome = TRIALS[kind](rng, small, Path(folder), number < config.processes)
             ended, faults = outcome.ended, outcome.faults
-            verdict = Verdict(kind, number, outcome.about, ended.code, faults, ended.printed if faults else "")
+            printed = ended.printed if faults else ""
+            verdict = Verdict(kind, number, outcome.about, ended.code, faults, printed, ended.repeated)
             notes.write(json.dumps(asdict(verdict)) + "\n")
             notes.flush()
 
@@ -149,6 +153,7 @@ def counted(done: list[Verdict]) -> dict[str, Any]:
         "tried_by_kind": dict(Counter(verdict.kind for verdict in done)),
         "refused": sum(verdict.code == 2 for verdict in done),
         "hung": sum(verdict.code == HUNG for verdict in done),
+        "repeated": sum(verdict.repeated for verdict in done),
         **{fault: faults[fault] for fault in ("tracebacks", "silent", "lost")},
     }
 

@@ -46,6 +46,18 @@ def test_a_command_without_end_is_killed(tmp_path: Path) -> None:
     assert run_child([str(file)], 0.2).code == HUNG
 
 
+def test_a_fork_that_a_signal_ended_runs_again_as_users_run_it(tmp_path: Path) -> None:
+    file, mark = tmp_path / "command.py", tmp_path / "begun"
+    file.write_text(
+        f"import os, pathlib, signal\nmark = pathlib.Path({str(mark)!r})\n"
+        "if not mark.exists():\n    mark.touch()\n    os.kill(os.getpid(), signal.SIGSEGV)\nprint('whole')\n"
+    )
+    ended = run_child([str(file)], 30)
+    assert (ended.code, ended.printed, ended.repeated) == (0, "whole\n", True)
+    mark.unlink()
+    assert run_child([str(file)], 30, as_process=True).is_traceback, "as users run it there is no second time"
+
+
 @given(st.binary(max_size=300), st.integers(0, 10_000))
 def test_damaged_bytes_differ(content: bytes, seed: int) -> None:
     _, damaged = other_bytes(np.random.default_rng(seed), content)
