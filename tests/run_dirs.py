@@ -51,6 +51,7 @@ SFT_FLAGS: dict[str, object] = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "dropout": 0.1,
+    "vocabulary_loss_weight": 0,
     "max_items": 12,
     "per_device_train_batch_size": 8,
     "learning_rate": 0.02,
