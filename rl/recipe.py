@@ -37,7 +37,8 @@ TOGETHER = (  # settings of which naming one leaves all to whoever names it
 def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     """Of the recipe, what `named`, the settings that a file or a flag names, leaves open.
 
-    Nothing where they ask for groups, or where the run directory's model or catalogue does: another kind of model, or too many items.
+    Only a learning rate, and that of a pretrained model alone, where they ask for groups, or where the run directory's model or catalogue
+    does: another kind of model, or too many items.
     """
     rewards = named.get("rewards", EXACT["rewards"])
     rewards = rewards if isinstance(rewards, list) else [rewards]
@@ -51,10 +52,21 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     )
     run_dir = Path(named.get("run_dir", RlConfig.run_dir))
     if asks_for_groups or not has_exact_model(run_dir):
-        return {}
+        return {name: value for name, value in rate_after_pretraining(run_dir).items() if name not in named}
     left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
     chosen = EXACT | {"reward_weights": [1.0] * len(rewards), "sft_loss_weight": float(not set(rewards) & HITS)}
     return {name: value for name, value in chosen.items() if name not in left_to_user}
+
+
+def rate_after_pretraining(run_dir: Path) -> dict[str, float]:
+    """The learning rate for a model that SFT began with a pretrained one: a twentieth of SFT's, as a model from scratch has, or what suits
+    all weights where SFT trained adapters. Nothing for other models. A usual value, not a measured one."""
+    manifest = run_dir / "sft" / "manifest.json"
+    before = read_json(manifest).get("fingerprint", {}) if manifest.is_file() else {}
+    if before.get("model_name_or_path") is None or "learning_rate" not in before:
+        return {}
+    full = before.get("train_weights", "full") == "full"
+    return {"learning_rate": min(1e-4, before["learning_rate"] / 20) if full else 1e-5}
 
 
 def has_exact_model(run_dir: Path) -> bool:

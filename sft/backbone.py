@@ -44,6 +44,8 @@ def load_backbone(config: BackboneConfig, seed: int) -> tuple[PreTrainedModel, P
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if (packaged := packaged_model(config.model_name_or_path)) is not None:
+        model.name_or_path = packaged.public_name  # what an adapter says that it belongs to
     return model, tokenizer
 
 

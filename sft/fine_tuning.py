@@ -34,13 +34,14 @@ from sidrec.sft.hub import HubRepository
 from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.node_init import add_catalogue
 from sidrec.sft.progress import show_progress, stage_screen
+from sidrec.sft.quiet_rows import quiet_rows
 from sidrec.sft.settings import (
-    UNDECISIVE,
     BackboneConfig,
     SftConfig,
     SftTrainerConfig,
     TaskConfig,
     WeightsConfig,
+    undecisive,
 )
 from sidrec.sft.tasks import task_rows
 from sidrec.sft.trainer import SidSFTTrainer
@@ -66,7 +67,7 @@ def fine_tune(
     with stage_screen("sft") as screen:
         training = with_hardware(training)
         arguments = sft_arguments(training, config.run_dir / "sft" / "checkpoints")
-        settings = fingerprint(config, tasks, backbone, weights, training, leave_out=UNDECISIVE)
+        settings = fingerprint(config, tasks, backbone, weights, training, leave_out=undecisive(config))
         inputs = (config.run_dir / "data" / "manifest.json", config.run_dir / "sid" / "codes_all.npy")
         stage = Stage(config.run_dir, "sft", settings | {"world_size": arguments.world_size}, inputs)
         hub = HubRepository.asked_for(training)
@@ -146,6 +147,7 @@ def train_model(
         renderer=start.render.renderer,
         trie=SidTrie(torch.from_numpy(start.sids.codes), start.sids.level_sizes),
         valid_cases=start.valid_cases,
+        vocabulary_loss_weight=config.vocabulary_loss_weight,
         batches=length_batches(start, config.batch_items, arguments),
         callbacks=[start.drop, SealCheckpoints(), *early_stopping(config.early_stopping_patience)],
     )
@@ -204,7 +206,11 @@ def start_model(
         add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed, own_rows=backbone.own_rows)
         return model, tokenizer, vocabulary
     embedding_init = usable_init(config.embedding_init, from_scratch=backbone.model_name_or_path is None)
-    return model, tokenizer, add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
+    old_rows = len(tokenizer)
+    vocabulary = add_sid_tokens(model, tokenizer, sids, texts, embedding_init, seed)
+    if backbone.model_name_or_path is not None and embedding_init != "mean":
+        quiet_rows(model, Renderer.build(sids, vocabulary, config.max_items), dataset.train_sequences, old_rows)
+    return model, tokenizer, vocabulary
 
 
 def example_renderer(
@@ -255,6 +261,8 @@ def refuse_for_rq_transformer(config: SftConfig, tasks: TaskConfig, weights: Wei
     if tasks.with_text or config.chat_template:
         setting = "chat_template" if config.chat_template else "a task with texts"
         raise InputError(f"{setting} needs a model that reads words, and {remedy}")
+    if config.vocabulary_loss_weight:
+        raise InputError(f"vocabulary_loss_weight={config.vocabulary_loss_weight:g} is beside words, and {remedy}")
     if config.normaliser != "children":
         raise InputError(f"normaliser={config.normaliser} is over codes that do not exist, and {remedy}")
     if config.embedding_init != SftConfig.embedding_init:

@@ -37,6 +37,13 @@ BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many tra
     (130, (1, 24, 0.5, 0.2, 1.0, 0.5)),
     (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
 )
+PRETRAINED: dict[str, Any] = {"num_train_epochs": 3.0, "weight_decay": 0.01, "vocabulary_loss_weight": 0.1}
+PRETRAINED_RATES = {"full": 3e-4, "lora": 1e-3, "sid_rows": 5e-3}  # learning rates by train_weights
+GOES_ON_WITH = (
+    "learning_rate",
+    "weight_decay",
+    "vocabulary_loss_weight",
+)  # of a finished folder that is trained further
 ORDER_CASES = 10_000
 OF_ORDER = (30, 130)  # training interactions an item: between these it is asked whether the order of items counts
 MOST_MARGINAL = 250_000  # items: up to here a marginal head trains and recommends faster than an additive one
@@ -70,8 +77,9 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
 
     Nothing for another kind of model, or where data/ is missing, which the stage says itself. The first process prints what it chose.
     """
-    architecture = named.get("architecture", BackboneConfig.architecture)
-    if named.get("model_name_or_path") is not None or architecture != "rq_transformer":
+    if named.get("model_name_or_path") is not None:
+        return {name: value for name, value in settings_of_pretrained(named).items() if name not in named}
+    if named.get("architecture", BackboneConfig.architecture) != "rq_transformer":
         return {}
     run_dir = Path(named.get("run_dir", SftConfig.run_dir))
     described = run_dir / "data" / "dataset.json"
@@ -92,6 +100,22 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
         reason = "" if order is None else f", and their order counts for much ({order})"
         sys.stdout.write(f"settings: {shown}, by {per_item:.0f} training interactions an item{reason}\n")
         sys.stdout.flush()
+    return chosen
+
+
+def settings_of_pretrained(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pretrained language model is trained with; of a finished folder of this project, what that was trained with.
+
+    The rate of `full` was measured with SmolLM2-135M; larger models take less.
+    """
+    manifest = Path(str(named["model_name_or_path"])) / "manifest.json"
+    if manifest.is_file():
+        before = read_json(manifest).get("fingerprint", {})
+        of_sft = "train_weights" in before  # RL's rates are no rates of SFT
+        return {name: before[name] for name in GOES_ON_WITH if of_sft and name in before}
+    chosen = PRETRAINED | {"learning_rate": PRETRAINED_RATES.get(str(named.get("train_weights", "full")), 3e-4)}
+    if named.get("normaliser", SftConfig.normaliser) == "full":
+        chosen.pop("vocabulary_loss_weight")
     return chosen
 
 

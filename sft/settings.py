@@ -57,6 +57,14 @@ class SftConfig:
             "rare": True,
         },
     )
+    vocabulary_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share (0 to 1) of a code's loss that is over the whole vocabulary, so that `generate()` without a constraint writes "
+            "codes where codes belong; 0.1 where you do not set it and the model is pretrained.",
+            "rare": True,
+        },
+    )
     batch_items: int = field(
         default=0,
         metadata={
@@ -91,7 +99,13 @@ class SftConfig:
     def __post_init__(self) -> None:
         if self.max_items < 2:
             raise InputError(f"max_items={self.max_items} is too short: a context holds at least 2 items.")
-        refuse_bad_numbers(self, {"valid_users": 1, "batch_items": 0, "seeds": 1})
+        refuse_bad_numbers(self, {"valid_users": 1, "batch_items": 0, "seeds": 1, "vocabulary_loss_weight": 0})
+        if self.vocabulary_loss_weight > 1:
+            raise InputError(f"vocabulary_loss_weight={self.vocabulary_loss_weight:g} is no share; give 0 to 1.")
+        if self.vocabulary_loss_weight and self.normaliser == "full":
+            raise InputError(
+                "vocabulary_loss_weight has no effect on normaliser=full, whose loss is over the vocabulary; leave it out."
+            )
         refuse_early_stopping_below_zero(self.early_stopping_patience)
 
 
@@ -337,6 +351,11 @@ class SftTrainerConfig(TrainerConfig):
         super().__post_init__()
         refuse_bad_numbers(self, {}, above_zero=("neftune_noise_alpha",))
         self.metric_for_best_model = metric_named(self.metric_for_best_model)
+
+
+def undecisive(config: SftConfig) -> tuple[str, ...]:
+    """Settings that do not decide the model: where it is made, and a term of the loss that has no weight."""
+    return (*UNDECISIVE, *(() if config.vocabulary_loss_weight else ("vocabulary_loss_weight",)))
 
 
 CONFIGS = (SftConfig, TaskConfig, BackboneConfig, WeightsConfig, SftTrainerConfig)

@@ -17,9 +17,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+import transformers as tf
 from conftest import make_sids
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Trainer
+from transformers import PreTrainedTokenizerFast, Trainer
 
 from sidrec.data.dataset import Dataset
 from sidrec.data.filters import LEFT_OUT
@@ -51,6 +52,7 @@ SFT_FLAGS: dict[str, object] = {
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "dropout": 0.1,
+    "vocabulary_loss_weight": 0,
     "max_items": 12,
     "per_device_train_batch_size": 8,
     "learning_rate": 0.02,
@@ -260,7 +262,7 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def save_pretrained(folder: Path, kind: str, tied: bool = False) -> torch.nn.Module:
     """A tiny model with a word tokenizer that has no padding token, as many pretrained ones."""
     torch.manual_seed(5)
-    config = {"Qwen3": Qwen3Config, "Llama": LlamaConfig}[kind](
+    config = getattr(tf, f"{kind}Config")(
         vocab_size=len(WORDS),
         hidden_size=16,
         intermediate_size=24,
@@ -272,7 +274,7 @@ def save_pretrained(folder: Path, kind: str, tied: bool = False) -> torch.nn.Mod
         eos_token_id=1,
         bos_token_id=None,
     )
-    model = {"Qwen3": Qwen3ForCausalLM, "Llama": LlamaForCausalLM}[kind](config)
+    model = getattr(tf, f"{kind}ForCausalLM")(config)
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)

@@ -60,3 +60,20 @@ def test_what_is_named_stays_and_rewards_that_do_not_ask_for_hits_are_held_by_th
 
 def test_without_a_run_nothing_is_said(tmp_path):
     assert settings_by_size({"run_dir": tmp_path}) == {}
+
+
+@pytest.mark.parametrize(
+    ("before", "rate"),
+    [
+        ({"model_name_or_path": "a/model", "learning_rate": 3e-4, "train_weights": "full"}, 1.5e-5),
+        ({"model_name_or_path": "a/model", "learning_rate": 2e-3, "train_weights": "full"}, 1e-4),
+        ({"model_name_or_path": "a/model", "learning_rate": 1e-3, "train_weights": "lora"}, 1e-5),
+        ({"model_name_or_path": None, "learning_rate": 2e-3, "train_weights": "full"}, None),
+    ],
+)
+def test_a_pretrained_model_has_a_rate_of_its_kind(tmp_path, before, rate):
+    run_dir = make_run(tmp_path, "llama")
+    write_json(run_dir / "sft" / "manifest.json", {"fingerprint": before})
+    chosen = settings_by_size({"run_dir": run_dir})
+    assert chosen == ({} if rate is None else {"learning_rate": pytest.approx(rate)})
+    assert settings_by_size({"run_dir": run_dir, "learning_rate": 1.0}) == {}

@@ -78,7 +78,7 @@ def test_other_models_keep_their_own_defaults(tmp_path: Path, flags: tuple[str, 
     settings = read(data_folder(tmp_path, 1000, 10_000), *flags)
     assert settings["batch_items"] == 0
     assert settings["item_dropout"] == 0
-    assert settings["num_train_epochs"] == 20
+    assert settings["num_train_epochs"] == (20 if "qwen3" in flags else 3)
 
 
 def test_data_of_medium_density_whose_order_counts_get_the_light_row(
@@ -108,3 +108,35 @@ def test_the_table_of_the_docs_is_the_recipe() -> None:
     for name, value in recipe_module.FOR_ALL.items():
         if not isinstance(value, dict):
             assert f"`{name}` {value:g}" in text if isinstance(value, float | int) else f"`{name}` {value}" in text
+
+
+def test_a_pretrained_model_has_rates_and_a_vocabulary_term_of_its_kind(tmp_path: Path) -> None:
+    run_dir = data_folder(tmp_path / "run", 1000, 10_000)
+    pretrained = ["--model_name_or_path", "some/model"]
+    settings = read(run_dir, *pretrained)
+    assert (settings["learning_rate"], settings["num_train_epochs"]) == (3e-4, 3)
+    assert settings["vocabulary_loss_weight"] == 0.1
+    assert settings["batch_items"] == 0, "nothing of the recipe for an RQ-Transformer"
+    rates = [
+        read(run_dir, *pretrained, "--train_weights", how)["learning_rate"] for how in ("full", "lora", "sid_rows")
+    ]
+    assert rates == sorted(set(rates))
+    told = read(run_dir, *pretrained, "--learning_rate", "0.004", "--vocabulary_loss_weight", "0")
+    assert (told["learning_rate"], told["vocabulary_loss_weight"]) == (0.004, 0)
+    assert read(run_dir, *pretrained, "--normaliser", "full")["vocabulary_loss_weight"] == 0
+    assert read(run_dir, "--architecture", "qwen3")["vocabulary_loss_weight"] == 0
+    assert read(run_dir)["vocabulary_loss_weight"] == 0
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_a_finished_folder_goes_on_with_its_own_settings(tmp_path: Path, stage: str) -> None:
+    run_dir, folder = data_folder(tmp_path / "run", 1000, 10_000), tmp_path / stage
+    folder.mkdir()
+    of_sft = {"learning_rate": 0.01, "weight_decay": 0.3, "train_weights": "full"}
+    of_rl = {"learning_rate": 0.01}
+    (folder / "manifest.json").write_text(json.dumps({"fingerprint": of_sft if stage == "sft" else of_rl}))
+    settings = read(run_dir, "--model_name_or_path", str(folder))
+    fresh = read(run_dir, "--architecture", "qwen3")
+    wanted = (0.01, 0.3) if stage == "sft" else (fresh["learning_rate"], fresh["weight_decay"])
+    assert (settings["learning_rate"], settings["weight_decay"]) == wanted
+    assert settings["vocabulary_loss_weight"] == 0

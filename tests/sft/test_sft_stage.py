@@ -188,7 +188,7 @@ def test_without_measurements_the_last_model_is_the_one_that_is_measured_and_sav
         assert exit_code("sft/train.py", *flags(train, tmp_path / "run", **unmeasured | idle)) == 2
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Llama"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "Mistral", "Gemma"])
 def test_a_pretrained_untied_model(tmp_path, kind):
     pretrained = save_pretrained(tmp_path / "pretrained", kind)
     run_dir = make_run_dir(tmp_path / "run")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from run_dirs import save_pretrained
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.packaged_models import INSTALL, PACKAGED_MODELS
 from sidrec.sft import backbone, smollm
 from sidrec.sft.backbone import folder_of, load_backbone
-from sidrec.sft.settings import BackboneConfig
+from sidrec.sft.settings import BackboneConfig, WeightsConfig
 from sidrec.sft.smollm import NAME, smollm_folder, write_plain_llama
+from sidrec.sft.weights import with_adapters
 
 FILE = PACKAGED_MODELS[NAME].path()
 needs_the_package = pytest.mark.skipif(
@@ -47,6 +49,16 @@ def test_the_folder_is_made_once_and_found_by_its_name(tmp_path, monkeypatch):
     assert folder_of(NAME) == folder_of(NAME) == str(tmp_path / NAME)
     assert made == [tmp_path / NAME]
     assert folder_of("Qwen/Qwen3-0.6B") == "Qwen/Qwen3-0.6B"
+
+
+def test_an_adapter_names_the_public_model_and_no_folder_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("SIDREC_CACHE", str(tmp_path))
+    save_pretrained(tmp_path / NAME, "Llama", tied=True)
+    model, _ = load_backbone(BackboneConfig(model_name_or_path=NAME), seed=0)
+    with_adapters(model, WeightsConfig(train_weights="lora"), [3]).save_pretrained(tmp_path / "adapter")
+    written = (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"' in written
+    assert str(tmp_path) not in written
 
 
 def test_a_folder_that_was_not_finished_is_not_there(tmp_path, monkeypatch):
