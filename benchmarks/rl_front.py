@@ -304,7 +304,7 @@ def key_figures(
         if aim not in base:
             continue
         for who, families in (
-            ("", ("RL for value", "RL for coverage", "RL for diversity")),
+            ("", tuple(name for name in TRAINED if name.startswith("RL"))),
             ("best_reranker_", tuple(RERANKED)),
         ):
             on_valid = {
