@@ -21,7 +21,7 @@ from sidrec.evaluation.statistics import holm, paired_test
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage
-from sidrec.sft import train
+from sidrec.sft import recipe, train
 from sidrec.sft.recipe import settings_by_size
 from sidrec.tokenizer.config import parse_arguments
 
@@ -46,6 +46,7 @@ def settings(dataset: str, name: str, run_dir: Path) -> dict[str, object]:
 def test_a_lever_changes_one_thing(dataset: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As the stages read their flags."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(recipe, "order_of", lambda run_dir: None)
     assert set(SIZES) == set(PLANS)
     (tmp_path / "data").mkdir()
     train = {"ml-1m": 200_000}.get(dataset, 50_000)

@@ -49,6 +49,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "item_loss_weight": {"item_loss_weight": 0.5, "depth_head": "additive", "architecture": "rq_transformer"},
     "draw": {"draw": "beams", "inject_target": False},
     "bf16": {"bf16": True},
+    "quota_column": {"quota_column": "genres", "rewards": ["category_quota"]},
+    "quotas": {"quotas": ["drama=.3"], "quota_column": "genres", "rewards": ["category_quota"]},
 }
 PARTS = (
     "architecture",
@@ -56,7 +58,10 @@ PARTS = (
     "joint_levels",
     "smoothing",
     "item_loss_weight",
-)  # of an RQ-Transformer, which need one another
+    "quotas",
+    "quota_column",
+    "rewards",
+)  # of an RQ-Transformer, and of quotas, which need one another
 
 
 def other_value(kind: type, name: str) -> dict[str, Any]:
@@ -108,7 +113,8 @@ def test_every_setting_decides_or_is_on_the_short_list(stage: str, kind: type, n
     needed = {
         other: value for other, value in flags.items() if other in PARTS and other != name
     }  # the same on both sides
-    base = dataclasses.replace(kind(), **needed) if name in PARTS else kind()
+    alone = name not in PARTS or name == "quota_column"  # the reward of quotas is refused without a column
+    base = kind() if alone else dataclasses.replace(kind(), **needed)
     if getattr(changed, name) == getattr(kind(), name):  # 0.0 and 0 are the same setting, and so no other value
         pytest.fail(f"{name}: {flags} changes nothing")
     before, after = (
