@@ -16,10 +16,8 @@ from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.rl.expectation import DenseReward, Questions
 from sidrec.rl.experimental.ordered_draws import ndcg_at_k
-from sidrec.rl.list_rewards import Categories, Popularity
+from sidrec.rl.list_rewards import FEWEST_SHARE, Categories, Popularity
 from sidrec.rl.reward_models import ValueSource
-
-FEWEST_SHARE = 1e-2  # of an even share: an item that no list holds counts as held so often
 
 
 def exact_hit(questions: Questions, probs: Tensor) -> Tensor:

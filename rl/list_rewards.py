@@ -12,7 +12,7 @@ import polars as pl
 from sidrec.data.dataset import Dataset
 from sidrec.pipeline.errors import InputError
 
-FEWEST_SHARE = 1e-2  # of an even share: a category with less counts as if it had so much
+FEWEST_SHARE = 1e-2  # of an even share: an item or a category that lists hold less of counts as held so often
 NO_CATEGORIES = ("item_id", "item_index")  # columns in which every item has its own value
 
 

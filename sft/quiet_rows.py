@@ -2,7 +2,7 @@
 
 Rows as long as a pretrained model's own make its first logits of codes spread widely: the head's input is long, and nearly the same
 wherever a code is asked for. Shorter rows cure that, and tell items apart badly as the model's input. So rows keep their length and lose
-the few directions in which the head's input lies at those places. Measured with SmolLM2-135M on MovieLens-100K: docs/sft.md.
+the few directions in which the head's input lies at those places.
 """
 
 from __future__ import annotations

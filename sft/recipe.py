@@ -106,7 +106,7 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
 def settings_of_pretrained(named: Mapping[str, Any]) -> dict[str, Any]:
     """What a pretrained language model is trained with; of a finished folder of this project, what that was trained with.
 
-    The rate of `full` was measured with SmolLM2-135M; larger models take less.
+    The rate of `full` was tried with SmolLM2-135M; larger models take less.
     """
     manifest = Path(str(named["model_name_or_path"])) / "manifest.json"
     if manifest.is_file():

@@ -24,8 +24,6 @@ class SidSFTTrainer(RecommendingValidation, SFTTrainer):
     """Overrides of TRL 1.16's SFTTrainer: `compute_loss`, the batches where `batches` makes them, no decay of vectors, and, as
     `RecommendingValidation`, `evaluate`."""
 
-    vocabulary_loss_weight = 0.0
-
     def __init__(
         self,
         *args: Any,
