@@ -5,6 +5,7 @@
     item_to_text                   <item> SID <text> words <eos>        the words and <eos>
     titles_to_next_item            <text> title <text> title <next> SID the SID
     history_to_next_title          <history> SID SID <text> title <eos> the title and <eos>
+    question_to_item               a person's question SID              the SID (`sft/questions.py`)
 
 A history is written as in serving (decoding/renderer.py), before the model's opening of the conversation where there is one.
 """
@@ -23,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from sidrec.decoding.renderer import Renderer
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.item_dropout import ItemDropout
+from sidrec.sft.questions import Questions
 from sidrec.sft.settings import TASKS
 from sidrec.sft.tasks import ItemWords
 
@@ -51,13 +53,14 @@ class Example:
 @dataclass(frozen=True)
 class ExampleRenderer:
     """texts, titles: token ids of every item's text and title. end_token: ends a text. openings: token ids before the example, by
-    task; none where the model has no chat template."""
+    task; none where the model has no chat template. questions: for the task that has them."""
 
     renderer: Renderer
     texts: list[list[int]]
     titles: list[list[int]]
     end_token: int
     openings: Mapping[str, tuple[int, ...]]
+    questions: Questions | None = None
 
     @property
     def words(self) -> ItemWords:
@@ -78,6 +81,9 @@ class ExampleRenderer:
         if task == "titles_to_next_item":
             titles = [token for item in items[:-1] for token in (control("<text>"), *self.titles[item])]
             return _with_item([*opening, *titles, control("<next>")], sids[-1], items[-1])
+        if task == "question_to_item":
+            assert self.questions is not None, "questions are asked of an ExampleRenderer that has none"
+            return _with_item(self.questions.prompt(self.questions.text(*items)), sids[-1], items[-1])
         if task == "item_to_text":
             return _with_text(
                 [*opening, control("<item>"), *sids[0], control("<text>")], self._ended(self.texts[items[0]])

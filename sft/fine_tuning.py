@@ -17,6 +17,7 @@ from sidrec.decoding.renderer import RENDERER_FILE, Renderer
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
 from sidrec.pipeline.fingerprint import fingerprint
 from sidrec.pipeline.launch import building_together, finished_already
 from sidrec.pipeline.screen import Screen
@@ -27,6 +28,7 @@ from sidrec.sft.batches import LengthBatches
 from sidrec.sft.checkpoints import SealCheckpoints, last_whole_checkpoint
 from sidrec.sft.early_stopping import early_stopping
 from sidrec.sft.embedding_init import usable_init
+from sidrec.sft.english import ENGLISH_FILE, english_in_words, perplexity
 from sidrec.sft.estimate import ModelShape, estimate_of
 from sidrec.sft.examples import ExampleCollator, ExampleRenderer, chat_openings, token_ids
 from sidrec.sft.export import close_folder, complete_folder
@@ -34,6 +36,7 @@ from sidrec.sft.hub import HubRepository
 from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.node_init import add_catalogue
 from sidrec.sft.progress import show_progress, stage_screen
+from sidrec.sft.questions import Questions, item_traits
 from sidrec.sft.quiet_rows import quiet_rows
 from sidrec.sft.settings import (
     BackboneConfig,
@@ -46,7 +49,7 @@ from sidrec.sft.settings import (
 from sidrec.sft.tasks import task_rows
 from sidrec.sft.trainer import SidSFTTrainer
 from sidrec.sft.training_arguments import sft_arguments, with_hardware
-from sidrec.sft.unsharded import refuse_adapters_in_parts
+from sidrec.sft.unsharded import refuse_adapters_in_parts, whole_model
 from sidrec.sft.validation import sample_cases
 from sidrec.sft.vocabulary import add_sid_tokens
 from sidrec.sft.weights import merge, with_adapters
@@ -85,7 +88,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class TrainingStart:
-    """What training begins with."""
+    """What training begins with. english: the perplexity of a pretrained model, None for one from scratch."""
 
     dataset: Dataset
     sids: SemanticIds
@@ -96,6 +99,7 @@ class TrainingStart:
     drop: ItemDropout
     with_text: bool
     valid_cases: EvalCases
+    english: float | None
 
 
 def prepare(
@@ -118,13 +122,15 @@ def prepare(
     refuse_adapters_in_parts(weights.train_weights)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
+    english = perplexity(model, tokenizer, vocabulary.start_token) if backbone.model_name_or_path is not None else None
     render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
-    rows = task_rows(dataset.train_sequences, render.words, sids.n_levels, config.max_items, tasks, seed)
+    rest = 0 if render.questions is None else render.questions.longest_rest
+    rows = task_rows(dataset.train_sequences, render.words, sids.n_levels, config.max_items, tasks, seed, rest)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None and backbone.architecture == "qwen3":
         add_dropout(causal_model(model), backbone.dropout)
     drop = ItemDropout(tasks.item_dropout, seed)
-    return TrainingStart(dataset, sids, model, tokenizer, render, rows, drop, tasks.with_text, valid_cases)
+    return TrainingStart(dataset, sids, model, tokenizer, render, rows, drop, tasks.with_text, valid_cases, english)
 
 
 def train_model(
@@ -163,6 +169,10 @@ def train_model(
     if trainer.args.eval_strategy == "no":
         trainer.evaluate()
 
+    english = None
+    if start.english is not None:
+        with whole_model(trainer) as model:
+            english = start.english, perplexity(model, start.tokenizer)
     trainer.save_model(str(folder if weights.train_weights == "full" else folder / "adapter"))
     if not trainer.accelerator.is_main_process:
         return
@@ -171,7 +181,7 @@ def train_model(
         merge(base, folder / "adapter").save_pretrained(folder)
         start.tokenizer.save_pretrained(folder)
     ndcgs = baseline_ndcgs(start.dataset, start.valid_cases)
-    finish(folder, trainer, start.sids, screen, ndcgs, from_scratch=backbone.model_name_or_path is None)
+    finish(folder, trainer, start.sids, screen, ndcgs, english)
 
 
 def length_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> LengthBatches | None:
@@ -227,12 +237,17 @@ def example_renderer(
     texts = dataset.items["text"].to_list() if tasks.with_text else [""] * dataset.n_items
     titles = dataset.titles if tasks.with_text else texts
     longest = tasks.text_tokens
+    title_ids, questions = token_ids(titles, tokenizer, longest), None
+    if tasks.question_to_item:
+        in_questions = tokenizer.batch_decode(title_ids)
+        questions = Questions(in_questions, item_traits(dataset.items), tokenizer, chat=bool(tokenizer.chat_template))
     return ExampleRenderer(
         renderer,
         token_ids(texts, tokenizer, longest),
-        token_ids(titles, tokenizer, longest),
+        title_ids,
         tokenizer.eos_token_id,
         openings,
+        questions,
     )
 
 
@@ -277,10 +292,12 @@ def finish(
     sids: SemanticIds,
     screen: Screen,
     ndcgs: BaselineNdcgs | None,
-    *,
-    from_scratch: bool,
+    english: tuple[float, float] | None,
 ) -> None:
-    """Write what makes the model folder complete, and say where it is. ndcgs: baselines' on the valid cases, where they are known."""
+    """Write what makes the model folder complete, and say where it is. ndcgs: baselines' on the valid cases, where they are known.
+    english: perplexity before and after, of a pretrained model."""
+    if english is not None:
+        write_json(folder / ENGLISH_FILE, {"perplexity_before": english[0], "perplexity_after": english[1]})
     history = [row for row in trainer.state.log_history if "eval_recall@10" in row]
     complete_folder(folder, trainer.renderer, sids, history)
     kept_step = history[-1]["step"] if trainer.args.eval_strategy == "no" else trainer.state.best_global_step
@@ -295,8 +312,9 @@ def finish(
     of_codes_alone = getattr(config, "depth_head", None) == "marginal"  # other losses have more parts
     sentences = (
         losses_in_words(losses, best) if of_codes_alone else None,
-        advice(history, best["step"], regularised=from_scratch),
+        advice(history, best["step"], regularised=english is None),
         dropout_in_doubt(ndcgs, getattr(config, "dropout", 0.0)),
         against_item_knn(best["eval_ndcg@10"], ndcgs),
+        None if english is None else english_in_words(*english),
     )
     screen.summary("sft", [*lines, *filter(None, sentences)])

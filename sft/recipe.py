@@ -38,7 +38,7 @@ BY_DENSITY: tuple[tuple[float, tuple[float, ...]], ...] = (  # below so many tra
     (float("inf"), (2, 20, 0.2, 0.1, 0.1, 0.25)),
 )
 PRETRAINED: dict[str, Any] = {"num_train_epochs": 3.0, "weight_decay": 0.01, "vocabulary_loss_weight": 0.1}
-PRETRAINED_RATES = {"full": 3e-4, "lora": 1e-3, "sid_rows": 5e-3}  # learning rates by train_weights
+PRETRAINED_RATES = {"full": 3e-4, "lora": 1e-3, "dora": 1e-3, "sid_rows": 5e-3}  # learning rates by train_weights
 GOES_ON_WITH = (
     "learning_rate",
     "weight_decay",

@@ -19,6 +19,7 @@ TASKS = (
     "item_to_text",
     "titles_to_next_item",
     "history_to_next_title",
+    "question_to_item",
 )
 TEXT_TASKS = TASKS[2:]
 SHARE = " Examples of this kind in the training set, as a share of all there are; 2: each of them twice, 0: none."
@@ -146,6 +147,14 @@ class TaskConfig:
     )
     history_to_next_title: float = field(
         default=0.0, metadata={"help": "The next item's title, given the newest items' SIDs." + SHARE, "rare": True}
+    )
+    question_to_item: float = field(
+        default=0.0,
+        metadata={
+            "help": "The next item's SID, given a question such as `Something like TITLE, but COMEDY?`, in the chat template where the "
+            "model has one." + SHARE,
+            "rare": True,
+        },
     )
     window_items: int = field(
         default=10, metadata={"help": "Newest items given in tasks with one answer an example.", "rare": True}
@@ -289,19 +298,20 @@ class BackboneConfig:
 class WeightsConfig:
     """Which weights are trained."""
 
-    train_weights: Literal["full", "lora", "sid_rows"] = field(
+    train_weights: Literal["full", "lora", "dora", "sid_rows"] = field(
         default="full",
         metadata={
             "help": "full: all weights. lora: low-rank adapters on every linear layer (arXiv 2106.09685) and the rows of the new "
-            "tokens. sid_rows: the rows of the new tokens alone. The model that is written is a plain one in each case."
+            "tokens. dora: the same with a learnt length of every weight's columns (arXiv 2402.09353), slower. sid_rows: the rows of the "
+            "new tokens alone. The model that is written is a plain one in each case."
         },
     )
-    lora_rank: int = field(default=16, metadata={"help": "lora: rank of the adapters.", "rare": True})
+    lora_rank: int = field(default=16, metadata={"help": "lora, dora: rank of the adapters.", "rare": True})
     lora_alpha: float = field(
-        default=32.0, metadata={"help": "lora: adapters are scaled by lora_alpha / lora_rank.", "rare": True}
+        default=32.0, metadata={"help": "lora, dora: adapters are scaled by lora_alpha / lora_rank.", "rare": True}
     )
     lora_dropout: float = field(
-        default=0.05, metadata={"help": "lora: dropout (0 to 1) before the adapters.", "rare": True}
+        default=0.05, metadata={"help": "lora, dora: dropout (0 to 1) before the adapters.", "rare": True}
     )
 
     def __post_init__(self) -> None:

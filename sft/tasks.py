@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from datasets import Dataset as TrainingRows
@@ -31,9 +32,16 @@ class ItemWords:
 
 
 def task_rows(
-    sequences: Sequence[np.ndarray], words: ItemWords, n_levels: int, max_items: int, tasks: TaskConfig, seed: int
+    sequences: Sequence[np.ndarray],
+    words: ItemWords,
+    n_levels: int,
+    max_items: int,
+    tasks: TaskConfig,
+    seed: int,
+    question_tokens: int = 0,
 ) -> TrainingRows:
-    """The rows of all tasks that have a weight. sequences: every user's training items; words: how long the items' texts are."""
+    """The rows of all tasks that have a weight. sequences: every user's training items; words: how long the items' texts are.
+    question_tokens: of a question, beside the title in it, at most."""
     makers: dict[str, Callable[[str], TrainingRows]] = {
         "next_item": lambda task: next_item_rows(sequences, max_items, n_levels, tasks.history_overlap),
         "next_item_windows": lambda task: window_rows(task, sequences, tasks.window_items, n_levels),
@@ -41,6 +49,7 @@ def task_rows(
         "item_to_text": lambda task: item_rows(task, words, n_levels),
         "titles_to_next_item": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
         "history_to_next_title": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
+        "question_to_item": lambda task: question_rows(task, sequences, words, n_levels, question_tokens),
     }
     parts = []
     for number, (task, weight) in enumerate(tasks.weights.items()):
@@ -132,3 +141,15 @@ def item_rows(task: str, words: ItemWords, n_levels: int) -> TrainingRows:
     marks = 3 if task == "item_to_text" else 2  # two control tokens, and <eos> after words that are asked for
     lengths = words.texts[items] + n_levels + marks
     return rows_of(task, [[int(item)] for item in items], [0] * len(items), lengths.tolist())
+
+
+def question_rows(
+    task: str, sequences: Sequence[np.ndarray], words: ItemWords, n_levels: int, question_tokens: int
+) -> TrainingRows:
+    """One row for every two different items that follow one another and have texts: what is asked with, and the answer."""
+    items = []
+    for sequence in sequences:
+        known = sequence[words.has_text[sequence]]
+        items += [[int(asked), int(answer)] for asked, answer in pairwise(known) if asked != answer]
+    lengths = [int(words.titles[asked]) + question_tokens + n_levels for asked, _ in items]
+    return rows_of(task, items, [1] * len(items), lengths)

@@ -24,13 +24,14 @@ def with_adapters(model: PreTrainedModel, config: WeightsConfig, new_tokens: lis
     embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     matrices = [embedding] if tied else [embedding, head]
-    everywhere = config.train_weights == "lora"
+    everywhere = config.train_weights in ("lora", "dora")
     # PEFT has no adapter for token rows alone that TRL takes: for them, one of rank 1 that stays at zero, on one layer
     first_linear = next(name for name, module in model.named_modules() if isinstance(module, nn.Linear))
     lora = LoraConfig(
         r=config.lora_rank if everywhere else 1,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout if everywhere else 0,
+        use_dora=config.train_weights == "dora",
         target_modules="all-linear" if everywhere else [first_linear],  # never the head
         trainable_token_indices=dict.fromkeys(matrices, new_tokens),
         task_type="CAUSAL_LM",

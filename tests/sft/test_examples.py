@@ -24,6 +24,7 @@ from sidrec.sft.examples import (
     chat_openings,
     token_ids,
 )
+from sidrec.sft.questions import Questions
 from sidrec.sft.settings import TASKS, TaskConfig
 from sidrec.sft.tasks import ItemWords, next_item_rows, picked, task_rows, windows
 
@@ -39,7 +40,9 @@ def make_renderer(n_items: int = N_ITEMS, max_items: int = 20, openings: dict | 
     renderer = Renderer.build(sids, vocabulary, max_items, opening=openings.get("next_item", ()))
     tokenizer, titles = byte_tokenizer(), [f"Title {item}!" for item in range(n_items)]
     texts = [f"{title} and what there is to say of it" for title in titles]
-    return ExampleRenderer(renderer, token_ids(texts, tokenizer, 30), token_ids(titles, tokenizer, 30), 1, openings)
+    questions = Questions(titles, [frozenset({f"kind {item % 3}"}) for item in range(n_items)], tokenizer, chat=False)
+    words = token_ids(texts, tokenizer, 30), token_ids(titles, tokenizer, 30)
+    return ExampleRenderer(renderer, *words, 1, openings, questions)
 
 
 def sid_of(render: ExampleRenderer, item: int) -> list[int]:
@@ -119,6 +122,11 @@ def test_what_each_task_writes():
             [history, *a, *b, text],
             [*words("Title 5!"), 1],
         ),
+        "question_to_item": (
+            row("question_to_item", [8, 5], 1),
+            token_ids([render.questions.text(8, 5)], byte_tokenizer(), 100)[0],
+            c,
+        ),
     }
     assert set(expected) == set(TASKS)
     for task, (given_row, prompt, answer) in expected.items():
@@ -151,14 +159,16 @@ def holds(longer: list[int], shorter: list[int]) -> bool:
 def test_no_prompt_holds_its_answer_and_no_example_an_interaction_that_is_not_for_training():
     """All examples of all tasks. A next item that the user had taken before is the one answer that its own history may hold."""
     dataset, render = small_dataset(), make_renderer()
-    rows = task_rows(dataset.train_sequences, render.words, 3, 20, TaskConfig(**ALL), seed=0)
+    rest = render.questions.longest_rest
+    rows = task_rows(dataset.train_sequences, render.words, 3, 20, TaskConfig(**ALL), seed=0, question_tokens=rest)
     histories = {tuple(sequence.tolist()) for sequence in dataset.train_sequences}
     repeats = 0
     for given_row in rows:
         task, items = given_row["task"], given_row["items"]
         if task not in ("text_to_item", "item_to_text"):
             assert any(holds(list(history), items) for history in histories), "a stretch of one training history"
-        assert given_row["length"] == len(render(given_row).tokens), f"{task}: memory is estimated by it"
+        spare = given_row["length"] - len(render(given_row).tokens)
+        assert 0 <= spare <= (rest if task == "question_to_item" else 0), f"{task}: memory is estimated by it"
         prompt, answer = prompt_and_answer(render(given_row))
         if holds(prompt, answer):
             assert task in ("next_item", "next_item_windows")
@@ -171,6 +181,7 @@ def test_no_prompt_holds_its_answer_and_no_example_an_interaction_that_is_not_fo
     assert counts["next_item"] == len(dataset.train_sequences)
     assert counts["next_item_windows"] == steps
     assert counts["titles_to_next_item"] == counts["history_to_next_title"] < steps
+    assert counts["question_to_item"] == sum((row[1:] != row[:-1]).sum() for row in dataset.train_sequences)
 
 
 def test_weights_are_shares_of_the_examples():
@@ -215,7 +226,7 @@ def test_a_chat_holds_the_question_and_the_example_is_the_beginning_of_the_answe
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     openings = chat_openings(tokenizer)
-    for task in TASKS:
+    for task in set(TASKS) - {"question_to_item"}:  # whose question is its own (test_questions.py)
         opening = openings[task if task != "next_item_windows" else "next_item"]
         question = QUESTIONS[task if task != "next_item_windows" else "next_item"]
         assert tokenizer.decode(opening) == f"[user] {question}[assistant] "
