@@ -6,13 +6,14 @@
     titles_to_next_item            <text> title <text> title <next> SID the SID
     history_to_next_title          <history> SID SID <text> title <eos> the title and <eos>
     question_to_item               a person's question SID              the SID (`sft/questions.py`)
+    own_text                       words of the model's own             the words (`sft/own_text.py`)
 
 A history is written as in serving (decoding/renderer.py), before the model's opening of the conversation where there is one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,8 @@ class Example:
 @dataclass(frozen=True)
 class ExampleRenderer:
     """texts, titles: token ids of every item's text and title. end_token: ends a text. openings: token ids before the example, by
-    task; none where the model has no chat template. questions: for the task that has them."""
+    task; none where the model has no chat template. questions, own_texts: for the tasks that have
+    them."""
 
     renderer: Renderer
     texts: list[list[int]]
@@ -61,6 +63,7 @@ class ExampleRenderer:
     end_token: int
     openings: Mapping[str, tuple[int, ...]]
     questions: Questions | None = None
+    own_texts: Sequence[list[int]] = ()
 
     @property
     def words(self) -> ItemWords:
@@ -72,6 +75,9 @@ class ExampleRenderer:
         task, items, context = row["task"], row["items"], row["context"]
         if task in ("next_item", "next_item_windows"):
             return self._next_items(items, context)
+        if task == "own_text":
+            first, *rest = self.own_texts[items[0]]
+            return _with_text([first], rest)
         control = self.renderer.control
         opening, sids = list(self.openings.get(task, ())), self.renderer.tokens_of(torch.tensor(items)).tolist()
         if task == "text_to_item":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ from sidrec.sft.export import close_folder, complete_folder
 from sidrec.sft.hub import HubRepository
 from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.node_init import add_catalogue
+from sidrec.sft.own_text import MOST_TEXTS, own_texts
 from sidrec.sft.progress import show_progress, stage_screen
 from sidrec.sft.questions import Questions, item_traits
 from sidrec.sft.quiet_rows import quiet_rows
@@ -113,6 +115,10 @@ def prepare(
     seed = training.seed
     dataset, sids = Dataset.load(config.run_dir), SemanticIds.load(config.run_dir)
     check(dataset, sids, config, tasks, training)
+    if tasks.own_text and backbone.model_name_or_path is None:
+        raise InputError(
+            "own_text keeps the language of a pretrained model, and one from scratch has none; leave it out."
+        )
     if backbone.model_name_or_path is None and backbone.architecture == "rq_transformer":
         refuse_for_rq_transformer(config, tasks, weights)
     if (backbone.joint_levels or 1) > sids.n_levels:
@@ -123,9 +129,13 @@ def prepare(
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
     english = perplexity(model, tokenizer, vocabulary.start_token) if backbone.model_name_or_path is not None else None
-    render = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary)
+    render, sequences = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary), dataset.train_sequences
+    if tasks.own_text:
+        n_texts = min(MOST_TEXTS, math.ceil(tasks.own_text * len(sequences)))
+        render = replace(render, own_texts=own_texts(model, tokenizer, n_texts, vocabulary.start_token, seed))
     rest = 0 if render.questions is None else render.questions.longest_rest
-    rows = task_rows(dataset.train_sequences, render.words, sids.n_levels, config.max_items, tasks, seed, rest)
+    counts = {"question_tokens": rest, "own_texts": len(render.own_texts)}
+    rows = task_rows(sequences, render.words, sids.n_levels, config.max_items, tasks, seed, **counts)
     model = with_adapters(model, weights, new_tokens=list(range(vocabulary.start_token, len(tokenizer))))
     if backbone.model_name_or_path is None and backbone.architecture == "qwen3":
         add_dropout(causal_model(model), backbone.dropout)

@@ -20,6 +20,7 @@ TASKS = (
     "titles_to_next_item",
     "history_to_next_title",
     "question_to_item",
+    "own_text",
 )
 TEXT_TASKS = TASKS[2:]
 SHARE = " Examples of this kind in the training set, as a share of all there are; 2: each of them twice, 0: none."
@@ -154,6 +155,13 @@ class TaskConfig:
             "help": "The next item's SID, given a question such as `Something like TITLE, but COMEDY?`, in the chat template where the "
             "model has one." + SHARE,
             "rare": True,
+        },
+    )
+    own_text: float = field(
+        default=0.0,
+        metadata={
+            "help": "Texts that a pretrained model writes before training and learns again, so that its language stays (arXiv 2403.01244), "
+            "as a share of the histories; 0: none."
         },
     )
     window_items: int = field(

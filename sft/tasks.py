@@ -15,6 +15,7 @@ from datasets import Dataset as TrainingRows
 from datasets import concatenate_datasets
 
 from sidrec.pipeline.errors import InputError
+from sidrec.sft.own_text import TOKENS
 from sidrec.sft.settings import TaskConfig
 
 
@@ -39,9 +40,10 @@ def task_rows(
     tasks: TaskConfig,
     seed: int,
     question_tokens: int = 0,
+    own_texts: int = 0,
 ) -> TrainingRows:
     """The rows of all tasks that have a weight. sequences: every user's training items; words: how long the items' texts are.
-    question_tokens: of a question, beside the title in it, at most."""
+    question_tokens: of a question, beside the title in it, at most. own_texts: how many there are."""
     makers: dict[str, Callable[[str], TrainingRows]] = {
         "next_item": lambda task: next_item_rows(sequences, max_items, n_levels, tasks.history_overlap),
         "next_item_windows": lambda task: window_rows(task, sequences, tasks.window_items, n_levels),
@@ -50,6 +52,7 @@ def task_rows(
         "titles_to_next_item": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
         "history_to_next_title": lambda task: window_rows(task, sequences, tasks.window_items, n_levels, words),
         "question_to_item": lambda task: question_rows(task, sequences, words, n_levels, question_tokens),
+        "own_text": lambda task: own_text_rows(task, own_texts, len(sequences)),
     }
     parts = []
     for number, (task, weight) in enumerate(tasks.weights.items()):
@@ -153,3 +156,8 @@ def question_rows(
         items += [[int(asked), int(answer)] for asked, answer in pairwise(known) if asked != answer]
     lengths = [int(words.titles[asked]) + question_tokens + n_levels for asked, _ in items]
     return rows_of(task, items, [1] * len(items), lengths)
+
+
+def own_text_rows(task: str, n_texts: int, n_rows: int) -> TrainingRows:
+    """So many rows, each with the number of one of the model's own texts in the place of an item."""
+    return rows_of(task, [[row % n_texts] for row in range(n_rows)], [0] * n_rows, [TOKENS] * n_rows)
