@@ -24,12 +24,15 @@ from sidrec.sft.examples import (
     chat_openings,
     token_ids,
 )
+from sidrec.sft.own_text import TOKENS
 from sidrec.sft.questions import Questions
 from sidrec.sft.settings import TASKS, TaskConfig
 from sidrec.sft.tasks import ItemWords, next_item_rows, picked, task_rows, windows
 
 PAD, START = 0, 300
 ALL = dict.fromkeys(TASKS, 1.0)
+OF_WORDS = ("item_to_text", "history_to_next_title", "own_text")  # tasks whose answers are words
+OWN_TEXTS = [list(range(100 * text, 100 * text + TOKENS)) for text in range(3)]
 
 
 def make_renderer(n_items: int = N_ITEMS, max_items: int = 20, openings: dict | None = None) -> ExampleRenderer:
@@ -42,7 +45,7 @@ def make_renderer(n_items: int = N_ITEMS, max_items: int = 20, openings: dict | 
     texts = [f"{title} and what there is to say of it" for title in titles]
     questions = Questions(titles, [frozenset({f"kind {item % 3}"}) for item in range(n_items)], tokenizer, chat=False)
     words = token_ids(texts, tokenizer, 30), token_ids(titles, tokenizer, 30)
-    return ExampleRenderer(renderer, *words, 1, openings, questions)
+    return ExampleRenderer(renderer, *words, 1, openings, questions, own_texts=OWN_TEXTS)
 
 
 def sid_of(render: ExampleRenderer, item: int) -> list[int]:
@@ -127,13 +130,14 @@ def test_what_each_task_writes():
             token_ids([render.questions.text(8, 5)], byte_tokenizer(), 100)[0],
             c,
         ),
+        "own_text": (row("own_text", [2]), [200], list(range(201, 200 + TOKENS))),
     }
     assert set(expected) == set(TASKS)
     for task, (given_row, prompt, answer) in expected.items():
         example = render(given_row)
         assert example.tokens.tolist() == prompt + answer, task
         assert example.labels.tolist() == [NO_LABEL] * len(prompt) + answer, task
-        answers = {"next_item": [2, 5], "text_to_item": [8], "item_to_text": [], "history_to_next_title": []}
+        answers = {"next_item": [2, 5], "text_to_item": [8]} | {task: [] for task in OF_WORDS}
         assert example.items[example.items != NO_ITEM].tolist() == answers.get(task, [5]), task
         for at in (example.items != NO_ITEM).nonzero().flatten().tolist():
             assert example.tokens[at : at + 3].tolist() == sid_of(render, int(example.items[at])), task
@@ -159,13 +163,14 @@ def holds(longer: list[int], shorter: list[int]) -> bool:
 def test_no_prompt_holds_its_answer_and_no_example_an_interaction_that_is_not_for_training():
     """All examples of all tasks. A next item that the user had taken before is the one answer that its own history may hold."""
     dataset, render = small_dataset(), make_renderer()
-    rest = render.questions.longest_rest
-    rows = task_rows(dataset.train_sequences, render.words, 3, 20, TaskConfig(**ALL), seed=0, question_tokens=rest)
+    rest, tasks = render.questions.longest_rest, TaskConfig(**ALL)
+    counts = {"question_tokens": rest, "own_texts": len(OWN_TEXTS)}
+    rows = task_rows(dataset.train_sequences, render.words, 3, 20, tasks, seed=0, **counts)
     histories = {tuple(sequence.tolist()) for sequence in dataset.train_sequences}
     repeats = 0
     for given_row in rows:
         task, items = given_row["task"], given_row["items"]
-        if task not in ("text_to_item", "item_to_text"):
+        if task not in ("text_to_item", "item_to_text", "own_text"):
             assert any(holds(list(history), items) for history in histories), "a stretch of one training history"
         spare = given_row["length"] - len(render(given_row).tokens)
         assert 0 <= spare <= (rest if task == "question_to_item" else 0), f"{task}: memory is estimated by it"
@@ -178,7 +183,7 @@ def test_no_prompt_holds_its_answer_and_no_example_an_interaction_that_is_not_fo
     counts = {task: rows["task"].count(task) for task in TASKS}
     steps = sum(len(sequence) - 1 for sequence in dataset.train_sequences)
     assert counts["text_to_item"] == counts["item_to_text"] == N_ITEMS
-    assert counts["next_item"] == len(dataset.train_sequences)
+    assert counts["next_item"] == counts["own_text"] == len(dataset.train_sequences)
     assert counts["next_item_windows"] == steps
     assert counts["titles_to_next_item"] == counts["history_to_next_title"] < steps
     assert counts["question_to_item"] == sum((row[1:] != row[:-1]).sum() for row in dataset.train_sequences)
@@ -200,7 +205,7 @@ def test_weights_are_shares_of_the_examples():
 
 def test_items_without_a_text_are_in_no_example_with_texts():
     has_text = [item != 2 for item in range(6)]
-    rows = task_rows([np.array([1, 2, 3, 4])], words_of(has_text), 3, 20, TaskConfig(**ALL), seed=0)
+    rows = task_rows([np.array([1, 2, 3, 4])], words_of(has_text), 3, 20, TaskConfig(**ALL | {"own_text": 0}), seed=0)
     for given_row in rows:
         assert 2 not in given_row["items"] or given_row["task"].startswith("next_item")
     assert [r["items"] for r in rows if r["task"] == "titles_to_next_item"] == [[1, 3], [1, 3, 4]]
@@ -226,7 +231,7 @@ def test_a_chat_holds_the_question_and_the_example_is_the_beginning_of_the_answe
         "{% if add_generation_prompt %}[assistant] {% endif %}"
     )
     openings = chat_openings(tokenizer)
-    for task in set(TASKS) - {"question_to_item"}:  # whose question is its own (test_questions.py)
+    for task in set(TASKS) - {"question_to_item", "own_text"}:  # whose questions are their own, or none
         opening = openings[task if task != "next_item_windows" else "next_item"]
         question = QUESTIONS[task if task != "next_item_windows" else "next_item"]
         assert tokenizer.decode(opening) == f"[user] {question}[assistant] "
