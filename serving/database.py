@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
 
 from sidrec.pipeline.errors import InputError
 
@@ -38,7 +38,9 @@ FIRST_STATEMENTS = {
 # One writer after the other: two that add the same events in different orders do not wait for each other for ever, and arrival numbers
 # appear in the order in which they were given.
 TAKE_TURN = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(20250917)"}
-MIGRATING = threading.Lock()  # Alembic has one context a process
+TURN = (
+    threading.Lock()
+)  # within the process: SQLite's own waiting is by trying again, and not fair; and Alembic has one context a process
 
 
 def open_database(location: str, must_exist: bool) -> Engine:
@@ -53,7 +55,7 @@ def open_database(location: str, must_exist: bool) -> Engine:
         raise InputError(f"--store {location}: there is no such file; check the path.")
     engine = _engine(url)
     try:
-        with MIGRATING, taking_turn(engine) as connection:
+        with taking_turn(engine) as connection:
             _migrate(connection, url, must_exist)
     except DBAPIError as error:
         engine.dispose()
@@ -96,9 +98,28 @@ def shown(url: URL) -> str:
 
 @contextmanager
 def taking_turn(engine: Engine) -> Iterator[Connection]:
-    """A transaction that no other one of this kind runs beside; committed when the block ends well, undone when it does not."""
-    with engine.execution_options(takes_turn=True).begin() as connection:
-        yield connection
+    """A transaction that no other one of this kind runs beside; committed when the block ends well, undone when it does not.
+
+    Raises SQLAlchemy's TimeoutError or OperationalError when the others take longer than BUSY_SECONDS.
+    """
+    if not TURN.acquire(timeout=BUSY_SECONDS):
+        raise TimeoutError(f"other writers of this process took longer than {BUSY_SECONDS} seconds")
+    try:
+        with engine.execution_options(takes_turn=True).begin() as connection:
+            yield connection
+    finally:
+        TURN.release()
+
+
+def empty_wal(engine: Engine) -> None:
+    """Bring what SQLite wrote ahead into its file, so that no deleted row is left there; not while somebody reads for long, for writers
+    wait meanwhile."""
+    with closing(engine.raw_connection()) as raw:
+        cursor = raw.cursor()
+        cursor.execute("PRAGMA busy_timeout = 1000")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        cursor.execute(f"PRAGMA busy_timeout = {BUSY_SECONDS * 1000}")
+        cursor.close()
 
 
 def _engine(url: URL) -> Engine:

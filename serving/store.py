@@ -5,7 +5,8 @@
     store.history("ann")                                   # ["tea-3"]
 
 Any number of threads may use one store. An operation is one transaction: when it returns, what it wrote is on the disk; when it raises,
-nothing was written. A database that is away or busy for too long raises SQLAlchemy's `OperationalError`.
+nothing was written. A database that is away or busy for too long raises SQLAlchemy's OperationalError
+or TimeoutError.
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.api_keys import SCOPES, fits, new_key, parts_of
-from sidrec.serving.database import open_database, taking_turn
+from sidrec.serving.database import empty_wal, open_database, taking_turn
 from sidrec.serving.schema import CATALOGUES, EVENTS, KEYS, LIST_ITEMS, LISTS
 
 MOST_CHARACTERS = 512  # of an id; an index of PostgreSQL takes no more than 2,704 bytes
@@ -140,7 +140,8 @@ class Store:
         """
         if not events:
             return Added(0, 0)
-        rows = [_row_of(event, self.clock()) for event in events]
+        now = self.clock()
+        rows = [_row_of(event, now) for event in events]
         with taking_turn(self.engine) as connection:
             accepted = self._insert_new(connection, EVENTS, "event_id", rows)
         return Added(accepted, len(rows) - accepted)
@@ -182,8 +183,8 @@ class Store:
     def delete_user(self, user: str) -> Removed:
         """Delete every row of a user: events, and the lists they were served.
 
-        Of SQLite's files none holds a byte of them afterwards, unless somebody has been reading for longer than BUSY_SECONDS; then once
-        they have ended and a user is deleted again, or the store closed.
+        Of SQLite's files none holds a byte of them afterwards; where an export is reading, once it has ended and the store is closed, or
+        something else deleted.
         """
         _check_id("deletion", "user_id", user)
         return self._remove(EVENTS.c.user_id == user, LISTS.c.user_id == user)
@@ -198,8 +199,7 @@ class Store:
             events = connection.execute(delete(EVENTS).where(of_events)).rowcount
             lists = connection.execute(delete(LISTS).where(of_lists)).rowcount  # its items go with a list
         if self.engine.dialect.name == "sqlite":
-            with closing(self.engine.raw_connection()) as raw:
-                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the old pages leave the WAL
+            empty_wal(self.engine)
         return Removed(events, lists)
 
     def counts(self) -> Counts:
@@ -275,7 +275,7 @@ def _row_of(event: Event, received_at: int) -> dict[str, Any]:
         json.dumps(event.extra, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{where}: extra is no JSON ({error}); give an object of texts and finite numbers.") from error
-    return asdict(event) | {"received_at": received_at}
+    return vars(event) | {"received_at": received_at}
 
 
 def _rows_of(served: ServedList, now: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -295,7 +295,7 @@ def _rows_of(served: ServedList, now: int) -> tuple[dict[str, Any], list[dict[st
         raise InputError(
             f"{where} has a propensity that is not above 0 and at most 1; log the probability of the draw."
         )
-    row = asdict(served) | {"time": now}
+    row = vars(served) | {"time": now}
     items, _ = row.pop("items"), row.pop("propensities")
     ranked = enumerate(zip(items, propensities, strict=True), 1)
     return row, [

@@ -44,7 +44,20 @@ def postgres_server() -> Iterator[str]:
         data.mkdir()
         if user is not None:
             shutil.chown(data, user)
-        _run(user, programs / "initdb", "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync", "-D", data)
+        _run(
+            user,
+            programs / "initdb",
+            "-A",
+            "trust",
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--no-sync",
+            "--wal-segsize=1",
+            "-D",
+            data,
+        )
         control = (programs / "pg_ctl", "-w", "-D", data)
         _run(user, *control, "-l", data / "log", "-o", f'-h "" -k {data}', "start")
         try:

@@ -22,9 +22,10 @@ from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from sidrec.pipeline.errors import InputError
-from sidrec.serving.database import FIRST_STATEMENTS, VERSION_TABLE, open_database, url_of
+from sidrec.serving.database import FIRST_STATEMENTS, VERSION_TABLE, open_database, taking_turn, url_of
 from sidrec.serving.schema import EVENTS, METADATA
 from sidrec.serving.store import MOST_CHARACTERS, REMEMBERED, Added, Counts, Event, Removed, ServedList, Store
 
@@ -210,6 +211,23 @@ def test_a_deleted_user_is_in_no_table_and_in_no_file(store: Store, location: st
         assert [file for file in files if b"served-ann" in file.read_bytes()]
 
 
+def test_who_reads_for_long_stops_no_deletion_and_no_writer(store: Store) -> None:
+    store.add_events([event(f"e{number}") for number in range(5)])
+    rows = store.blocks(EVENTS.select())
+    with store.engine.connect() as reader:
+        assert reader.exec_driver_sql("SELECT count(*) FROM events").scalar() == 5
+        assert len(next(rows)) == 5
+        assert store.delete_user("ann").events == 5
+        assert store.add_events([event("later")]) == Added(1, 0)
+        if store.engine.dialect.name == "sqlite":
+            assert reader.exec_driver_sql("SELECT count(*) FROM events").scalar() == 5, "as it was when it began"
+    assert list(rows) == []
+    with store.engine.connect() as connection:
+        if store.engine.dialect.name == "sqlite":
+            assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == 30_000
+    assert store.history("ann") == ["i1"]
+
+
 def test_what_is_older_expires(store: Store) -> None:
     day = DAY // timedelta(microseconds=1)
     for number in range(4):
@@ -230,8 +248,10 @@ def test_what_is_older_expires(store: Store) -> None:
 def test_every_acknowledged_event_survives_a_kill(location: str) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, location], stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
-    acknowledged = [int(writer.stdout.readline()) for _ in range(40)]
-    os.kill(writer.pid, signal.SIGKILL)
+    try:
+        acknowledged = [int(writer.stdout.readline()) for _ in range(40)]
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
     acknowledged += [int(line) for line in writer.stdout.read().splitlines() if line]
     assert writer.wait() == -signal.SIGKILL
     store = Store.open(location, must_exist=True)
@@ -321,6 +341,20 @@ def test_a_writer_waits_for_another(tmp_path: Path) -> None:
     assert store.add_events([event("a")]) == Added(1, 0)
     timer.join()
     other.close()
+    store.close()
+
+
+def test_who_waits_too_long_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidrec.serving.database.BUSY_SECONDS", 0.05)
+    store = Store.open(str(tmp_path / "store.db"))
+    with taking_turn(store.engine), ThreadPoolExecutor(1) as threads, pytest.raises(TimeoutError):
+        threads.submit(store.add_events, [event("a")]).result()
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OperationalError, match="locked"):
+        store.add_events([event("a")])
+    other.close()
+    assert store.add_events([event("a")]) == Added(1, 0)
     store.close()
 
 
