@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
@@ -13,10 +15,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from databases import empty_schema, postgres_server
 
 from sidrec.sft.backbone import load_backbone
 from sidrec.sft.settings import BackboneConfig
 from sidrec.tokenizer.semantic_ids import SemanticIds
+
+SCHEMAS = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,3 +67,17 @@ def tiny_model(tiny_backbone: BackboneConfig):
             if parameter.ndim == 2:
                 parameter.mul_(8)
     return model.eval(), tokenizer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a store can be made: each kind of database, empty."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    return empty_schema(request.getfixturevalue("postgres"), f"s{next(SCHEMAS)}")

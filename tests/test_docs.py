@@ -369,6 +369,14 @@ def test_the_example_that_draws_lists_runs(in_a_finished_run: Path) -> None:
     assert ((names["propensities"] > 0) & (names["propensities"] <= 1)).all()
 
 
+def test_the_example_of_a_store_keeps_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_example(example("docs/store.md", "Store.open"))
+    assert names["added"].accepted == 1
+    assert names["store"].history("ann") == ["tea-3"]
+    names["store"].close()
+
+
 @pytest.mark.slow
 def test_the_example_of_a_stage_is_one(in_a_finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = run_example(example("CONTRIBUTING.md", "CountConfig"))["main"]
@@ -410,7 +418,7 @@ def test_the_example_of_a_reward_is_taken_by_its_path(tmp_path: Path, monkeypatc
 
 
 def test_every_example_in_python_is_run_by_a_test() -> None:
-    run = ("Recommender.load", "CountConfig", "class Sampled", "class Again", "same_first_code")
+    run = ("Recommender.load", "Store.open", "CountConfig", "class Sampled", "class Again", "same_first_code")
     for page, number, block in examples():
         assert any(word in block for word in run), f"{page}: nothing runs its block {number} of Python"
 

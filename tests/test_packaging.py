@@ -54,6 +54,9 @@ def test_the_wheel_holds_the_package_and_its_configs_only(wheel: Path) -> None:
 def test_the_installed_package_runs_away_from_the_repository(site: Path, tmp_path: Path) -> None:
     assert "prepare" in sidrec(site, tmp_path, "--help")
     assert "machine: " in sidrec(site, tmp_path, "env")
+    assert sidrec(site, tmp_path, "keys", "--store", "store.db", "--create", "read").startswith(
+        "sidrec_"
+    )  # by its migrations
     printed = sidrec(site, tmp_path, "prepare", "--config", "configs/data/demo.yaml")
     assert "1,200 users, 480 items" in printed
     assert (tmp_path / "outputs" / "demo" / "data" / "items.parquet").is_file()
