@@ -30,7 +30,7 @@ def histories_by_user(log: pl.DataFrame) -> pl.DataFrame:
 
 
 def histories_of_log(path: Path, items: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """`histories_by_user` of a file with user_id, item_id and timestamp, and how many of its rows are left out: those of no item of `items`.
+    """`histories_by_user` of a file with user_id, item_id and timestamp, and how many rows are left out as no item of `items` is theirs.
 
     A user with such rows only has an empty history. Raises InputError where the file does not fit.
     """

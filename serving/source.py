@@ -38,7 +38,8 @@ class Source:
             dataset = Dataset.load(folder)
             bundle = Bundle.of_run(folder, model or last_trained(folder), dataset)
         if log is not None:
-            return cls(bundle, *histories_of_log(log, bundle.items), log=log, dataset=dataset)
+            by_user, unknown_rows = histories_of_log(log, bundle.items)
+            return cls(bundle, by_user, log, dataset, unknown_rows)
         if dataset is not None:
             return cls(bundle, histories_by_user(dataset.interactions), folder / "data", dataset)
         nobody = pl.DataFrame(schema={name: ASKED[name] for name in ("user_id", "history")})

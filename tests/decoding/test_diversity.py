@@ -50,9 +50,7 @@ def by_hand(recommender: Recommender, history: np.ndarray, k: int, allowed: np.n
 def test_a_list_is_the_best_under_filter_and_diversity(recommender: Recommender, most: int, share: float) -> None:
     allowed = np.random.default_rng(1).random(N_ITEMS) < share
     for k in (1, 4, 25):
-        lists = recommender.recommend(
-            HISTORIES, k, exclude_seen=True, beams=N_ITEMS, allowed=allowed, diversity=most
-        )
+        lists = recommender.recommend(HISTORIES, k, exclude_seen=True, beams=N_ITEMS, allowed=allowed, diversity=most)
         for row, history in enumerate(HISTORIES):
             wanted = by_hand(recommender, history, k, allowed, most)
             assert lists.items[row].tolist() == wanted + [-1] * (k - len(wanted))
@@ -74,7 +72,9 @@ def test_a_filter_meets_an_allow_list_and_a_catalogue_that_changed(tmp_path_fact
     recommender = Recommender.load(finished_rq_run(tmp_path_factory), "sft")
     recommender.catalogue.set_allow_list("even", np.arange(0, N_ITEMS, 2))
     recommender.catalogue.remove(np.array([10, 12]))
-    lists = recommender.recommend([np.array([1])], N_ITEMS, True, allow="even", allowed=np.arange(20) >= 8, diversity=60)
+    lists = recommender.recommend(
+        [np.array([1])], N_ITEMS, True, allow="even", allowed=np.arange(20) >= 8, diversity=60
+    )
     assert sorted(item for item in lists.items[0] if item >= 0) == [8, 14, 16, 18]
     assert lists.reachable[0] == 4
 
@@ -101,5 +101,5 @@ def test_places_among_equals() -> None:
 
 @pytest.mark.parametrize("diversity", [0, -1, 1.5])
 def test_a_diversity_of_nothing_is_refused(recommender: Recommender, diversity: float) -> None:
-    with pytest.raises(InputError, match="diversity is .*; it must be a whole number above 0"):
+    with pytest.raises(InputError, match=r"diversity is .*; it must be a whole number above 0"):
         recommender.recommend(HISTORIES, 3, exclude_seen=True, diversity=diversity)
