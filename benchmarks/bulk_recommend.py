@@ -5,14 +5,13 @@ python -m benchmarks.bulk_recommend --run_dir outputs/ml-1m
 
 Without --run_dir: a catalogue, a log and an RQ-Transformer of random weights in the size of MovieLens-1M's recipe. In bulk the lists of all
 users are made by `sidrec.serving.answer.answers` and written into a Parquet file, which is timed with them; alone, `answer` is called for
-each of --calls users, drawn from all. Both make the same rows, which is checked. Seconds are the clock's, on one thread, so leave the
-machine alone meanwhile. The last line is one JSON object; ratio is users a second in bulk over users a second alone.
+each of --calls users, drawn from all. The share of those whose lists are the same both ways stands beside. Seconds are the processor's, of
+all threads. The last line is one JSON object; ratio is users a second in bulk over users a second alone.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from benchmarks.harness import announce, check_at_least, plain_console, print_figures
+from benchmarks.harness import announce, check_at_least, plain_console, print_figures, timed
 from benchmarks.random_catalogues import random_model, random_sids
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
@@ -33,8 +32,8 @@ from sidrec.serving.history import asked_of_histories
 from sidrec.serving.output import write_parts
 from sidrec.serving.source import Source
 
-MAX_ITEMS, LAYERS = 200, 2  # of the recipe at ml-1m's density
-FEWEST_TAKEN, MEAN_TAKEN = 18, 165  # of a user of ml-1m
+MAX_ITEMS = 200  # of a history that the model is given
+SHORTEST = 3  # items of a history
 
 
 @dataclass
@@ -44,13 +43,20 @@ class BulkRecommendConfig:
     run_dir: Path | None = field(default=None, metadata={"help": "A run with a trained model; left out: a random one."})
     n_items: int = field(default=3416, metadata={"help": "Items of the random catalogue."})
     n_users: int = field(default=6040, metadata={"help": "Users of the random log."})
+    mean_items: int = field(
+        default=165, metadata={"help": "Mean length of a random history; 165 as in MovieLens-1M, 9 as in Beauty."}
+    )
+    layers: int = field(
+        default=2, metadata={"help": "Layers of the random model; 2 as in MovieLens-1M, 1 as in Beauty."}
+    )
     k: int = field(default=10, metadata={"help": "Items of a list."})
     calls: int = field(default=300, metadata={"help": "Users of the calls one by one."})
     threads: int = field(default=1, metadata={"help": "Threads of PyTorch."})
     seed: int = field(default=0, metadata={"help": "Seed of catalogue, weights, log and calls."})
 
     def __post_init__(self) -> None:
-        check_at_least(1, n_users=self.n_users, k=self.k, calls=self.calls, threads=self.threads)
+        check_at_least(SHORTEST, mean_items=self.mean_items)
+        check_at_least(1, n_users=self.n_users, layers=self.layers, k=self.k, calls=self.calls, threads=self.threads)
         if self.n_items < 100:
             raise InputError(f"--n_items {self.n_items} is below 100, the smallest random catalogue.")
 
@@ -64,18 +70,17 @@ def main(arguments: list[str] | None = None) -> None:
     answer(bundle, asked["history"][:1].to_list(), question)  # what is made once
 
     with tempfile.TemporaryDirectory() as folder:
-        file, start = Path(folder) / "lists.parquet", time.perf_counter()
-        write_parts(file, answers(bundle, asked, question))
-        bulk = len(asked) / (time.perf_counter() - start)
+        file = Path(folder) / "lists.parquet"
+        _, seconds = timed(lambda: write_parts(file, answers(bundle, asked, question)))
+        bulk = len(asked) / seconds
         in_bulk = pl.read_parquet(file, glob=False)
 
     drawn = asked.sample(min(config.calls, len(asked)), seed=config.seed)
     calls = [
         (user, np.array(history)) for user, history in zip(drawn["user_id"], drawn["history"].to_list(), strict=True)
     ]
-    start = time.perf_counter()
-    tables = [answer(bundle, [history], question, [user]) for user, history in calls]
-    alone = len(calls) / (time.perf_counter() - start)
+    tables, seconds = timed(lambda: [answer(bundle, [history], question, [user]) for user, history in calls])
+    alone = len(calls) / seconds
 
     same = share_of_same_lists(in_bulk, pl.concat(tables))
     figures = {"users_per_s": round(bulk, 1), "users_per_s_alone": round(alone, 1), "ratio": round(bulk / alone, 2)}
@@ -85,11 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def random_question(config: BulkRecommendConfig) -> tuple[Bundle, pl.DataFrame]:
-    """A catalogue of random semantic IDs, and users with as many items as those of MovieLens-1M."""
+    """A catalogue of random semantic IDs, and users with random histories."""
     sids, rng = random_sids(config.n_items, config.seed), np.random.default_rng(config.seed)
-    model, vocabulary = random_model(sids, "marginal", config.seed, LAYERS)
+    model, vocabulary = random_model(sids, "marginal", config.seed, config.layers)
     recommender = Recommender.build(model.eval(), Renderer.build(sids, vocabulary, MAX_ITEMS), sids)
-    lengths = FEWEST_TAKEN + rng.exponential(MEAN_TAKEN - FEWEST_TAKEN, config.n_users).astype(int)
+    lengths = SHORTEST + rng.exponential(config.mean_items - SHORTEST, config.n_users).astype(int)
     histories = [rng.integers(0, config.n_items, length) for length in lengths]
     counts = np.bincount(np.concatenate(histories), minlength=config.n_items)
     names = [f"item {index}" for index in range(config.n_items)]
