@@ -113,7 +113,7 @@ def share_of_same_lists(in_bulk: pl.DataFrame, alone: pl.DataFrame) -> float:
     """The share of users of `alone` whose items are those of `in_bulk`; what is left has items of equal scores but for the last bit."""
     lists = [table.group_by("user_id").agg("item_id") for table in (in_bulk, alone)]
     both = lists[1].join(lists[0], on="user_id", suffix="_bulk")
-    return round(float((both["item_id"] == both["item_id_bulk"]).mean() or 0.0), 4)
+    return round(int((both["item_id"] == both["item_id_bulk"]).sum()) / len(both), 4)
 
 
 if __name__ == "__main__":

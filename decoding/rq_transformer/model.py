@@ -66,7 +66,9 @@ class SpatialTransformer(nn.Module):
         hidden = self.dropout(items * items.shape[-1] ** 0.5)
         for block in self.blocks[:-1]:
             hidden = block(hidden)
-        return self.norm(self.blocks[-1].at(hidden, place).float())
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return self.norm(last.at(hidden, place).float())
 
 
 @dataclass
