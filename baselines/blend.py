@@ -10,13 +10,14 @@ An ensemble does the same with the mean log π of several trainings, each of whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.special import log_softmax
 
@@ -27,8 +28,10 @@ from sidrec.baselines.scorer import CASES_TOGETHER, Scorer
 from sidrec.baselines.tuning import Tuning
 from sidrec.data.dataset import EvalCases
 from sidrec.data.metrics import NO_ITEM, mask_seen, ndcg_at, rank_of_target, ranks_in_lists
+from sidrec.decoding.diversity import within
 from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import Recommendations, Recommender
+from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
 from sidrec.pipeline.screen import Screen
@@ -92,19 +95,43 @@ class Blend:
         assert isinstance(recommender, Recommender)
         return replace(recommender, expert=Expert(self.memory, self.weight))
 
-    def recommend(self, histories: list[np.ndarray], k: int, exclude_seen: bool) -> Recommendations:
+    @property
+    def trie(self) -> SidTrie:
+        """Of the first recommender's catalogue at this moment."""
+        first = self.recommenders[0]
+        assert isinstance(first, Recommender)
+        return first.trie
+
+    def recommend(
+        self,
+        histories: list[np.ndarray],
+        k: int,
+        exclude_seen: bool,
+        progress: Callable[[int], object] | None = None,
+        allowed: np.ndarray | None = None,
+        diversity: int | None = None,
+    ) -> Recommendations:
         """The k items of the best scores, exact; their scores as log-probabilities, which sum to 1 over what may be recommended.
 
-        histories: item indices, oldest first. exclude_seen: leave the history's items out. Of equal scores the lower index comes first.
+        histories: item indices, oldest first. exclude_seen: leave the history's items out. progress, allowed: as of
+        `Recommender.recommend`; diversity, too, by the first codes of the first recommender. Of equal scores the lower index comes first.
         Any number of threads may ask.
         """
         alone = replace(self, latest=LatestLogProbs())  # shared by no other thread
         scores = alone.scores(histories, exclude_seen)
-        items = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        if allowed is not None:
+            scores[:, ~allowed] = -np.inf
+        width = k if diversity is None else self.n_items
+        items = np.argsort(-scores, axis=1, kind="stable")[:, :width]
         log_shares = np.take_along_axis(log_softmax(scores, axis=1), items, axis=1)
-        return Recommendations(
-            np.where(np.isneginf(log_shares), NO_ITEM, items), log_shares, np.isfinite(scores).sum(axis=1)
-        )
+        items, reachable = np.where(np.isneginf(log_shares), NO_ITEM, items), np.isfinite(scores).sum(axis=1)
+        if diversity is not None:
+            every, shares = torch.from_numpy(items), torch.from_numpy(log_shares)
+            reachable = (within(self.trie, every, shares, self.n_items, diversity)[0] >= 0).sum(1).numpy()
+            items, log_shares = (best.numpy() for best in within(self.trie, every, shares, k, diversity))
+        if progress is not None:
+            progress(len(histories))
+        return Recommendations(items, log_shares, reachable)
 
 
 def blended(log_pi: np.ndarray, gain: sparse.csr_array, weight: float) -> np.ndarray:

@@ -22,21 +22,17 @@ import numpy as np
 import torch
 
 from benchmarks.harness import KIB_PER_GIB, announce, check_at_least, cpu_seconds, plain_console, print_figures
-from benchmarks.random_catalogues import skewed_codes
+from benchmarks.random_catalogues import LEVEL_SIZES, random_model, random_sids
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.recommender import Recommender
 from sidrec.decoding.renderer import Renderer
-from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
-from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
-from sidrec.sft.node_init import levels_with_own_rows
 from sidrec.sft.recipe import recipe
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
-LEVEL_SIZES, START_TOKEN = [64, 256, 256], 258
 STEP_ITEMS, HISTORY_ITEMS = 4096, 50
 MEASURED = ("step_seconds", "recommend_ms_a_user", "peak_gib")
 
@@ -120,23 +116,6 @@ def measure(n_items: int, config: CatalogueGrowthConfig) -> Measured:
         round(1 / per_user, 1),
         round(peak, 3),
     )
-
-
-def random_sids(n_items: int, seed: int) -> SemanticIds:
-    codes = skewed_codes(n_items, LEVEL_SIZES, seed).numpy().astype(np.int32)
-    return SemanticIds(codes, codes, [np.zeros((size, 1), np.float32) for size in LEVEL_SIZES])
-
-
-def random_model(sids: SemanticIds, depth_head: str, seed: int) -> tuple[RqTransformerForCausalLM, SidVocabulary]:
-    """An RQ-Transformer for the catalogue, and where its SID tokens lie."""
-    torch.manual_seed(seed)
-    first_tokens = tuple(int(START_TOKEN + 4 + sum(LEVEL_SIZES[:level])) for level in range(len(LEVEL_SIZES)))
-    vocabulary = SidVocabulary(START_TOKEN, first_tokens, tuple(LEVEL_SIZES))
-    config = RqTransformerConfig(vocab_size=first_tokens[-1] + LEVEL_SIZES[-1], depth_head=depth_head)
-    model = RqTransformerForCausalLM(config)
-    trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
-    model.add_catalogue(trie, START_TOKEN, first_tokens, levels_with_own_rows(trie, config.hidden_size))
-    return model, vocabulary
 
 
 def training_step(

@@ -1,4 +1,4 @@
-"""Random semantic IDs of large catalogues, without the items, and a random model to search them with."""
+"""Random semantic IDs of large catalogues, without the items, and random models to search them with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from sidrec.decoding.policy import SidVocabulary
+from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
+from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
+from sidrec.decoding.trie import SidTrie
+from sidrec.sft.node_init import levels_with_own_rows
+from sidrec.tokenizer.semantic_ids import SemanticIds
+
+LEVEL_SIZES, START_TOKEN = [64, 256, 256], 258
 ZIPF_EXPONENT = 0.8
 
 
@@ -59,3 +67,24 @@ def small_qwen3(n_tokens: int, seed: int) -> PreTrainedModel:
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(0, 0.05)
     return model
+
+
+def random_sids(n_items: int, seed: int) -> SemanticIds:
+    codes = skewed_codes(n_items, LEVEL_SIZES, seed).numpy().astype(np.int32)
+    return SemanticIds(codes, codes, [np.zeros((size, 1), np.float32) for size in LEVEL_SIZES])
+
+
+def random_model(
+    sids: SemanticIds, depth_head: str, seed: int, layers: int = 1
+) -> tuple[RqTransformerForCausalLM, SidVocabulary]:
+    """An RQ-Transformer for the catalogue, and where its SID tokens lie."""
+    torch.manual_seed(seed)
+    first_tokens = tuple(int(START_TOKEN + 4 + sum(LEVEL_SIZES[:level])) for level in range(len(LEVEL_SIZES)))
+    vocabulary = SidVocabulary(START_TOKEN, first_tokens, tuple(LEVEL_SIZES))
+    config = RqTransformerConfig(
+        vocab_size=first_tokens[-1] + LEVEL_SIZES[-1], depth_head=depth_head, num_hidden_layers=layers
+    )
+    model = RqTransformerForCausalLM(config)
+    trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
+    model.add_catalogue(trie, START_TOKEN, first_tokens, levels_with_own_rows(trie, config.hidden_size))
+    return model, vocabulary

@@ -146,8 +146,8 @@ def _without_columns(path: Path, head: str, required: list[str], asked: str | No
     if len(names) == 1:
         tried = ", ".join(SEPARATORS.values())
         return InputError(
-            f"{path}: no separator of {tried} gives the first line, {quote(names[0])}, the columns {', '.join(required)}; name it with "
-            "--separator, or add the columns' names as first line."
+            f"{path}: no separator of {tried} gives the first line, {quote(names[0])}, the columns {', '.join(required)}; add the "
+            "columns' names as first line (another separator is named to `sidrec prepare` with --separator)."
         )
     missing = next(name for name in required if name not in names)
     return InputError(

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.data.tables import collect
+from sidrec.data.tables import collect, is_csv, read_table, require_file
 from sidrec.data.timestamps import as_integers
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import read_text
 
 ROW = " row"  # a name that no source gives a column
 
@@ -54,6 +55,34 @@ def checked(
     blank = title.is_null() | (title.str.strip_chars() == "")
     items = items.with_columns(title=pl.when(blank).then("item_id").otherwise(title))
     return RawLog(interactions, items.select("item_id", "title", pl.exclude("item_id", "title")), notes)
+
+
+def read_log(path: Path) -> pl.DataFrame:
+    """A log alone, CSV or Parquet: user_id and item_id (categoricals), timestamp (int64), in input order, each row once.
+
+    Raises InputError for a file or a row that does not fit.
+    """
+    names = ["user_id", "item_id", "timestamp"]
+    log = _coded(path, read_table(path, names, separator=None).select(names), "row")
+    log = log.with_columns(as_integers(path, log["timestamp"], "row"))
+    return log.unique(names, keep="first", maintain_order=True)
+
+
+def read_user_ids(path: Path) -> list[str]:
+    """The column user_id of a CSV or Parquet file, or, in a file of another kind, one id a line; each once, in input order.
+
+    Raises InputError for a file without ids.
+    """
+    if (is_csv(path) and not path.name.lower().endswith(".txt")) or path.suffix.lower() == ".parquet":
+        table = read_table(path, ["user_id"], separator=None)
+        ids = collect(path, table.select(_as_text(path, "user_id", table.collect_schema()["user_id"])))["user_id"]
+        _refuse_blank(path, ids, "row")
+        return ids.unique(maintain_order=True).to_list()
+    require_file(path)
+    lines = [line for line in read_text(path).lstrip("\ufeff").splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f"{path} has only empty lines; write one user_id a line.")
+    return list(dict.fromkeys(lines))
 
 
 def _coded(path: Path, log: pl.LazyFrame, unit: str) -> pl.DataFrame:

@@ -17,7 +17,8 @@ from sidrec.decoding.beams import Beams
 from sidrec.decoding.catalogue import LiveCatalogue, Snapshot
 from sidrec.decoding.chosen_items import chosen_log_probs
 from sidrec.decoding.depth_search import depth_search_scores
-from sidrec.decoding.eligibility import Eligibility
+from sidrec.decoding.diversity import diverse_search
+from sidrec.decoding.eligibility import AllowList, Eligibility
 from sidrec.decoding.exhaustive import leaf_log_probs
 from sidrec.decoding.item_indices import at_least_one, item_histories, item_indices
 from sidrec.decoding.leaf_search import leaf_search
@@ -34,6 +35,7 @@ from sidrec.tokenizer.semantic_ids import SemanticIds
 TOKENS_PER_BATCH = 16_384
 SCORES_PER_BATCH = 1 << 26  # 256 MB
 MOST_SCORED = 50_000  # items of a catalogue that an RQ-Transformer scores whole instead of searching it
+DIVERSE_TIMES = 4  # as many items as are asked for are searched at first where few may share a first code
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
 SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # in a model's folder
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
@@ -59,6 +61,17 @@ class Recommendations:
     items: np.ndarray
     log_probs: np.ndarray
     reachable: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How every batch of a call is searched: for k items, in `width` beams or exactly, of those allowed."""
+
+    k: int
+    width: int
+    exact: bool
+    exclude_seen: bool
+    allowed: AllowList | None
 
 
 @dataclass(frozen=True)
@@ -117,6 +130,8 @@ class Recommender:
         beams: int = FEWEST_BEAMS,
         exact: bool = False,
         allow: str | None = None,
+        allowed: np.ndarray | None = None,
+        diversity: int | None = None,
     ) -> Recommendations:
         """The k most probable next items of every history: min(k, reachable) of them, distinct, best first.
 
@@ -124,27 +139,28 @@ class Recommender:
         results are k unseen items. progress: called after each batch with its number of histories. beams: width of the search, raised to k
         where it is less: a search of k beams finds k items where there are k (see `sidrec.decoding.beam_search`). exact: score the whole
         catalogue instead of searching; catalogues of up to MOST_SCORED items are scored by an RQ-Transformer, and with an expert, anyway.
-        allow: the name of one of the catalogue's allow-lists; only its items are recommended. Of equal scores, the item whose SID is
-        first in order comes first.
-        Raises InputError for a k or beams below 1, an unknown allow-list, an empty history or an item that never was in the catalogue.
+        allow: the name of one of the catalogue's allow-lists; only its items are recommended. allowed: bool [n], by item index: of this
+        call, the items that may be recommended, none beyond its end. diversity: the most items of a list that may share their first code
+        (see `sidrec.decoding.diversity`). Of equal scores, the item whose SID is first in order comes first.
+        Raises InputError for a k, beams or diversity below 1, an unknown allow-list, an empty history or an item that never was in the
+        catalogue.
         """
         k, beams, histories = at_least_one(k, "k"), at_least_one(beams, "beams"), item_histories(histories)
+        diversity = None if diversity is None else at_least_one(diversity, "diversity")
         snapshot = self.catalogue.snapshot  # once: what changes from here on is for later calls
-        allowed = None if allow is None else snapshot.allow_list(allow)
+        listed = _allow_list(snapshot, allow, allowed)
         _check(histories, snapshot)
         items = np.full((len(histories), k), -1, dtype=np.int64)
         log_probs = np.full((len(histories), k), -np.inf, dtype=np.float32)
         reachable = np.zeros(len(histories), dtype=np.int64)
         scorer, trie = rq_transformer_of(self.model), snapshot.trie
         exact = exact or (trie.n_items <= MOST_SCORED and (scorer is not None or self.expert is not None))
-        width = k if exact else max(k, beams)
+        several = k if diversity is None else min(max(DIVERSE_TIMES * k, beams), trie.n_items)
+        width = several if exact else max(several, beams)
+        search = _Search(several, width, exact, exclude_seen, listed)
         scores = trie.n_items if exact else 1 if scorer is None else depth_search_scores(scorer.depth, trie, width)
         for rows in self.batches(histories, max(1, SCORES_PER_BATCH // scores)):
-            batch = [histories[row] for row in rows]
-            eligible = None
-            if exclude_seen or allowed is not None:
-                eligible = Eligibility(trie, len(batch), batch if exclude_seen else None, allowed)
-            best = self._best(snapshot, batch, eligible, k, width, exact=exact, exclude_seen=exclude_seen)
+            best = self._lists(snapshot, [histories[row] for row in rows], search, k, diversity)
             width_found = min(k, best.items.shape[1])
             items[rows, :width_found] = best.items[:, :width_found].cpu().numpy()
             log_probs[rows, :width_found] = best.log_probs[:, :width_found].cpu().numpy()
@@ -153,36 +169,48 @@ class Recommender:
                 progress(len(rows))
         return Recommendations(items, log_probs, reachable)
 
-    def _best(
-        self,
-        snapshot: Snapshot,
-        histories: list[np.ndarray],
-        eligible: Eligibility | None,
-        k: int,
-        width: int,
-        *,
-        exact: bool,
-        exclude_seen: bool,
+    def _lists(
+        self, snapshot: Snapshot, histories: list[np.ndarray], search: _Search, k: int, diversity: int | None
     ) -> Beams:
-        """The best items of one batch: exactly by scoring every item, or by a search of `width` beams; k of them with an expert."""
+        """The lists of one batch: k items each, or more."""
+        trie, allowed = snapshot.trie, search.allowed
+        excluded = histories if search.exclude_seen else None
+        if diversity is None:
+            eligible = None
+            if excluded is not None or allowed is not None:
+                eligible = Eligibility(trie, len(histories), excluded, allowed)
+            return self._best(snapshot, histories, eligible, search)
+        return diverse_search(
+            lambda rows, eligible: self._best(snapshot, [histories[row] for row in rows], eligible, search),
+            trie,
+            excluded or [np.zeros(0, np.int64)] * len(histories),
+            allowed,
+            k,
+            diversity,
+        )
+
+    def _best(
+        self, snapshot: Snapshot, histories: list[np.ndarray], eligible: Eligibility | None, search: _Search
+    ) -> Beams:
+        """The best items of one batch: exactly by scoring every item, or by a search in beams; k of them with an expert."""
         trie, rules = snapshot.trie, (self.renderer.vocabulary, snapshot.trie)
         prompts, normaliser = self._prompts(snapshot, histories), self.renderer.normaliser
-        proposals = None if self.expert is None else self.expert.proposals(histories, trie, exclude_seen)
+        proposals = None if self.expert is None else self.expert.proposals(histories, trie, search.exclude_seen)
         log_pi = None
-        if exact:
+        if search.exact:
             scores = leaf_log_probs(self.model, *prompts, *rules, normaliser)
             if proposals is not None:
                 log_pi = scores.gather(1, proposals.leaves.clamp(min=0))
-            best = leaf_search(scores, trie, width, eligible)
+            best = leaf_search(scores, trie, search.width, eligible)
         else:
-            best = beam_search(self.model, *prompts, *rules, width, eligible, normaliser=normaliser)
+            best = beam_search(self.model, *prompts, *rules, search.width, eligible, normaliser=normaliser)
         if proposals is None:
             return best
         leaves = proposals.leaves.clamp(min=0)
         if log_pi is None:
             log_pi = chosen_log_probs(self.model, *prompts, *rules, leaves, normaliser)
         open_leaves = torch.ones_like(leaves, dtype=torch.bool) if eligible is None else eligible.contains(leaves)
-        return proposals.joined(best, log_pi, open_leaves, trie, k)
+        return proposals.joined(best, log_pi, open_leaves, trie, search.k)
 
     def log_probs_of(self, histories: list[np.ndarray], items: np.ndarray) -> np.ndarray:
         """float32 [B]: log π of one item a history (int64 [B]), each in the catalogue; nothing is searched."""
@@ -222,6 +250,18 @@ class Recommender:
             else:
                 batches.append([row])
         return batches
+
+
+def _allow_list(snapshot: Snapshot, name: str | None, allowed: np.ndarray | None) -> AllowList | None:
+    """Of a call: the items on the list of that name that are also allowed (bool [n], by item index); None: every item."""
+    listed = None if name is None else snapshot.allow_list(name)
+    if allowed is None:
+        return listed
+    by_slot = torch.zeros(snapshot.trie.n_slots, dtype=torch.bool)
+    n = min(len(allowed), len(by_slot))
+    by_slot[:n] = torch.from_numpy(np.asarray(allowed[:n], dtype=bool))
+    both = AllowList(snapshot.trie, by_slot)
+    return both if listed is None else both & listed
 
 
 def _check(histories: list[np.ndarray], snapshot: Snapshot) -> None:

@@ -1,55 +1,126 @@
-"""A bundle: one folder with all that recommending needs, to be copied anywhere: model, semantic IDs, items and, of a blend, its memory."""
+"""A bundle: one folder with all that recommending needs, to be copied anywhere: model, semantic IDs, items, how often each was taken in
+training and, of a blend, its memory."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from sidrec.baselines.blend import BLENDS, Blend, load_blend
 from sidrec.baselines.memory import Memory
+from sidrec.data.dataset import Dataset
 from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import SIDS_FOLDER, Recommender
+from sidrec.decoding.trie import SidTrie
+from sidrec.pipeline.arrays import read_npy
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json, write_json
 from sidrec.pipeline.stage import read_manifest, require_whole
-from sidrec.tokenizer.semantic_ids import SemanticIds
+from sidrec.tokenizer.semantic_ids import SemanticIds, sid_token
 
+FORMAT = 2  # of a bundle; 1 had no training counts
 ABOUT, ITEMS, MEMORY = "bundle.json", "items.parquet", "memory.safetensors"
+TRAINING_COUNTS = "training_counts.npy"
 CARD = "README.md"  # which an evaluation may change
 OF_TRAINING = ("adapter/", "valid.json")  # in a model's folder, and of no use to whoever recommends
+REMEDY = "sidrec bundle --run_dir RUN"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """items: as in `items.parquet` of the data, all columns. name: of the model, such as sft_blend."""
+    """What answers requests. items: as in `items.parquet` of the data, all columns. name: of the model, such as sft_blend.
+    training_counts: int64 [N], how often each item was taken in the training log."""
 
-    recommender: Recommender
+    recommender: Recommender | Blend
     items: pl.DataFrame
     sids: SemanticIds
     name: str
+    training_counts: np.ndarray
 
     @property
     def titles(self) -> list[str]:
         """Title of item i at index i."""
         return self.items["title"].to_list()
 
+    @property
+    def trie(self) -> SidTrie:
+        """Of the catalogue at this moment."""
+        return self.first_recommender.trie
+
+    @property
+    def first_recommender(self) -> Recommender:
+        """The one that answers, or of an ensemble the first."""
+        if isinstance(self.recommender, Recommender):
+            return self.recommender
+        first = self.recommender.recommenders[0]
+        assert isinstance(first, Recommender)
+        return first
+
+    @cached_property
+    def most_taken(self) -> np.ndarray:
+        """int64 [N]: the items, most taken in training first; of equal ones the lower index."""
+        return np.argsort(-self.training_counts, kind="stable")
+
+    @cached_property
+    def index_of(self) -> dict[str, int]:
+        """The index of every item_id."""
+        return {name: index for index, name in enumerate(self.items["item_id"])}
+
+    @cached_property
+    def shelf(self) -> pl.DataFrame:
+        """What a list says of item i in row i: item_id, title, sid, and cold: whether it was never taken in training."""
+        names = [
+            pl.Series([sid_token(level, code) for code in range(size)])
+            for level, size in enumerate(self.sids.level_sizes)
+        ]
+        tokens = pl.DataFrame({str(level): every[self.sids.codes[:, level]] for level, every in enumerate(names)})
+        sid, cold = tokens.select(pl.concat_str(pl.all())).to_series(), pl.Series(self.training_counts == 0)
+        return self.items.select("item_id", "title", sid=sid, cold=cold)
+
     @classmethod
     def load(cls, folder: Path) -> Bundle:
-        """Raises InputError where it is no bundle, or a file of it has changed."""
-        require_whole(folder, "bundle", "sidrec bundle --run_dir RUN")
+        """Raises InputError where it is no bundle, one of another format, or a file of it has changed."""
+        require_whole(folder, "bundle", REMEDY)
         about = read_json(folder / ABOUT)
+        if about.get("format", 1) != FORMAT:
+            raise InputError(
+                f"{folder} is a bundle of format {about.get('format', 1)}, and this version reads format {FORMAT}; run "
+                f"`{REMEDY} --overwrite true` to make it again."
+            )
         recommender = Recommender.from_folder(folder)
         if about["weight"] is not None:
             recommender = replace(recommender, expert=Expert(Memory.load(folder / MEMORY), about["weight"]))
         items = pl.read_parquet(folder / ITEMS, glob=False)
-        return cls(recommender, items, SemanticIds.read(folder / SIDS_FOLDER), about["model"])
+        counts = read_npy(folder / TRAINING_COUNTS)
+        return cls(recommender, items, SemanticIds.read(folder / SIDS_FOLDER), about["model"], counts)
+
+    @classmethod
+    def of_run(cls, run_dir: Path, name: str, dataset: Dataset) -> Bundle:
+        """A run's model by its name, beside its items. dataset: of the run. Raises InputError as `trained_model` does."""
+        sids = SemanticIds.load(run_dir)
+        return cls(trained_model(run_dir, name), dataset.items, sids, name, training_counts(dataset))
 
 
 def trained_model(run_dir: Path, name: str) -> Recommender | Blend:
     """A run's model by its name. Raises InputError where it, or the evaluation of a blend, is missing or has changed."""
     return load_blend(run_dir, name) if name in BLENDS else Recommender.load(run_dir, name)
+
+
+def training_counts(dataset: Dataset) -> np.ndarray:
+    """int64 [N]: the training interactions of each item."""
+    train = dataset.interactions.filter(pl.col("split") == "train")
+    return np.bincount(train["item_index"].to_numpy(), minlength=dataset.n_items)
+
+
+def last_trained(run_dir: Path) -> str:
+    """ "rl" where that stage is finished, else "sft"."""
+    manifest = read_manifest(run_dir / "rl")
+    return "rl" if manifest is not None and manifest["finished"] else "sft"
 
 
 def write_bundle(model: Recommender, run_dir: Path, name: str, folder: Path) -> None:
@@ -60,7 +131,9 @@ def write_bundle(model: Recommender, run_dir: Path, name: str, folder: Path) -> 
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model_folder / file, folder / file)
     shutil.copyfile(run_dir / "data" / ITEMS, folder / ITEMS)
+    np.save(folder / TRAINING_COUNTS, training_counts(Dataset.load(run_dir)))
     if model.expert is not None:
         assert isinstance(model.expert.memory, Memory)
         model.expert.memory.save(folder / MEMORY)
-    write_json(folder / ABOUT, {"model": name, "weight": None if model.expert is None else model.expert.weight})
+    weight = None if model.expert is None else model.expert.weight
+    write_json(folder / ABOUT, {"format": FORMAT, "model": name, "weight": weight})

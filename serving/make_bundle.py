@@ -13,7 +13,6 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.serving.recommend import last_trained
 
 BUNDLED = ("sft", "rl", "sft_blend", "rl_blend")
 
@@ -37,15 +36,19 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(BundleConfig, arguments)
     from sidrec.baselines.blend import BLENDS
     from sidrec.decoding.recommender import Recommender
-    from sidrec.serving.bundle import ITEMS, trained_model, write_bundle
+    from sidrec.serving.bundle import FORMAT, ITEMS, last_trained, trained_model, write_bundle
 
     name = config.model or last_trained(config.run_dir)
     model = trained_model(config.run_dir, name)
     assert isinstance(model, Recommender), f"{name} is of several models"
     inputs = [config.run_dir / BLENDS.get(name, name), config.run_dir / "data" / ITEMS]
+    inputs.append(config.run_dir / "data" / "interactions.parquet")
     if name in BLENDS:
         inputs.append(config.run_dir / "evaluation")
-    screen, stage = Screen("bundle"), Stage(config.run_dir, "bundle", {"model": name}, tuple(inputs), working=())
+    screen, stage = (
+        Screen("bundle"),
+        Stage(config.run_dir, "bundle", {"model": name, "format": FORMAT}, tuple(inputs), working=()),
+    )
     if not config.overwrite and stage.is_finished():
         screen.say(f"bundle: finished already, nothing to do ({stage.folder})")
         return

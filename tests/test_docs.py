@@ -352,14 +352,19 @@ def in_a_finished_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "k"), [("README.md", 10), ("docs/decoding.md", 10), ("docs/serving.md", 5)], ids=lambda value: str(value)
-)
-def test_the_examples_that_recommend_run(page: str, k: int, in_a_finished_run: Path) -> None:
-    block = example(page, "Recommender").replace('"b0056", "b0361"', '"i3", "i5"')
-    lists = run_example(block)["lists"]
-    assert lists.items.shape[1] == k
+def test_the_example_that_recommends_by_indices_runs(in_a_finished_run: Path) -> None:
+    lists = run_example(example("docs/decoding.md", "Recommender"))["lists"]
+    assert lists.items.shape[1] == 10
     assert (lists.items >= 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "histories"), [("README.md", 1), ("docs/serving.md", 2)])
+def test_the_examples_that_recommend_by_ids_run(page: str, histories: int, in_a_finished_run: Path) -> None:
+    block = example(page, "from sidrec import Recommender").replace('"b0056", "b0361"', '"i3", "i5"')
+    table = run_example(block.replace("u0000", "u"))["table"]
+    assert len(table) == 5 * histories
+    assert table["reason"].null_count() == 5
 
 
 @pytest.mark.slow

@@ -183,7 +183,7 @@ def test_every_command_of_sidrec_is_shown(name: str) -> None:
         ("bash run_tokenizer.sh --levels 3", "--levels"),
         ("python -m data.prepared", "no module data.prepared"),
         ("sidrec recommends --user 3", "no command recommends"),
-        ("sidrec recommend --users 3", "--users"),
+        ("sidrec recommend --visitors 3", "--visitors"),
         ("sidrec prepare --config configs/data/absent.yaml", "absent.yaml cannot be read"),
         ("accelerate launch sft/absent.py", "no sft/absent.py"),
         ("accelerate launch sft/train.py --epochs 3", "--epochs"),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+NO_WEIGHT = 1e-30  # of an item so long ago, beside a newest one of 1
+
 
 class RoPEAttention(nn.Module):
     """Causal self-attention with rotary positions (arXiv 2104.09864); no biases."""
@@ -28,6 +30,21 @@ class RoPEAttention(nn.Module):
             rotated(query, cos, sin), rotated(key, cos, sin), value, is_causal=True
         )
         return self.out(mixed.transpose(1, 2).reshape(n_rows, length, width))
+
+    def at(self, hidden: Tensor, place: Tensor) -> Tensor:
+        """[B, H]: what `forward` gives at one position of every row. place: int64 [B]."""
+        n_rows, length, width = hidden.shape
+        query, key, value = (
+            self.qkv(hidden).view(n_rows, length, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
+        )
+        cos, sin = rotation(length, width // self.n_heads, hidden.device)
+        rows = torch.arange(n_rows, device=hidden.device)
+        last = rotated(query[rows, :, place][:, :, None], cos[place, None, None], sin[place, None, None])
+        visible = torch.arange(length, device=hidden.device) <= place[:, None]
+        mixed = functional.scaled_dot_product_attention(
+            last, rotated(key, cos, sin), value, attn_mask=visible[:, None, None]
+        )
+        return self.out(mixed.reshape(n_rows, width))
 
 
 def rotation(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -68,6 +85,18 @@ class CausalSmoothing(nn.Module):
         steps = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)[:, None]
         weights = torch.expm1(steps * log_decay) / torch.expm1(log_decay)  # 1 + a + … + a^(t - 1), [T, H]
         return (self.scale * sums / weights).to(hidden.dtype)
+
+    def at(self, hidden: Tensor, place: Tensor) -> Tensor:
+        """[B, H]: what `forward` gives at one position of every row. place: int64 [B]."""
+        log_decay, steps = (
+            functional.logsigmoid(self.decay.float()),
+            torch.arange(hidden.shape[1], device=hidden.device),
+        )
+        decays = (steps[:, None] * log_decay).exp()  # [T, H], by age
+        decays = decays.masked_fill(decays < NO_WEIGHT, 0.0)  # processors are slow with numbers that small
+        ages = place[:, None] - steps
+        sums = (hidden.float() * decays[ages.clamp(min=0)] * (ages >= 0)[..., None]).sum(1)
+        return (self.scale * sums / decays.cumsum(0)[place]).to(hidden.dtype)
 
 
 def decayed_sums(values: Tensor, log_decay: Tensor) -> Tensor:
@@ -117,3 +146,12 @@ class Block(nn.Module):
             mixed = mixed + self.dropout(self.smoothing(normed))
         hidden = hidden + mixed
         return hidden + self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+
+    def at(self, hidden: Tensor, place: Tensor) -> Tensor:
+        """[B, H]: what `forward` gives at one position of every row, without making the others. place: int64 [B]."""
+        normed = self.input_norm(hidden)
+        mixed = self.dropout(self.attention.at(normed, place))
+        if self.smoothing is not None:
+            mixed = mixed + self.dropout(self.smoothing.at(normed, place))
+        last = hidden[torch.arange(len(hidden), device=hidden.device), place] + mixed
+        return last + self.dropout(self.feed_forward(self.feed_forward_norm(last)))

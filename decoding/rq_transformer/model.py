@@ -61,6 +61,15 @@ class SpatialTransformer(nn.Module):
             hidden = block(hidden)
         return self.norm(hidden.float())
 
+    def at(self, items: Tensor, place: Tensor) -> Tensor:
+        """float32 [B, H]: the state after one item of every row; of the last block no other is made. place: int64 [B]."""
+        hidden = self.dropout(items * items.shape[-1] ** 0.5)
+        for block in self.blocks[:-1]:
+            hidden = block(hidden)
+        last = self.blocks[-1]
+        assert isinstance(last, Block)
+        return self.norm(last.at(hidden, place).float())
+
 
 @dataclass
 class RqTransformerOutput(ModelOutput):
@@ -254,9 +263,11 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def last_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """float32 [B, H]: the state after the last item of every history. input_ids, attention_mask: int64 [B, T], left-padded."""
-        states, start = self._all_states(input_ids, attention_mask, self.table())
-        n_items = (input_ids.shape[1] - 1 - start) // len(self.config.level_sizes)
-        return states[torch.arange(len(states), device=states.device), n_items]
+        items, start = self._embedded(input_ids, attention_mask, self.table())
+        place = (input_ids.shape[1] - 1 - start) // len(self.config.level_sizes) - 1
+        if not items.shape[1]:
+            return items.new_zeros(len(items), self.config.hidden_size, dtype=torch.float32)
+        return self.spatial.at(items, place.clamp(min=0)).masked_fill((place < 0)[:, None], 0.0)
 
     def leaf_log_probs(self, input_ids: Tensor, attention_mask: Tensor, trie: SidTrie) -> Tensor:
         """float32 [B, N]: log π of the item at every leaf of `trie`. input_ids, attention_mask: int64 [B, T], left-padded."""
@@ -265,6 +276,11 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     def _all_states(self, input_ids: Tensor, attention_mask: Tensor | None, table: NodeTable) -> tuple[Tensor, Tensor]:
         """float32 [B, 1 + items, H], before any item and after each one, the oldest first whatever the padding; and int64 [B], where
         every row's `<history>` stands. Before any item the state is 0: there the nodes' biases decide, which learn popularity."""
+        items, start = self._embedded(input_ids, attention_mask, table)
+        return nn.functional.pad(self.spatial(items), (0, 0, 1, 0)), start
+
+    def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None, table: NodeTable) -> tuple[Tensor, Tensor]:
+        """[B, items, H], the embeddings of the items, the oldest first whatever the padding, and where every row's `<history>` stands."""
         n_levels, length = len(self.config.level_sizes), input_ids.shape[1]
         first_tokens = torch.tensor(self.config.first_tokens, device=input_ids.device)
         start = input_ids.new_zeros(len(input_ids)) if attention_mask is None else attention_mask.long().argmax(1)
@@ -272,8 +288,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         place = start[:, None] + 1 + torch.arange(n_items * n_levels, device=input_ids.device)
         tokens = input_ids.gather(1, place.clamp(max=length - 1)).view(len(input_ids), n_items, n_levels)
         inside = (place < length).view_as(tokens)
-        states = self.spatial(self.embed_items(torch.where(inside, tokens - first_tokens, -1), table))
-        return nn.functional.pad(states, (0, 0, 1, 0)), start
+        return self.embed_items(torch.where(inside, tokens - first_tokens, -1), table), start
 
     def embed_items(self, codes: Tensor, table: NodeTable) -> Tensor:
         """float32 [..., H]: the sums of the rows of the nodes on the paths of `codes`, int64 [..., L]; 0 where one is no code.

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import catalogue_growth
-from benchmarks.catalogue_growth import CatalogueGrowthConfig, exponent, random_model, random_sids, training_step
+from benchmarks.catalogue_growth import CatalogueGrowthConfig, exponent, training_step
+from benchmarks.random_catalogues import random_model, random_sids
 from sidrec.pipeline.errors import InputError
 
 

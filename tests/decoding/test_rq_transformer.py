@@ -278,3 +278,15 @@ def test_draws_without_replacement_follow_pi(sids) -> None:
     assert all(len(set(row)) == 8 for row in drawn.items.tolist())
     assert float(drawn.draws.weights.sum(1).mean()) == pytest.approx(1, abs=0.05)
     assert drawn.reachable.tolist() == [N_ITEMS // 2] * 400
+
+
+@pytest.mark.parametrize("smoothing", [True, False])
+def test_the_last_states_are_the_last_of_all_states(smoothing: bool) -> None:
+    from sidrec.decoding.rq_transformer.model import SpatialTransformer
+
+    torch.manual_seed(0)
+    config = RqTransformerConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=2, smoothing=smoothing)
+    spatial, items, place = SpatialTransformer(config).eval(), torch.randn(4, 7, 16), torch.tensor([6, 0, 3, 5])
+    with torch.no_grad():
+        expected = spatial(items)[torch.arange(4), place]
+        torch.testing.assert_close(spatial.at(items, place), expected)

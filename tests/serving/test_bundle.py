@@ -14,6 +14,8 @@ from sidrec.baselines.blend import load_blend
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.files import sha256
+from sidrec.pipeline.hashes import FileHashes
+from sidrec.pipeline.stage import write_manifest
 from sidrec.serving.bundle import MEMORY, Bundle
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
@@ -58,6 +60,10 @@ def test_a_copied_bundle_gives_the_runs_lists(run_dir: Path, bundle: tuple[str, 
     assert loaded.name == name
     assert loaded.items.equals(dataset.items)
     assert np.array_equal(loaded.sids.codes, SemanticIds.load(run_dir).codes)
+    assert (
+        loaded.training_counts.tolist()
+        == np.bincount(np.concatenate(dataset.train_sequences), minlength=N_ITEMS).tolist()
+    )
 
 
 def test_the_manifest_names_every_file_with_its_sha256(bundle: tuple[str, Path]) -> None:
@@ -124,8 +130,23 @@ def test_what_is_damaged_or_missing_is_named(
         assert exit_code(RECOMMEND, "--bundle", folder, *question) == 2
         assert f"{folder} holds no finished 'bundle' stage" in sentence(capsys)
     assert exit_code(RECOMMEND, "--bundle", bundle[1], "--user", "u1") == 2
-    assert "give --history" in sentence(capsys)
+    assert "a bundle holds no log: --user needs --log FILE" in sentence(capsys)
     assert exit_code(BUNDLE, "--run_dir", run_dir, "--model", "rl_blend", "--overwrite", "true") == 2
     assert "has no rl_blend" in sentence(capsys)
     manifest = json.loads((run_dir / "bundle" / "manifest.json").read_text())
     assert manifest["finished"], "the bundle that was there is still whole"
+
+
+def test_a_bundle_of_an_earlier_format_is_refused(
+    bundle: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = shutil.copytree(bundle[1], tmp_path / "older")
+    about = json.loads((older / "bundle.json").read_text())
+    (older / "bundle.json").write_text(json.dumps({"model": about["model"], "weight": about["weight"]}))
+    (older / "training_counts.npy").unlink()
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["outputs"]["training_counts.npy"]
+    manifest["outputs"]["bundle.json"] = FileHashes(older).described(older / "bundle.json")
+    write_manifest(older / "manifest.json", manifest)
+    assert exit_code(RECOMMEND, "--bundle", older, "--history", "red lamp") == 2
+    assert "is a bundle of format 1, and this version reads format 2; run `sidrec bundle" in sentence(capsys)

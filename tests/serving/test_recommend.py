@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import re
@@ -18,13 +17,13 @@ from transformers.utils import logging
 
 from sidrec.baselines.blend import BLENDS
 from sidrec.data.dataset import Dataset
-from sidrec.decoding.recommender import STAGE_COMMANDS, Recommendations, Recommender
+from sidrec.decoding.recommender import STAGE_COMMANDS, Recommender
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import write_manifest
+from sidrec.serving.bundle import last_trained
 from sidrec.serving.history import find_title, history_of_items
-from sidrec.serving.recommend import MODELS, last_trained
+from sidrec.serving.recommend import MODELS
 from sidrec.serving.table import show
-from sidrec.tokenizer.semantic_ids import SemanticIds
 
 SCRIPT = "serving/recommend.py"
 
@@ -90,12 +89,12 @@ def test_a_history_of_parts_of_titles(run_dir, ask):
     code, out, _ = ask("--history", "red lamp", "--k", "1000")
     assert code == 0
     assert len(shown_titles(out)) == 59
-    sentence = "59 of the 1,000 that --k asks for: the catalogue has 60 items; those of the history (1) are left out"
+    sentence = "59 of the 1,000 asked for: the catalogue has 60 items, those of the history (1) are left out"
     assert sentence in out
     code, out, _ = ask("--history", "red lamp", "--k", "61", "--keep_seen", "true")
-    assert "60 of the 61 that --k asks for: the catalogue has 60 items." in out
+    assert "60 of the 61 asked for: the catalogue has 60 items." in out
     code, out, _ = ask("--history", "red lamp", "--k", "59")
-    assert "that --k asks for" not in out
+    assert "asked for" not in out
 
 
 def test_a_history_of_item_ids_and_titles(run_dir, ask):
@@ -123,7 +122,7 @@ def test_what_is_an_items_id_is_no_title():
         ),
         (["--history", "the"], ["fits 60 items", "; and 50 more."]),
         (["--history", "red lamp", "red lmap"], ["'red lmap' is no item_id and in no title", "The red lamp (1980)"]),
-        (["--history", " "], ["holds an empty title"]),
+        (["--history", " "], ["an empty title was given"]),
         (["--user", "nobody"], ["--user nobody: no such user_id in", "the first ones are u0, u1, u2."]),
         (
             ["--user", "rare"],
@@ -134,20 +133,31 @@ def test_what_is_an_items_id_is_no_title():
         ),
         (
             ["--history", "red lamp", "Silver SPOON"],
-            [
-                "--history 'Silver SPOON': the item i60 (The silver spoon (2001)) was left out by the k-core (1 interaction;"
-            ],
+            ["'Silver SPOON': the item i60 (The silver spoon (2001)) was left out by the k-core (1 interaction;"],
         ),
         (["--history", "silver bell"], ["(The silver bell (2002)) was left out, as nobody in the log has taken it"]),
-        (["--history", "i60"], ["--history 'i60': the item i60 (The silver spoon (2001)) was left out by the k-core"]),
-        (["--history", "i99"], ["--history 'i99' is no item_id and in no title"]),
-        (["--user", "u1", "--history", "red lamp"], ["either --user ID or --history ITEM"]),
-        ([], ["either --user ID or --history ITEM"]),
+        (["--history", "i60"], ["'i60': the item i60 (The silver spoon (2001)) was left out by the k-core"]),
+        (["--history", "i99"], ["'i99' is no item_id and in no title"]),
+        (["--user", "u1", "--history", "red lamp"], ["give one of --user ID, --users FILE"]),
+        ([], ["give one of --user ID, --users FILE"]),
         (["--bundle", "b", "--history", "i1"], ["give either --bundle b or --run_dir"]),
-        (["--user", "u1", "--k", "0"], ["k=0 recommendations cannot be made"]),
-        (["--user", "u1", "--k", "-3"], ["k=-3 recommendations cannot be made"]),
+        (["--user", "u1", "--k", "0"], ["k=0 items cannot be recommended"]),
+        (["--user", "u1", "--k", "-3"], ["k=-3 items cannot be recommended"]),
         (["--user", "u1", "--model", "rl"], ["holds no finished 'rl' stage; run `accelerate launch rl/grpo.py"]),
-        (["--users", "u1", "u2"], ["--help"]),
+        (["--users", "u1", "u2"], ["'u2' belongs to no flag"]),
+        (["--users", "nowhere.txt"], ["nowhere.txt does not exist"]),
+        (["--items", "i1,i99"], ["'i99' is no item_id of the catalogue; item ids are such as i9, i59"]),
+        (["--items", "i1,i60"], ["the item i60 was left out by the k-core (1 interaction;"]),
+        (["--titles", "i1"], ["'i1' is no item_id and in no title"]),
+        (["--all-users", "--k", "3", "--next", "2"], ["give --k, for candidates, or --next"]),
+        (["--all_users", "--diversity", "2", "--next", "2"], ["leave --diversity out"]),
+        (["--all_users", "--output", "lists.xlsx"], ["--output lists.xlsx must end in .csv, .jsonl or .parquet"]),
+        (["--all_users", "--output", "nowhere/lists.csv"], ["there is no folder nowhere; make it first"]),
+        (["--log", "log.csv", "--items", "i1"], ["--log holds the histories of users"]),
+        (
+            ["--user", "u1", "--where", "colour = 3"],
+            ['unable to find column "colour"', "item_id, item_index, title, text"],
+        ),
     ],
     ids=lambda value: " ".join(value) or "nothing" if (value and value[0].startswith("--")) or not value else "",
 )
@@ -178,18 +188,21 @@ def test_a_run_without_a_model_or_with_other_sids(run_dir, ask, tmp_path):
     assert "made from another" in err
 
 
-def of_one(items: list[int], probabilities: list[float]) -> Recommendations:
-    """The list of one history."""
-    return Recommendations(np.array([items]), np.log([probabilities]), np.array([len(items)]))
+def rows_of_one(titles: list[str], probabilities: list[float]) -> pl.DataFrame:
+    """What is answered to one history."""
+    names = {"item_id": [f"i{place}" for place in range(len(titles))], "title": titles}
+    columns = names | {"rank": range(1, len(titles) + 1), "score": np.log(probabilities)}
+    sids = [f"<a_{place}>" for place in range(len(titles))]
+    return pl.DataFrame(columns | {"sid": sids}).with_columns(
+        user_id=pl.lit(None, pl.String), reason=pl.lit(None, pl.String), cold=False
+    )
 
 
-def test_titles_are_shown_as_they_are(run_dir):
+def test_titles_are_shown_as_they_are():
     """Square brackets and colons are marks of the library that prints."""
     titles = ["Soap [new] (1980)", "Shampoo [/b] 2 :heart: pack", "Comb [red]"]
-    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
-    named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=200)
-    show(named.items, sids, np.array([0, 1]), of_one([2, 0, 1], [0.5, 0.25, 0.125]), 3, "sft", console)
+    show(rows_of_one([titles[2], *titles[:2]], [0.5, 0.25, 0.125]), titles[:2], "sft", console)
     out = console.file.getvalue()
     assert f"history: {titles[0]} → {titles[1]}" in out
     assert [title for line in out.splitlines() for title in titles if title in line and "%" in line] == [
@@ -198,15 +211,14 @@ def test_titles_are_shown_as_they_are(run_dir):
     ]
 
 
-def test_nothing_is_cut_on_a_narrow_screen(run_dir):
+def test_nothing_is_cut_on_a_narrow_screen():
     titles = ["A soap with a name that is longer than most screens are wide, " * 3, "Shampoo", "Comb"]
-    dataset, sids = Dataset.load(run_dir), SemanticIds.load(run_dir)
-    named = dataclasses.replace(dataset, items=dataset.items.head(3).with_columns(title=pl.Series(titles)))
     console = Console(file=io.StringIO(), width=40)
-    show(named.items, sids, np.array([1, 0]), of_one([0, 2], [0.5, 0.25]), 2, "sft", console)
+    show(rows_of_one([titles[0], titles[2]], [0.5, 0.25]), [titles[1], titles[0]], "sft", console)
     out = console.file.getvalue()
     assert out.count(titles[0].strip()) == 2
-    assert sum(sids.text(item) in out for item in (0, 2)) == 2
+    assert "<a_0>" in out
+    assert "<a_1>" in out
     assert "50.00%" in out
     assert "…" not in out
     tables = [line for line in out.splitlines() if line.strip().startswith("─")]
@@ -246,3 +258,38 @@ def test_loading_a_model_prints_nothing_and_leaves_the_bars_of_others(run_dir, c
     Recommender.load(run_dir, "sft")
     assert capfd.readouterr() == ("", "")
     assert logging.is_progress_bar_enabled() == before
+
+
+def test_ids_and_titles_are_asked_for_apart(run_dir, ask):
+    wanted = best_titles(run_dir, [1, 2, 3], 3)
+    for words in (
+        ["--items", "i1,i2,i3"],
+        ["--items", "i1", "i2,", " i3"],
+        ["--titles", "red lamp", "RED BOOT", "red drum"],
+    ):
+        code, out, err = ask(*words, "--k", "3")
+        assert code == 0, err
+        assert shown_titles(out) == wanted
+
+
+def test_whoever_has_no_history_is_shown_what_is_popular(run_dir, ask):
+    code, out, _ = ask("--items", "", "--k", "4")
+    counts = Dataset.load(run_dir).interactions.filter(pl.col("split") == "train")["item_index"].value_counts()
+    wanted = counts.sort(pl.col("count"), -pl.col("item_index"), descending=True)["item_index"].head(4)
+    assert code == 0
+    assert shown_titles(out) == [Dataset.load(run_dir).titles[item] for item in wanted]
+    assert "next, by popularity" in out
+    assert "no history, so what was most taken in training." in out
+
+
+def test_a_table_a_user(run_dir, ask, tmp_path):
+    (tmp_path / "users.txt").write_text("u7\nnobody\n\nu3\nu7\nrare\n", encoding="utf-8")
+    code, out, _ = ask("--users", str(tmp_path / "users.txt"), "--k", "2")
+    assert code == 0
+    assert re.findall(r"^user: (\w+)", out, re.MULTILINE) == ["u7", "nobody", "u3", "rare"]
+    assert len(shown_titles(out)) == 8
+    assert "this user was left out by the k-core (2 interactions" in out
+    assert (
+        "2 of 4 users have no history, such as 'nobody' (this user is not in the data); their lists are what was most"
+        in out
+    )

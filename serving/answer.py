@@ -1,0 +1,220 @@
+"""The answer to a request: histories in, rows out. The command, the Python interface and a service all give what this module gives.
+
+A list is short only with its reason. A history without items is answered by what was most taken in training of what may be recommended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+
+from sidrec.decoding.diversity import within
+from sidrec.decoding.item_indices import at_least_one
+from sidrec.decoding.recommender import Recommendations
+from sidrec.pipeline.errors import InputError
+from sidrec.serving.bundle import Bundle
+
+USERS_TOGETHER = 1024  # their rows are in memory at once
+NO_HISTORY = "no history"
+COLUMNS = {
+    "user_id": pl.String,
+    "rank": pl.Int32,
+    "item_id": pl.String,
+    "title": pl.String,
+    "score": pl.Float32,
+    "sid": pl.String,
+    "cold": pl.Boolean,
+    "reason": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every history: the k best items.
+
+    keep_seen: items of the history may be recommended. allowed: bool [N], the items that may (`sidrec.serving.item_filter`); None: all.
+    diversity: the most items of a list that may share their first code. ahead: k steps instead of k candidates: each item joins the history
+    before the next one is asked for. Raises InputError for a k or diversity below 1, and for both of the last two.
+    """
+
+    k: int = 10
+    keep_seen: bool = False
+    allowed: np.ndarray | None = None
+    diversity: int | None = None
+    ahead: bool = False
+
+    def __post_init__(self) -> None:
+        at_least_one(self.k, "k")
+        if self.diversity is not None:
+            at_least_one(self.diversity, "diversity")
+            if self.ahead:
+                raise InputError(
+                    "items ahead follow one another, so diversity does not apply to them; leave one of both out."
+                )
+
+
+def answer(
+    bundle: Bundle,
+    histories: Sequence[np.ndarray],
+    question: Question,
+    users: Sequence[str | None] | None = None,
+    why_empty: Sequence[str | None] | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> pl.DataFrame:
+    """Rows of COLUMNS, the histories in their order, each best first.
+
+    score: log probability of the item after the history (ahead: after the items before it, too); null where there is no history. cold: the
+    item was never taken in training. reason: null, or why the list is short or not the model's. A history without any item has one row, of
+    which rank and item are null. histories: item indices, oldest first. users: of each history, for user_id. why_empty: of each
+    history, what is said where it is empty; NO_HISTORY. progress: called with a number of histories that are answered.
+    """
+    users, why_empty = users or [None] * len(histories), why_empty or [None] * len(histories)
+    items = np.full((len(histories), question.k), -1, dtype=np.int64)
+    scores = np.full(items.shape, np.nan, dtype=np.float32)
+    with_items = [row for row, history in enumerate(histories) if len(history)]
+    if with_items:
+        lists = (_steps if question.ahead else _lists)(
+            bundle, [histories[row] for row in with_items], question, progress
+        )
+        items[with_items], scores[with_items] = lists.items, lists.log_probs
+    empty = [row for row, history in enumerate(histories) if not len(history)]
+    if empty:
+        most_taken = popular_items(bundle, question)
+        items[empty, : len(most_taken)] = most_taken
+        if progress is not None:
+            progress(len(empty))
+    return _rows(bundle, histories, items, scores, users, reasons(bundle, histories, items, question, why_empty))
+
+
+def answers(
+    bundle: Bundle, asked: pl.DataFrame, question: Question, progress: Callable[[int], object] | None = None
+) -> Iterator[pl.DataFrame]:
+    """`answer` for many, USERS_TOGETHER at a time. asked: user_id, history (lists of item indices, null for none) and why_empty."""
+    for part in asked.iter_slices(USERS_TOGETHER):
+        lengths = part["history"].list.len().fill_null(0)
+        together = part["history"].filter(lengths > 0).explode().to_numpy(writable=True)
+        histories = np.split(together, lengths.cum_sum().to_numpy()[:-1])
+        yield answer(bundle, histories, question, part["user_id"].to_list(), part["why_empty"].to_list(), progress)
+
+
+def popular_items(bundle: Bundle, question: Question) -> np.ndarray:
+    """int64 [k or fewer]: of what may be recommended, what was most taken in training."""
+    items = bundle.most_taken[may_be_recommended(bundle, question)[bundle.most_taken]]
+    if question.diversity is None:
+        return items[: question.k]
+    row = torch.from_numpy(items)[None].to(bundle.trie.device)
+    best = within(bundle.trie, row, torch.zeros(row.shape, device=row.device), question.k, question.diversity)[0][0]
+    popular: np.ndarray = best[best >= 0].cpu().numpy()
+    return popular
+
+
+def may_be_recommended(bundle: Bundle, question: Question) -> np.ndarray:
+    """bool [N]: the items of the catalogue at this moment that the question allows."""
+    in_catalogue = np.zeros(len(bundle.items), dtype=bool)
+    items = bundle.trie.item_of_leaf[:].cpu().numpy()
+    in_catalogue[items[items < len(in_catalogue)]] = True
+    return in_catalogue if question.allowed is None else in_catalogue & question.allowed
+
+
+def _lists(
+    bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
+) -> Recommendations:
+    return bundle.recommender.recommend(
+        histories,
+        question.k,
+        exclude_seen=not question.keep_seen,
+        progress=progress,
+        allowed=question.allowed,
+        diversity=question.diversity,
+    )
+
+
+def _steps(
+    bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
+) -> Recommendations:
+    """The best item, then the best one after it, and so on."""
+    paths, rows = list(histories), np.arange(len(histories))
+    items = np.full((len(histories), question.k), -1, dtype=np.int64)
+    log_probs = np.full(items.shape, -np.inf, dtype=np.float32)
+    for step in range(question.k):
+        best = bundle.recommender.recommend(
+            [paths[row] for row in rows], 1, exclude_seen=not question.keep_seen, allowed=question.allowed
+        )
+        goes_on = best.items[:, 0] >= 0
+        rows = rows[goes_on]
+        items[rows, step], log_probs[rows, step] = best.items[goes_on, 0], best.log_probs[goes_on, 0]
+        for row in rows:
+            paths[row] = np.append(paths[row], items[row, step])
+        if not len(rows):
+            break
+    if progress is not None:
+        progress(len(histories))
+    return Recommendations(items, log_probs, (items >= 0).sum(1))
+
+
+def _rows(
+    bundle: Bundle,
+    histories: Sequence[np.ndarray],
+    items: np.ndarray,
+    scores: np.ndarray,
+    users: Sequence[str | None],
+    reason: list[str | None],
+) -> pl.DataFrame:
+    """items, scores: [B, k]."""
+    listed = items >= 0
+    listed[~listed.any(axis=1), 0] = True  # the row that says why there is none
+    row, place = listed.nonzero()
+    item = pl.Series(items[row, place])
+    item = item.set(item < 0, None)
+    columns = {
+        "row": row,
+        "rank": pl.Series(place + 1).set(item.is_null(), None),
+        "score": pl.Series(scores[row, place]).set(item.is_null(), None).fill_nan(None),
+    }
+    of_history = pl.DataFrame(
+        {"user_id": pl.Series(users, dtype=pl.String), "reason": pl.Series(reason, dtype=pl.String)}
+    )
+    frame = pl.concat(
+        [pl.DataFrame(columns), bundle.shelf.select(pl.all().gather(item)), of_history[row]], how="horizontal"
+    )
+    return frame.select(pl.col(name).cast(dtype) for name, dtype in COLUMNS.items())
+
+
+def reasons(
+    bundle: Bundle,
+    histories: Sequence[np.ndarray],
+    items: np.ndarray,
+    question: Question,
+    why_empty: Sequence[str | None],
+) -> list[str | None]:
+    """Of every history: None, or why its list, [k] of `items` [B, k], has fewer than k items or is of what was most taken."""
+    counts = (items >= 0).sum(axis=1)
+    sentences: list[str | None] = [None] * len(histories)
+    special = (counts < question.k) | [not len(history) for history in histories]
+    for row in np.flatnonzero(special).tolist():
+        said = []
+        if not len(histories[row]):
+            said.append(f"{why_empty[row] or NO_HISTORY}, so what was most taken in training")
+        if counts[row] < question.k:
+            said.append(why_short(bundle, histories[row], int(counts[row]), question))
+        sentences[row] = "; ".join(said)
+    return sentences
+
+
+def why_short(bundle: Bundle, history: np.ndarray, shown: int, question: Question) -> str:
+    """Why a list has fewer items than were asked for."""
+    may = may_be_recommended(bundle, question)
+    n_items = bundle.trie.n_items
+    words = [f"the catalogue has {n_items:,} item{'' if n_items == 1 else 's'}"]
+    if question.allowed is not None:
+        words.append(f"{may.sum():,} of them pass{'es' if may.sum() == 1 else ''} the filter")
+    seen = 0 if question.keep_seen else int(may[np.unique(history[history < len(may)])].sum())
+    if seen:
+        words.append(f"those of the history ({seen:,}) are left out unless keep_seen")
+    if question.diversity is not None:
+        words.append(f"at most {question.diversity:,} may share a first code")
+    return f"{shown:,} of the {question.k:,} asked for: {', '.join(words)}"
