@@ -153,8 +153,8 @@ print(tokenizer.decode(next_token))
 def limits(folder: Path, renderer: Renderer) -> str:
     """What the model is for, and what it cannot do."""
     words = [
-        f"It recommends the next item of a history in this one catalogue of {len(renderer.codes)} items, to whoever has taken some of them.",
-        "It knows no item that was not in the catalogue when it was trained (`sidrec add-items` gives new items semantic IDs, not training).",
+        f"It recommends the next item of a history in this one catalogue of {len(renderer.codes)} items.",
+        "It knows no item that was not in the catalogue when it was trained (new items can be given semantic IDs, not training).",
         f"It reads the {renderer.max_items} newest items of a history, in their order: no times, ratings or features of users.",
         "It repeats what the log holds: popular items come often, and what a user was shown decided what they could take. Figures of the "
         "results are those of logged interactions, not of a trial with users.",

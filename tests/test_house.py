@@ -213,7 +213,11 @@ def normalised(requirement: str) -> str:
 
 @pytest.mark.parametrize(
     ("folders", "extras"),
-    [(("src", *ROOMS), ("text",)), (("benchmarks",), ("text", "bench")), (("tests",), ("text", "bench", "dev"))],
+    [
+        (("src", *ROOMS), ("text", "export")),
+        (("benchmarks",), ("text", "bench")),
+        (("tests",), ("text", "bench", "dev", "export")),
+    ],
     ids=["library", "benchmarks", "tests"],
 )
 def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[str, ...]) -> None:

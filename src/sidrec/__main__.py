@@ -35,6 +35,7 @@ COMMANDS = {
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
+    "export": Command(("sidrec.serving.export",), "write a model as GGUF or ONNX, for other tools"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
     "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),
     "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),
