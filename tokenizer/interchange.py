@@ -50,7 +50,7 @@ def read_codes(path: Path, offset: int = 0) -> tuple[np.ndarray, bool]:
     elif path.suffix == ".json":
         codes, has_extra = _read_index(path)
     else:
-        codes = _checked(path, _read_mapping(path) if path.suffix == ".pt" else read_npy(path))
+        codes = _whole_numbers(path, _read_mapping(path) if path.suffix == ".pt" else read_npy(path))
     n_levels = codes.shape[1] - has_extra
     if codes[:, :n_levels].min() < offset:
         item, level = np.argwhere(codes[:, :n_levels] < offset)[0].tolist()
@@ -164,7 +164,7 @@ def _numbers(path: Path, item: int, tokens: object) -> list[int]:
     return numbers
 
 
-def _checked(path: Path, codes: np.ndarray) -> np.ndarray:
+def _whole_numbers(path: Path, codes: np.ndarray) -> np.ndarray:
     """The numbers of an array's file, int64 [N, L]."""
     fits = codes.ndim == 2 and codes.size and codes.dtype.kind in "iu"
     if not fits or codes.shape[1] > len(LEVEL_LETTERS):
