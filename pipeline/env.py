@@ -30,6 +30,8 @@ PACKAGES = (
 )
 OPTIONAL = {
     "sentence-transformers": "text encoders: pip install 'sidrec[text]'",
+    "gguf": "sidrec export: pip install 'sidrec[export]'",
+    "onnx": "sidrec export: pip install 'sidrec[export]'",
     "faiss-cpu": "benchmarks: pip install 'sidrec[bench]'",
 }
 COMPILERS = ("g++", "c++", "ninja")

@@ -38,6 +38,8 @@ def write_model_card(folder: Path) -> None:
         f"# A generative recommender of {data['name']}, by {stage}",
         introduction(folder, base, stage, sids),
         f"## Use\n\n{usage(folder, renderer)}",
+        f"## Intended use and limits\n\n{limits(folder, renderer)}",
+        f"## Licences\n\n{licences(base, data['name'])}",
         f"## Data and semantic IDs\n\n{data_table(data, sids, run_dir)}",
         f"## Results\n\nOn valid, seen items left out, at each measurement of the training:\n\n"
         f"{valid_table(_read(folder / 'valid.json'))}\n\nOn test:\n\n{results_part(NOT_MEASURED)}",
@@ -84,23 +86,8 @@ def usage(folder: Path, renderer: Renderer) -> str:
     history = list(range(min(2, n_items)))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.decode(renderer.tokens(np.array(history)))
-    k = min(10, n_items - len(history))
-    with_what, registers = "transformers alone", ""
-    if is_rq_transformer(folder):
-        with_what = "transformers, to which sidrec adds the kind of model"
-        registers = "\nimport sidrec.decoding.rq_transformer.model  # makes the model's kind known to transformers\n"
-    return f"""As a language model, with {with_what}:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-{registers}
-folder = "."  # this folder, or the repository's name on the hub
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder)
-prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
-next_token = model(input_ids=prompt.input_ids).logits[0, -1].argmax()
-print(tokenizer.decode(next_token))
-```
+    with_transformers = one_code(prompt) if is_rq_transformer(folder) else whole_items(prompt, min(10, n_items))
+    return f"""{with_transformers}
 
 As a recommender, with sidrec, whose search writes items that exist and have not been seen. An item is its number: the row of
 `items.parquet` of the data.
@@ -114,9 +101,84 @@ from sidrec.decoding.recommender import Recommender
 
 recommender = Recommender.from_folder(Path("."))  # or Path(huggingface_hub.snapshot_download("OWNER/NAME"))
 history = np.array({history})  # items, oldest first
-lists = recommender.recommend([history], k={k}, exclude_seen=True)
+lists = recommender.recommend([history], k={min(10, n_items - len(history))}, exclude_seen=True)
 print(lists.items[0], lists.log_probs[0])
 ```"""
+
+
+def whole_items(prompt: str, k: int) -> str:
+    """How transformers alone writes items, under the constraint that lies in the folder."""
+    return f"""As a language model, with transformers alone, under the constraint that lies in this folder: without it the model may write
+words, and semantic IDs that no item has. `SidConstraint` also serves vLLM and SGLang; the head of its file says how.
+
+```python
+import sys
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder; of a repository on the hub: huggingface_hub.snapshot_download("OWNER/NAME")
+sys.path.insert(0, folder)
+from sid_logits_processor import SidConstraint
+
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+constraint = SidConstraint(folder)
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
+length = prompt.input_ids.shape[1]
+search = constraint.beam_search({k}, length)  # items of the history are not left out
+rows = model.generate(prompt.input_ids, attention_mask=prompt.attention_mask, **search)
+for tokens in rows[:, length:].tolist():
+    print(constraint.item_of(tokens), tokenizer.decode(tokens))
+```"""
+
+
+def one_code(prompt: str) -> str:
+    """How transformers asks a model of sidrec's own kind."""
+    return f"""As a language model, with transformers, to which sidrec adds the kind of model:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import sidrec.decoding.rq_transformer.model  # makes the model's kind known to transformers
+
+folder = "."  # this folder, or the repository's name on the hub
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+prompt = tokenizer({prompt!r}, add_special_tokens=False, return_tensors="pt")
+next_token = model(input_ids=prompt.input_ids).logits[0, -1].argmax()
+print(tokenizer.decode(next_token))
+```"""
+
+
+def limits(folder: Path, renderer: Renderer) -> str:
+    """What the model is for, and what it cannot do."""
+    words = [
+        f"It recommends the next item of a history in this one catalogue of {len(renderer.codes)} items.",
+        "It knows no item that was not in the catalogue when it was trained (new items can be given semantic IDs, not training).",
+        f"It reads the {renderer.max_items} newest items of a history, in their order: no times, ratings or features of users.",
+        "It repeats what the log holds: popular items come often, and what a user was shown decided what they could take. Figures of the "
+        "results are those of logged interactions, not of a trial with users.",
+        "Its probabilities are of the next logged interaction; they say nothing of quality, safety or suitability.",
+    ]
+    if not is_rq_transformer(folder):
+        words.append(
+            "It is no chat model. Without a mask over tokens it may write words in an item's place; a grammar over text is no such mask, "
+            "since pieces of words can spell a semantic ID's token."
+        )
+    return "\n".join(f"* {sentence}" for sentence in words)
+
+
+def licences(base: str | None, data: str) -> str:
+    """Of the weights that training began with, of the data, and of this model."""
+    began = (
+        f"The weights began as {BaseModel.of(base).in_words()}."
+        if base
+        else "The weights were made from scratch; no other model's are in them."
+    )
+    return (
+        f"{began} The data ({data}) have the terms of whoever publishes them, which are not part of this folder. This model's own licence "
+        "is for whoever publishes it to choose, within both."
+    )
 
 
 def data_table(data: dict[str, Any], sids: SemanticIds, run_dir: Path) -> str:

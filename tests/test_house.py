@@ -214,9 +214,9 @@ def normalised(requirement: str) -> str:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("src", *ROOMS), ("text", "serve")),
-        (("benchmarks",), ("text", "bench", "serve")),
-        (("tests",), ("text", "bench", "serve", "postgres", "dev")),
+        (("src", *ROOMS), ("text", "serve", "export")),
+        (("benchmarks",), ("text", "bench", "serve", "export")),
+        (("tests",), ("text", "bench", "serve", "postgres", "export", "dev")),
     ],
     ids=["library", "benchmarks", "tests"],
 )

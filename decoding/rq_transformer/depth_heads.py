@@ -53,7 +53,7 @@ class DepthHead(nn.Module):
         for level in range(self.joint_levels, table.trie.n_levels):
             parents = table.paths.parents[level]
             scores = self.scores_of_level(states, level, table).float()
-            log_probs = log_probs[:, parents] + log_softmax_among_siblings(scores, parents)
+            log_probs = log_probs[:, parents] + log_softmax_among_siblings(scores, parents, table.trie.n_nodes[level])
         return log_probs
 
     def child_log_probs(
@@ -182,14 +182,13 @@ def joint_levels_of(depth_head: str, n_nodes: list[int]) -> int:
     return max(1, sum(n <= MOST_JOINT for n in n_nodes[:-1]))
 
 
-def log_softmax_among_siblings(scores: Tensor, parents: Tensor) -> Tensor:
-    """float32 [B, n]: scores [B, n] less the logsumexp over the nodes with the same parent. parents: int64 [n], rising."""
-    n_parents = int(parents[-1]) + 1
+def log_softmax_among_siblings(scores: Tensor, parents: Tensor, n_parents: int) -> Tensor:
+    """float32 [B, n]: scores [B, n] less the logsumexp over the nodes with the same parent. parents: int64 [n], below n_parents."""
     columns = scores.T
-    largest = columns.new_full((n_parents, len(scores)), -torch.inf)
+    largest = columns.new_full((n_parents, scores.shape[0]), -torch.inf)
     largest = largest.scatter_reduce(0, parents[:, None].expand_as(columns), columns.detach(), "amax")
     centred = columns - largest[parents]
-    sums = columns.new_zeros(n_parents, len(scores)).index_add(0, parents, centred.exp())
+    sums = columns.new_zeros(n_parents, scores.shape[0]).index_add(0, parents, centred.exp())
     return (centred - sums.log()[parents]).T
 
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
+    "export": Command(("sidrec.serving.export",), "write a model as GGUF or ONNX, for other tools"),
     "export-events": Command(("sidrec.serving.export_events",), "write a store's events as a log that prepare reads"),
     "export-lists": Command(("sidrec.serving.export_lists",), "write a store's drawn lists as a log that off-policy reads"),
     "keys": Command(("sidrec.serving.keys",), "make, revoke and list the keys of the service"),

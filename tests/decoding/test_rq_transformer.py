@@ -118,7 +118,7 @@ def test_sampled_losses_estimate_the_sum_without_bias_and_near_the_exact_losses(
 def test_log_softmax_among_siblings_against_a_loop() -> None:
     parents, scores = torch.tensor([0, 0, 1, 2, 2, 2]), torch.randn(3, 6) * 30
     expected = torch.cat([scores[:, :2].log_softmax(1), scores[:, 2:3] * 0, scores[:, 3:].log_softmax(1)], 1)
-    assert torch.allclose(log_softmax_among_siblings(scores, parents), expected, atol=1e-5)
+    assert torch.allclose(log_softmax_among_siblings(scores, parents, int(parents[-1]) + 1), expected, atol=1e-5)
 
 
 def test_the_probabilities_of_all_items_sum_to_one_and_are_the_products_of_their_codes(model) -> None:

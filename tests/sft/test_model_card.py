@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
-from run_dirs import N_ITEMS, finished_sft_run, weights
+from run_dirs import N_ITEMS, finished_rq_run, finished_sft_run, weights
 from transformers import AutoModelForCausalLM
 
 from sidrec.decoding.recommender import Recommender
@@ -35,19 +38,64 @@ def card_of(run_dir: Path, stage: str = "sft") -> str:
     return (run_dir / stage / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_examples_run_in_the_models_folder_alone(run_dir, tmp_path, monkeypatch, capsys):
+def examples_of(card: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
+
+
+def run_alone(example: str, folder: Path) -> list[str]:
+    """The lines that a card's example prints in a process of its own, in the model's folder, where sidrec cannot be imported."""
+    without = f"import sys\nsys.modules['sidrec'] = None\nexec({example!r})"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", without], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_transformers_alone_writes_items_by_the_cards_example(run_dir, tmp_path):
     folder = shutil.copytree(run_dir / "sft", tmp_path / "elsewhere")
-    blocks = re.findall(r"^```python\n(.*?)^```$", card_of(run_dir), re.MULTILINE | re.DOTALL)
+    example, _ = examples_of(card_of(run_dir))
+    sids, recommender = SemanticIds.load(run_dir), Recommender.load(run_dir, "sft")
+    lists = recommender.recommend([np.array([0, 1])], 10, exclude_seen=False, beams=10)
+    shutil.rmtree(run_dir)
+    lines = run_alone(example, folder)
+    items = [int(line.split()[0]) for line in lines]
+    assert [line.split()[1] for line in lines] == [sids.text(item) for item in items]
+    assert items == lists.items[0].tolist()
+
+
+def test_sidrecs_example_runs_in_the_models_folder_alone(run_dir, tmp_path, monkeypatch):
+    folder = shutil.copytree(run_dir / "sft", tmp_path / "elsewhere")
+    _, example = examples_of(card_of(run_dir))
     shutil.rmtree(run_dir)
     monkeypatch.chdir(folder)
-    assert len(blocks) == 2
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(block, names)
-    first_code, *_ = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"<a_\d>", first_code), "after a whole item comes the first code of the next"
+    exec(example, names)
     items = names["lists"].items[0]
     assert len(set(items) - {-1, 0, 1}) == 10
+
+
+def test_an_rq_transformer_has_no_constraint_beside_it(tmp_path_factory, monkeypatch, capsys):
+    run_dir = finished_rq_run(tmp_path_factory)
+    example, _ = examples_of(card_of(run_dir))
+    assert not (run_dir / "sft" / "sid_logits_processor.py").exists()
+    monkeypatch.chdir(run_dir / "sft")
+    capsys.readouterr()
+    exec(example, {})
+    assert re.fullmatch(r"<a_\d>", capsys.readouterr().out.strip()), (
+        "after a whole item comes the first code of the next"
+    )
+
+
+def test_the_card_says_what_the_model_is_for_and_whose_licences_hold(run_dir):
+    card = card_of(run_dir)
+    assert "## Intended use and limits" in card
+    assert "one catalogue of 60 items" in card
+    assert "reads the 12 newest items" in card
+    assert "The weights were made from scratch" in card
+    assert "The data (rings) have the terms of whoever publishes them" in card
 
 
 def test_the_card_says_what_the_files_say(run_dir):

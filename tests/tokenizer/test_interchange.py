@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from conftest import make_sids
 
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer import interchange
@@ -84,8 +86,14 @@ def write_index(path: Path, rows: list[list[str]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["X.index.json", "codes.npy"])
-@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "offset"),
+    [
+        *((name, offset) for name in ("X.index.json", "codes.npy") for offset in (0, 1)),
+        ("sid2vid.json", 0),
+        ("m.pt", 0),
+    ],
+)
 def test_codes_that_are_written_are_read_again(tmp_path: Path, name: str, offset: int) -> None:
     codes = np.random.default_rng(0).integers(0, 300, (50, 4)).astype(np.int32)
     write_codes(tmp_path / name, codes, offset)
@@ -101,6 +109,62 @@ def test_an_index_has_minionerecs_layout(tmp_path: Path) -> None:
         "0": ["<a_12>", "<b_7>", "<c_200>"],
         "1": ["<a_1>", "<b_1>", "<c_1>"],
     }
+
+
+def test_a_flashrec_catalogue_gives_the_models_tokens(tmp_path: Path) -> None:
+    """As its loader reads keys: token of level i = first token + the sizes of the levels before + code."""
+    sids = make_sids(20, [4, 5, 6])
+    write_codes(tmp_path / "sid2vid.json", sids.codes)
+    rows = json.loads((tmp_path / "sid2vid.json").read_text())
+    tokens = sids.tokens()
+    for key, item in rows.items():
+        places = [sum(sids.level_sizes[:i]) + int(code) for i, code in enumerate(key.split(","))]
+        assert "".join(tokens[place] for place in places) == sids.text(item)
+    assert sorted(rows.values()) == list(range(20))
+
+
+def test_a_mapping_tensor_is_what_nvidias_loader_asks_for(tmp_path: Path) -> None:
+    """Two dimensions, a row a level; it selects items from the columns, and adds the levels' offsets itself."""
+    sids = make_sids(20, [4, 5, 6])
+    write_codes(tmp_path / "mapping.pt", sids.codes)
+    mapping = torch.load(tmp_path / "mapping.pt")
+    assert (mapping.shape, mapping.dtype) == ((3, 20), torch.int64)
+    offsets = torch.tensor(np.cumsum([0, *sids.level_sizes[:-1]]))
+    history = torch.index_select(mapping, dim=1, index=torch.tensor([7, 3])).transpose(0, 1) + offsets[None]
+    tokens = sids.tokens()
+    assert ["".join(tokens[place] for place in row) for row in history.tolist()] == [sids.text(7), sids.text(3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "a JSON object whose values are all the items"),
+        ('{"1,2": 1, "1,3": 1}', "whose values are all the items"),
+        ('{"1,2": 0, "1": 1}', "the key '1' must be like"),
+        ('{"1,-2": 0}', "the key '1,-2' must be like"),
+        ("{", "it is not JSON"),
+    ],
+)
+def test_wrong_catalogues_are_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "sid2vid.json").write_text(content)
+    with pytest.raises(InputError, match=f"sid2vid.json.*{message}"):
+        read_codes(tmp_path / "sid2vid.json")
+
+
+def test_items_that_share_codes_have_no_flashrec_catalogue(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="3 items have 2 different codes"):
+        write_codes(tmp_path / "sid2vid.json", np.array([[0, 1], [0, 1], [1, 1]]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_mapping_tensors_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("no tensor")
+    torch.save(torch.ones(3), tmp_path / "flat.pt")
+    torch.save({"codes": 1}, tmp_path / "dictionary.pt")
+    torch.save(torch.ones(3, 4), tmp_path / "fractions.pt")
+    for name in ("text", "flat", "dictionary", "fractions", "absent"):
+        with pytest.raises(InputError, match=rf"{name}.pt (cannot be read as a tensor|must hold a torch tensor)"):
+            read_codes(tmp_path / f"{name}.pt")
 
 
 def test_an_extra_token_becomes_a_level_on_which_0_is_none(tmp_path: Path) -> None:
@@ -166,8 +230,10 @@ def test_the_command_turns_one_file_into_the_other(
     assert "3 items, 2 different, 2 levels; codes used per level: 2 1" in capsys.readouterr().out
     call("--read_file", "codes.npy", "--write_file", "again.json", "--write_offset", "1")
     assert json.loads(Path("again.json").read_text()) == json.loads(Path("X.index.json").read_text())
-    with pytest.raises(InputError, match=r"write_file is 'codes.csv'; it must end in .json or .npy"):
+    with pytest.raises(InputError, match=r"write_file is 'codes.csv'; it must end in .json, .npy or .pt"):
         call("--read_file", "X.index.json", "--write_file", "codes.csv")
+    with pytest.raises(InputError, match=r"write_offset is 1, and m.pt counts codes from 0"):
+        call("--read_file", "codes.npy", "--write_file", "m.pt", "--write_offset", "1")
 
 
 def test_the_index_that_minionerec_ships() -> None:
