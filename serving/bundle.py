@@ -12,18 +12,20 @@ from sidrec.baselines.blend import BLENDS, Blend, load_blend
 from sidrec.baselines.memory import Memory
 from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import SIDS_FOLDER, Recommender
-from sidrec.pipeline.files import read_json, write_json
-from sidrec.pipeline.stage import read_manifest, require_whole
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.stage import read_manifest
+from sidrec.serving.about import ABOUT, FORMAT_VERSION, ITEMS, copy_encoders, read_about
+from sidrec.serving.versions import current_folder, live_catalogue
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
-ABOUT, ITEMS, MEMORY = "bundle.json", "items.parquet", "memory.safetensors"
+MEMORY = "memory.safetensors"
 CARD = "README.md"  # which an evaluation may change
 OF_TRAINING = ("adapter/", "valid.json")  # in a model's folder, and of no use to whoever recommends
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """items: as in `items.parquet` of the data, all columns. name: of the model, such as sft_blend."""
+    """items: as in `items.parquet` of the data, all columns, removed items too. name: of the model, such as sft_blend."""
 
     recommender: Recommender
     items: pl.DataFrame
@@ -37,14 +39,14 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
-        """Raises InputError where it is no bundle, or a file of it has changed."""
-        require_whole(folder, "bundle", "sidrec bundle --run_dir RUN")
-        about = read_json(folder / ABOUT)
-        recommender = Recommender.from_folder(folder)
+        """With the current version of its catalogue. Raises InputError where it is no bundle, an older one, or a file of it has changed."""
+        about, catalogue = read_about(folder), current_folder(folder)
+        recommender, sids = Recommender.from_folder(folder), SemanticIds.read(catalogue / SIDS_FOLDER)
+        if catalogue != folder:
+            recommender = replace(recommender, catalogue=live_catalogue(catalogue, sids, recommender.model.device))
         if about["weight"] is not None:
             recommender = replace(recommender, expert=Expert(Memory.load(folder / MEMORY), about["weight"]))
-        items = pl.read_parquet(folder / ITEMS, glob=False)
-        return cls(recommender, items, SemanticIds.read(folder / SIDS_FOLDER), about["model"])
+        return cls(recommender, pl.read_parquet(catalogue / ITEMS, glob=False), sids, about["model"])
 
 
 def trained_model(run_dir: Path, name: str) -> Recommender | Blend:
@@ -63,4 +65,6 @@ def write_bundle(model: Recommender, run_dir: Path, name: str, folder: Path) -> 
     if model.expert is not None:
         assert isinstance(model.expert.memory, Memory)
         model.expert.memory.save(folder / MEMORY)
-    write_json(folder / ABOUT, {"model": name, "weight": None if model.expert is None else model.expert.weight})
+    weight = None if model.expert is None else model.expert.weight
+    about = {"format_version": FORMAT_VERSION, "model": name, "weight": weight} | copy_encoders(run_dir, folder)
+    write_json(folder / ABOUT, about)

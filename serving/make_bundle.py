@@ -37,12 +37,13 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(BundleConfig, arguments)
     from sidrec.baselines.blend import BLENDS
     from sidrec.decoding.recommender import Recommender
-    from sidrec.serving.bundle import ITEMS, trained_model, write_bundle
+    from sidrec.serving.about import ITEMS, encoder_files
+    from sidrec.serving.bundle import trained_model, write_bundle
 
     name = config.model or last_trained(config.run_dir)
     model = trained_model(config.run_dir, name)
     assert isinstance(model, Recommender), f"{name} is of several models"
-    inputs = [config.run_dir / BLENDS.get(name, name), config.run_dir / "data" / ITEMS]
+    inputs = [config.run_dir / BLENDS.get(name, name), config.run_dir / "data" / ITEMS, *encoder_files(config.run_dir)]
     if name in BLENDS:
         inputs.append(config.run_dir / "evaluation")
     screen, stage = Screen("bundle"), Stage(config.run_dir, "bundle", {"model": name}, tuple(inputs), working=())

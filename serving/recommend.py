@@ -85,7 +85,8 @@ def recommend_by_bundle(folder: Path, config: RecommendConfig) -> None:
     history = history_of_items(bundle.items, config.history or [])
     k = min(config.k, len(bundle.items))
     lists = bundle.recommender.recommend([history], k, exclude_seen=not config.keep_seen)
-    show(bundle.items, bundle.sids, history, lists, config.k, bundle.name)
+    n_items = bundle.recommender.trie.n_items
+    show(bundle.items, bundle.sids, history, lists, config.k, bundle.name, n_items=n_items)
 
 
 def recommend_by_run(run_dir: Path, config: RecommendConfig) -> None:

@@ -26,11 +26,13 @@ def show(
     asked: int,
     model: str,
     console: Console | None = None,
+    n_items: int | None = None,
 ) -> None:
     """Print the end of the history and the recommendations; no cell is cut, however narrow the screen.
 
     items: item_id and title of item i in row i. history: int [any length], item indices, oldest first. lists: of this one history.
-    asked: how many items were asked for; where there are fewer, a sentence says why.
+    asked: how many items were asked for; where there are fewer, a sentence says why. n_items: of the catalogue, where some have been
+    removed from it.
     """
     console, titles = console or Console(), items["title"]
     shown = [titles[int(item)] for item in history[-SHOWN_HISTORY:]]
@@ -49,7 +51,7 @@ def show(
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
     console.print(table)
     if len(best) < asked:
-        console.print(Text(why_short(len(best), asked, len(items))), soft_wrap=True)
+        console.print(Text(why_short(len(best), asked, len(items) if n_items is None else n_items)), soft_wrap=True)
 
 
 def why_short(shown: int, asked: int, n_items: int) -> str:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from sidrec.decoding.recommender import SIDS_FOLDER, TRIE_FILE
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
-from sidrec.decoding.trie_file import save_trie
+from sidrec.decoding.trie_file import SIDS_FOLDER, TRIE_FILE, save_trie
 from sidrec.pipeline.files import let_others_read, write_json
 from sidrec.sft.checkpoints import remove_checkpoints
 from sidrec.sft.model_card import write_model_card

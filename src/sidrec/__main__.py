@@ -36,7 +36,9 @@ COMMANDS = {
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
-    "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),
+    "add-items": Command(("sidrec.serving.add_items",), "add items of a file to a bundle, or change them"),
+    "remove-items": Command(("sidrec.serving.remove_items",), "take items out of a bundle"),
+    "catalogue": Command(("sidrec.serving.catalogue",), "list the versions of a bundle's catalogue, or go back"),
     "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),
 }
 TRAINING = """Training is started by accelerate:
