@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from run_dirs import COLOURS, N_ITEMS, RQ_FLAGS, ROOT, THINGS, assert_one_sentence, exit_code, run_stage, small_dataset
+from run_dirs import COLOURS, N_ITEMS, ROOT, RQ_FLAGS, THINGS, assert_one_sentence, exit_code, run_stage, small_dataset
 
 from sidrec.data import prepare
 from sidrec.data.dataset import Dataset
@@ -29,7 +29,7 @@ from sidrec.tokenizer import embed, quantize
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 UNTAKEN = ["i60", "i61"]
-SMALL = ["--text_dim", "16", "--collaborative_dim", "8"]
+SMALL = ["--text_dim", "16", "--collaborative_dim", "8", "--quantizer", "rqkmeans", "--level_sizes", "16", "16"]
 NEW = "item_id,title,year\nn1,The red kettle,1999\nn2,The blue sled,2001\nn3,,\n"
 
 
@@ -53,18 +53,21 @@ def write_source(folder: Path) -> None:
     table.with_columns(year=pl.int_range(pl.len()) % 7 + 1990).write_csv(folder / "items.csv")
 
 
-@pytest.fixture(scope="module", params=["qwen3", "rq_transformer"])
-def run_dir(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def shop_run(folder: Path, unique: str, **training: object) -> Path:
     """A trained run whose catalogue has items that nobody has taken, and its bundle."""
-    folder = tmp_path_factory.mktemp("shop")
     write_source(folder)
     files = ["--interactions", folder / "log.csv", "--items", folder / "items.csv", "--run_dir", folder / "run"]
     call(prepare.main, "--dataset", "own", *files, "--k_user", "1", "--k_item", "1", "--keep_untaken_items", "true")
-    call(embed.main, "--run_dir", folder / "run", *SMALL)
-    call(quantize.main, "--run_dir", folder / "run", *SMALL, "--level_sizes", "16", "16")
-    run_stage(train, folder / "run", **(RQ_FLAGS if request.param == "rq_transformer" else {}))
+    for stage in (embed.main, quantize.main):
+        call(stage, "--run_dir", folder / "run", *SMALL, "--unique", unique)
+    run_stage(train, folder / "run", max_steps=4, **training)
     call(make_bundle.main, "--run_dir", folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shop_run(tmp_path_factory.mktemp("shop"), "assign", **RQ_FLAGS)
 
 
 @pytest.fixture
@@ -99,6 +102,17 @@ def test_items_that_nobody_has_taken_have_semantic_ids_and_can_be_recommended(ru
     lists = recommender.recommend(dataset.cases("test").histories[:2], 62, exclude_seen=False)
     assert np.isfinite(lists.log_probs).all()
     assert {60, 61} <= set(lists.items[0].tolist())
+
+
+def test_new_items_are_reachable_with_a_language_model_and_own_tokens_too(tmp_path: Path) -> None:
+    run = shop_run(tmp_path, "own_token")
+    (tmp_path / "new.csv").write_text(NEW)
+    call(add_items.main, tmp_path / "new.csv", "--bundle", run / "bundle")
+    after = Bundle.load(run / "bundle")
+    chances = probabilities(after, Dataset.load(run).cases("test").histories[:4])
+    assert all((chances[name] > 0).all() for name in ("n1", "n2", "n3"))
+    lists = after.recommender.recommend([np.array([62, 3])], 65, exclude_seen=False)
+    assert {"n1", "n2", "n3"} <= set(ids_of(after, lists.items[0]))
 
 
 def test_new_items_are_reachable_at_once_and_old_ones_keep_their_ids(bundle: Path, run_dir: Path) -> None:
@@ -332,8 +346,8 @@ def test_versions_of_other_semantic_ids_are_refused_when_the_bundle_is_made_agai
     shutil.copytree(bundle / "catalogue", other / "bundle" / "catalogue")
     call(make_bundle.main, "--run_dir", other, "--overwrite", "true")
     assert len(Bundle.load(other / "bundle").items) == 65, "retrained on the same semantic IDs, it keeps its versions"
-    call(quantize.main, "--run_dir", other, *SMALL, "--level_sizes", "8", "16", "--overwrite", "true")
-    run_stage(train, other, overwrite=True, max_steps=4)
+    call(quantize.main, "--run_dir", other, *SMALL, "--seed", "1", "--overwrite", "true")
+    run_stage(train, other, overwrite=True, max_steps=4, **RQ_FLAGS)
     call(make_bundle.main, "--run_dir", other, "--overwrite", "true")
     with pytest.raises(InputError, match="0002 is of other semantic IDs than the bundle's model"):
         Bundle.load(other / "bundle")
@@ -367,8 +381,8 @@ def test_vectors_of_the_users_own_come_with_the_file(run_dir: Path, tmp_path: Pa
     np.save(tmp_path / "images.npy", images)
     sources = ["--sources", "text", tmp_path / "images.npy", "--weights", "0.001", "1"]
     for stage in (embed.main, quantize.main):
-        call(stage, "--run_dir", run, *SMALL, *sources, "--level_sizes", "16", "16", "--overwrite", "true")
-    run_stage(train, run, overwrite=True, max_steps=4)
+        call(stage, "--run_dir", run, *SMALL, *sources, "--overwrite", "true")
+    run_stage(train, run, overwrite=True, max_steps=4, **RQ_FLAGS)
     call(make_bundle.main, "--run_dir", run, "--overwrite", "true")
     (tmp_path / "new.csv").write_text("item_id,title\ni5,The red boat\nn1,A\nn2,B\n")
     np.save(tmp_path / "new.npy", images[[0, 33, 9]])
