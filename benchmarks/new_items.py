@@ -102,7 +102,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def write_shop(folder: Path, config: NewItemsConfig) -> None:
     """log.csv and items.csv of the first items, new.csv with the others: of draws of the demo's model, one after the other."""
-    tables, logs, n_items = [], [], 0
+    tables: list[pl.DataFrame] = []
+    logs: list[pl.DataFrame] = []
+    n_items = 0
     while n_items < config.items + config.new:
         draw, seed = len(tables), config.seed + len(tables)
         raw = DemoModel(seed=seed, n_users=USERS_A_DRAW).generate()

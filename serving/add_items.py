@@ -60,12 +60,10 @@ class AddItemsConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     words = first_named("items", sys.argv[1:] if arguments is None else arguments)
-    is_of_run = "--run_dir" in words or ("--vectors" in words and "--bundle" not in words)
-    config = parse_config(of_run.AddItemsConfig if is_of_run else AddItemsConfig, words)
-    if isinstance(config, of_run.AddItemsConfig):
-        of_run.code_vectors(config)
+    if "--run_dir" in words or ("--vectors" in words and "--bundle" not in words):
+        of_run.code_vectors(parse_config(of_run.AddItemsConfig, words))
     else:
-        add(config)
+        add(parse_config(AddItemsConfig, words))
 
 
 def add(config: AddItemsConfig) -> None:
