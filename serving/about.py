@@ -14,7 +14,7 @@ from typing import Any
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
-from sidrec.pipeline.stage import read_manifest, require_whole
+from sidrec.pipeline.stage import read_manifest, require_finished, require_whole
 
 FORMAT_VERSION = 2
 ABOUT, ITEMS = "bundle.json", "items.parquet"
@@ -47,8 +47,14 @@ def copy_encoders(run_dir: Path, folder: Path) -> dict[str, Any]:
 
 
 def encoder_files(run_dir: Path) -> list[Path]:
-    """The encoders' files of a run; none where it has no vectors of its own, or an earlier version made them."""
+    """The encoders' files of a run; none where it has no vectors of its own, or an earlier version made them.
+
+    Raises InputError where a file of the run's embeddings has changed.
+    """
     from sidrec.tokenizer.embeddings.encoders import ENCODER_FILES  # with scikit-learn, which recommending does without
 
     files = [run_dir / "embeddings" / name for name in ENCODER_FILES]
-    return files if all(file.is_file() for file in files) else []
+    if not all(file.is_file() for file in files):
+        return []
+    require_finished(run_dir, "embeddings", f"sidrec tokenize --run_dir {run_dir}")
+    return files

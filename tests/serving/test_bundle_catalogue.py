@@ -365,6 +365,14 @@ def test_an_older_bundle_and_one_without_encoders_are_refused(bundle: Path) -> N
         call(add_items.main, bundle.parent / "new.csv", "--bundle", bundle)
 
 
+def test_a_damaged_encoder_is_not_bundled(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    file = tmp_path / "run" / "embeddings" / "encoders.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"encoders\.safetensors is not the file that"):
+        call(make_bundle.main, "--run_dir", tmp_path / "run", "--overwrite", "true")
+
+
 def rewrite(bundle: Path, name: str, content: object) -> None:
     """Another content of a file, as if the bundle had been made with it."""
     (bundle / name).write_text(json.dumps(content))
