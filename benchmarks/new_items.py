@@ -129,7 +129,7 @@ def shares(folder: Path, config: NewItemsConfig) -> tuple[float, float]:
     histories = [rng.integers(0, config.items, 10) for _ in range(config.users)]
     trie = bundle.recommender.trie
     leaves = trie.leaf_of_item(torch.arange(config.items, trie.n_slots, device=trie.device))
-    chances = bundle.recommender.leaf_log_probs(histories)[:, leaves].exp()
+    chances = bundle.first_recommender.leaf_log_probs(histories)[:, leaves].exp()
     lists = bundle.recommender.recommend(histories[:1], len(bundle.items), exclude_seen=False)
     assert len(leaves) == config.new, f"{len(leaves)} new items, not {config.new}"
     return float((chances > 0).all(dim=0).double().mean()), float((lists.items[0] >= config.items).sum() / config.new)
