@@ -165,12 +165,24 @@ class Store:
 
         Raises InputError for ids as `add_events` does, for an item that is in it twice, and for propensities that are none.
         """
-        row, items = _rows_of(served, self.clock())
+        return self.log_lists([served]) == 1
+
+    def log_lists(self, lists: Sequence[ServedList]) -> int:
+        """`log_list` for many in one transaction, all or none; how many are new."""
+        now = self.clock()
+        rows = {served.request_id: _rows_of(served, now) for served in reversed(lists)}
+        if not rows:
+            return 0
         with taking_turn(self.engine) as connection:
-            is_new = self._insert_new(connection, LISTS, "request_id", [row]) == 1
-            if is_new and items:
+            stored = connection.scalars(select(LISTS.c.request_id).where(LISTS.c.request_id.in_(rows)))
+            for request_id in stored.all():
+                del rows[request_id]
+            if rows:
+                connection.execute(insert(LISTS), [row for row, _ in rows.values()])
+            items = [item for _, of_list in rows.values() for item in of_list]
+            if items:
                 connection.execute(insert(LIST_ITEMS), items)
-        return is_new
+        return len(rows)
 
     def see_catalogue(self, number: int, note: str = "") -> bool:
         """Store that a version of the catalogue was seen now; False where it was before."""
@@ -202,8 +214,13 @@ class Store:
             empty_wal(self.engine)
         return Removed(events, lists)
 
+    def check(self) -> None:
+        """Raise SQLAlchemy's OperationalError or TimeoutError where the database is away."""
+        with self.engine.connect() as connection:
+            connection.execute(select(1))
+
     def counts(self) -> Counts:
-        """For a health check. Counting reads an index from end to end: a second for tens of millions of rows."""
+        """For a look at it. Counting reads an index from end to end: a second for tens of millions of rows."""
         numbers = {"events": EVENTS, "lists": LISTS, "catalogue_versions": CATALOGUES}
         queries: dict[str, Select[Any]] = {
             name: select(func.count()).select_from(table) for name, table in numbers.items()
