@@ -99,10 +99,14 @@ def run_stage(command: list[str], run_dir: Path, threads: int) -> float:
 
 def cost_of_stage(command: list[str], run_dir: Path, threads: int) -> Cost:
     """As `run_stage`; other than clock time, what it returns does not depend on what else the machine does."""
-    log = run_dir / "log.txt"
+    return cost_of(python_command(command, run_dir), run_dir / "log.txt", threads)
+
+
+def cost_of(command: list[str], log: Path, threads: int) -> Cost:
+    """Run a command line of the project, its output added to `log`. Raises InputError with its last words when it fails."""
     with log.open("a", encoding="utf-8") as output:
         process = subprocess.Popen(
-            python_command(command, run_dir),
+            command,
             cwd=ROOT,
             env=stage_environment(threads),
             stdout=output,

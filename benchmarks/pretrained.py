@@ -2,7 +2,8 @@
 learnt, and beside a small model from scratch.
 
 bash install.sh smollm
-python -m sidrec prepare --config configs/data/ml-100k.yaml && bash run_tokenizer.sh --config configs/tokenizer/ml-100k.yaml
+sidrec prepare --config configs/data/ml-100k.yaml
+bash run_tokenizer.sh --config configs/tokenizer/ml-100k.yaml
 python -m benchmarks.pretrained --run_dir outputs/ml-100k --work_dir outputs/pretrained --json
 
 Every row but the last trains on the same batches for the same steps. Cases are valid ones, drawn once; seen items are left out.

@@ -25,7 +25,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.text import encode_texts, fitted_tfidf_svd
+from sidrec.tokenizer.embeddings.text import TfidfSvd, encode_texts
 from sidrec.tokenizer.quantizers.level_sizes import check_level_sizes, default_level_sizes
 
 HEADER = "edit|items changed|cosine|first code stays|all codes stay"
@@ -93,7 +93,7 @@ def main(arguments: list[str] | None = None) -> None:
 def encoder_of(config: TextEditsConfig, texts: list[str]) -> Callable[[list[str]], np.ndarray]:
     """What turns texts [n] into rows of length 1, [n, D]: TF-IDF and SVD fitted to `texts`, or the named model."""
     if config.text_encoder is None:
-        return fitted_tfidf_svd(texts, config.text_dim, config.seed)
+        return TfidfSvd.fit(texts, config.text_dim, config.seed)[0].encode
     name = config.text_encoder
     return lambda others: encode_texts(others, name, config.batch_size)
 

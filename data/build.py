@@ -17,7 +17,7 @@ from sidrec.data.codes import codes
 from sidrec.data.dataset import Dataset
 from sidrec.data.download import fetch_amazon, fetch_movielens
 from sidrec.data.filters import Filters
-from sidrec.data.item_text import joined_columns, one_line
+from sidrec.data.item_text import joined_columns, with_text
 from sidrec.data.kcore import k_core
 from sidrec.data.minionerec import find_minionerec, read_minionerec
 from sidrec.data.movielens import FILES, read_movielens
@@ -25,6 +25,7 @@ from sidrec.data.own import read_own
 from sidrec.data.readers import RawLog
 from sidrec.data.repeats import count_again
 from sidrec.data.settings import CACHE, PrepareConfig, default_k
+from sidrec.data.split import NAMES as SPLIT_NAMES
 from sidrec.data.split import global_time, leave_one_out, leave_one_out_ties_shuffled, published
 from sidrec.data.summary import known_counts_note
 from sidrec.data.synthetic import DemoModel
@@ -102,7 +103,9 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
         )
     if len(interactions) < n_filtered:
         filters.passed("k_core", interactions)
-    items, text = catalogue(source, interactions)
+    if config.keep_untaken_items:
+        notes += filters.keep_items()
+    items, text = catalogue(source, None if config.keep_untaken_items else interactions)
     tell(screen, "split", len(interactions), "interactions")
     if config.protocol == "leave_one_out_ties_shuffled":
         interactions = leave_one_out_ties_shuffled(interactions, config.seed)
@@ -113,7 +116,7 @@ def build(config: PrepareConfig, inputs: tuple[Path, ...], screen: Screen) -> Da
         "items": len(items),
         "interactions": len(interactions),
         "removed_interactions": n_filtered - len(interactions),
-        **{name: int((interactions["split"] == name).sum()) for name in ("train", "valid", "test")},
+        **{name: int((interactions["split"] == name).sum()) for name in SPLIT_NAMES},
     }
     facts = {
         "counts": counts,
@@ -142,8 +145,8 @@ def described(config: PrepareConfig, inputs: tuple[Path, ...]) -> dict[str, Any]
         "k_core": {"k_user": config.k_user, "k_item": config.k_item},
         "files": [{"name": file.name, "bytes": file.stat().st_size} for file in inputs],
     }
-    for name in ("category", "from_date", "to_date"):
-        if getattr(config, name) is not None:
+    for name in ("category", "from_date", "to_date", "keep_untaken_items"):
+        if getattr(config, name):
             info[name] = getattr(config, name)
     if config.dataset == "demo":
         info["demo_model"] = asdict(DemoModel(seed=config.seed))
@@ -195,7 +198,8 @@ def copy_first_rows(log: Path, to: Path) -> None:
 def is_whole(config: PrepareConfig) -> bool:
     """Whether the settings are those under which a data set's published counts hold."""
     k = default_k(config.dataset)
-    return config.from_date is None and config.to_date is None and config.k_user == config.k_item == k
+    is_cut = config.from_date is not None or config.to_date is not None
+    return not is_cut and not config.keep_untaken_items and config.k_user == config.k_item == k
 
 
 def in_window(interactions: pl.DataFrame, config: PrepareConfig) -> pl.DataFrame:
@@ -220,28 +224,25 @@ def _second(day: str) -> int:
 
 def numbered(interactions: pl.DataFrame, items: pl.DataFrame) -> pl.DataFrame:
     """The log with `item_index`, the number of each row's item in the catalogue, in place of its id; other columns stand behind."""
-    index_of = np.full(int(codes(interactions["item_id"]).max()) + 1, -1, dtype=np.int64)
-    index_of[codes(items["item_id"])] = items["item_index"].to_numpy()
+    of_items = codes(items["item_id"])
+    index_of = np.full(int(max(codes(interactions["item_id"]).max(), of_items.max())) + 1, -1, dtype=np.int64)
+    index_of[of_items] = items["item_index"].to_numpy()
     item_index = pl.Series("item_index", index_of[codes(interactions["item_id"])])
     first = ("user_id", "item_id", "timestamp", "split")
     return interactions.select("user_id", item_index, "timestamp", "split", pl.exclude(first))
 
 
-def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The items that occur in the log, numbered in the order of the source, with `text`: the title, then `column: words`.
+def catalogue(items: pl.DataFrame, interactions: pl.DataFrame | None) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The items that occur in the log (None: all), numbered in the order of the source, with `text` (see `with_text`).
 
-    Which columns join, `joined_columns` says; runs of white space in title and text become one space. Every column of the source is
-    kept, one that is called `text` as `given_text`. Beside the table stands what the text is made of.
+    Which columns join the text, `joined_columns` says. Beside the table stands what the text is made of.
     """
-    in_log = interactions["item_id"].unique().cast(pl.String)
-    table = items.filter(pl.col("item_id").is_in(in_log.implode()))
-    table = table.with_columns(title=one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
+    table = items
+    if interactions is not None:
+        in_log = interactions["item_id"].unique().cast(pl.String)
+        table = items.filter(pl.col("item_id").is_in(in_log.implode()))
     joined, left_out = joined_columns(items)
-    parts = [pl.lit(f"{name}: ") + words for name, words in joined.items()]
-    if "text" in table.columns:
-        table = table.with_columns(given_text=pl.col("text"))
-    title = pl.col("title").str.strip_chars_end(".")
-    table = table.with_columns(text=pl.concat_str([title, *parts], separator=". ", ignore_nulls=True))
+    table = with_text(table, joined)
     untitled = table["title"] == table["item_id"]
     told = {
         "columns": ["title", *joined],
@@ -249,5 +250,4 @@ def catalogue(items: pl.DataFrame, interactions: pl.DataFrame) -> tuple[pl.DataF
         "untitled": int(untitled.sum()),
         "without_text": int((untitled & (table["text"] == table["title"].str.strip_chars_end("."))).sum()),
     }
-    first = ["item_id", "item_index", "title", "text"]
-    return table.select(*first, pl.exclude(first)), told
+    return table, told

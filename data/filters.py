@@ -48,6 +48,15 @@ class Filters:
             self._note(kind, rule, gone.with_columns(pl.col("id").cast(pl.String)))
             self._counted[kind] = after
 
+    def keep_items(self) -> list[str]:
+        """Take items, unlike users and interactions, back from what was left out; a sentence that says how many."""
+        n_items = sum(counted.pop("items", 0) for counted in self.counts.values())
+        self.counts = {rule: counted for rule, counted in self.counts.items() if counted}
+        self._gone = [frame for frame in self._gone if "item" not in frame["kind"]]
+        return [
+            f"Items without an interaction that stay in the catalogue: {n_items:,}; nothing is known of them but their text."
+        ]
+
     def medians(self) -> dict[str, float]:
         """Of what is left: the median number of interactions of a user, and of an item."""
         return {f"interactions_of_{kind}": float(np.median(self._counted[kind]["interactions"])) for kind in KINDS}

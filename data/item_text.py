@@ -36,6 +36,22 @@ def joined_columns(items: pl.DataFrame) -> tuple[dict[str, pl.Expr], dict[str, s
     return joined, left_out
 
 
+def with_text(items: pl.DataFrame, joined: dict[str, pl.Expr]) -> pl.DataFrame:
+    """The items numbered from 0, with `text`: the title, then `column: words` of the columns joined, as `joined_columns` gives them.
+
+    items: item_id, title and any other column of the source; each is kept, one that is called `text` as `given_text`. Runs of white space
+    in title and text become one space.
+    """
+    table = items.with_columns(title=one_line(pl.col("title")), item_index=pl.int_range(pl.len(), dtype=pl.Int64))
+    parts = [pl.lit(f"{name}: ") + words for name, words in joined.items()]
+    if "text" in table.columns:
+        table = table.with_columns(given_text=pl.col("text"))
+    title = pl.col("title").str.strip_chars_end(".")
+    table = table.with_columns(text=pl.concat_str([title, *parts], separator=". ", ignore_nulls=True))
+    first = ["item_id", "item_index", "title", "text"]
+    return table.select(*first, pl.exclude(first))
+
+
 def words_of(name: str, dtype: pl.DataType) -> pl.Expr | None:
     """A column as words on one line, null where it is empty; None for a type that has no words."""
     column = pl.col(name)

@@ -38,6 +38,25 @@ def read_columns(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
     return pl.concat(frames, rechunk=True)
 
 
+def read_objects(path: Path) -> pl.DataFrame:
+    """All top-level fields of a file that fits into memory, null where a line lacks one; where a field's types differ, as strings.
+
+    Raises InputError naming the line that is no object.
+    """
+    records = [
+        parse(path, number, line)
+        for first_line, block in blocks(path)
+        for number, line in enumerate(block.split(b"\n"), first_line)
+        if line.strip()
+    ]
+    try:
+        return pl.DataFrame(records, infer_schema_length=None, strict=False)
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise InputError(
+            f"{path} cannot be read as JSON lines ({' '.join(str(error).split())}); repair or export it again."
+        ) from error
+
+
 def blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """The file, unpacked when it ends in .gz, in blocks of whole lines, each with the number of its first line, from 1.
 

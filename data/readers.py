@@ -75,8 +75,8 @@ def read_user_ids(path: Path) -> list[str]:
     """
     if (is_csv(path) and not path.name.lower().endswith(".txt")) or path.suffix.lower() == ".parquet":
         table = read_table(path, ["user_id"], separator=None)
-        ids = collect(path, table.select(_as_text(path, "user_id", table.collect_schema()["user_id"])))["user_id"]
-        _refuse_blank(path, ids, "row")
+        ids = collect(path, table.select(text_ids(path, "user_id", table.collect_schema()["user_id"])))["user_id"]
+        refuse_blank(path, ids, "row")
         return ids.unique(maintain_order=True).to_list()
     require_file(path)
     lines = [line for line in read_text(path).lstrip("\ufeff").splitlines() if line.strip()]
@@ -88,23 +88,23 @@ def read_user_ids(path: Path) -> list[str]:
 def _coded(path: Path, log: pl.LazyFrame, unit: str) -> pl.DataFrame:
     """The log with categorical ids, read batch by batch: no more than a batch of the ids is ever held as strings."""
     schema = log.collect_schema()
-    ids = [_as_text(path, name, schema[name]).cast(pl.Categorical) for name in ("user_id", "item_id")]
+    ids = [text_ids(path, name, schema[name]).cast(pl.Categorical) for name in ("user_id", "item_id")]
     others = [name for name in schema if name not in ("user_id", "item_id", "timestamp")]
     table = collect(path, log.select(*ids, "timestamp", *others)).rechunk()
     for name in ("user_id", "item_id"):
-        _refuse_blank(path, table[name], unit)
+        refuse_blank(path, table[name], unit)
     return table
 
 
 def _with_text_ids(path: Path, items: pl.DataFrame, unit: str) -> pl.DataFrame:
     if items.schema["title"].is_nested() or items.schema["title"] == pl.Binary:
         raise InputError(f"{path}: column 'title' has type {items.schema['title']}; titles must be strings.")
-    items = items.with_columns(_as_text(path, "item_id", items.schema["item_id"]))
-    _refuse_blank(path, items["item_id"], unit)
+    items = items.with_columns(text_ids(path, "item_id", items.schema["item_id"]))
+    refuse_blank(path, items["item_id"], unit)
     return items
 
 
-def _as_text(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
+def text_ids(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     """Ids as strings; of decimal numbers, whole ones without the decimals that a program gives a column with gaps."""
     if dtype.is_nested() or dtype in (pl.Boolean, pl.Binary):
         raise InputError(f"{path}: column {name!r} has type {dtype}; ids must be numbers or strings.")
@@ -112,7 +112,8 @@ def _as_text(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     return text.str.replace(r"\.0$", "").replace("NaN", None) if dtype.is_float() else text
 
 
-def _refuse_blank(path: Path, ids: pl.Series, unit: str) -> None:
+def refuse_blank(path: Path, ids: pl.Series, unit: str) -> None:
+    """Raise InputError, naming the first, where an id is empty."""
     if not _is_blank(ids.unique()).any():
         return
     row = int(_is_blank(ids).arg_true()[0])

@@ -101,6 +101,13 @@ class PrepareConfig:
             "help": "Keep items with at least this many interactions; 1 keeps all. 0: 5 for own and amazon-*, 1 for the others."
         },
     )
+    keep_untaken_items: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep every item of the catalogue, also those that nobody has taken, or nobody whom the filters leave: they get "
+            "semantic IDs by their text and can be recommended."
+        },
+    )
     protocol: Literal["leave_one_out", "leave_one_out_ties_shuffled", "global_time", "published"] = field(
         default="leave_one_out",
         metadata={
@@ -153,19 +160,7 @@ class PrepareConfig:
         for flag, text in (("--separator", self.separator), ("--encoding", self.encoding)):
             if text is not None and self.dataset != "own":
                 raise InputError(f"{flag} is for --dataset own only, not {self.dataset}; leave it out.")
-        if self.separator is not None:
-            self.separator = {"tab": "\t", "\\t": "\t"}.get(self.separator, self.separator)
-            if len(self.separator) != 1 or not self.separator.isascii() or self.separator in "\"'\r\n":
-                raise InputError(
-                    f"--separator is {self.separator!r}; give one character, such as ';', or the word tab."
-                )
-        if self.encoding is not None:
-            try:
-                "a".encode(self.encoding)  # an empty text is never looked at
-            except (LookupError, ValueError) as error:
-                raise InputError(
-                    f"--encoding {self.encoding!r} is no encoding that Python knows; give for example utf-8, latin-1 or cp1252."
-                ) from error
+        self.separator = read_dialect(self.separator, self.encoding)
 
     def _check_window(self) -> None:
         given = {"--from_date": self.from_date, "--to_date": self.to_date}
@@ -183,6 +178,22 @@ class PrepareConfig:
                 raise InputError(f"{flag} is {text!r}; write a day as 2016-10-01.") from error
         if len(days) == 2 and days[1] < days[0]:
             raise InputError(f"--to_date {self.to_date} lies before --from_date {self.from_date}; exchange them.")
+
+
+def read_dialect(separator: str | None, encoding: str | None) -> str | None:
+    """The separator as one character. Raises InputError where it is none, and for an encoding that Python does not know."""
+    if separator is not None:
+        separator = {"tab": "\t", "\\t": "\t"}.get(separator, separator)
+        if len(separator) != 1 or not separator.isascii() or separator in "\"'\r\n":
+            raise InputError(f"--separator is {separator!r}; give one character, such as ';', or the word tab.")
+    if encoding is not None:
+        try:
+            "a".encode(encoding)  # an empty text is never looked at
+        except (LookupError, ValueError) as error:
+            raise InputError(
+                f"--encoding {encoding!r} is no encoding that Python knows; give for example utf-8, latin-1 or cp1252."
+            ) from error
+    return separator
 
 
 def default_k(dataset: str) -> int:

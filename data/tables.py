@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Collection
 from pathlib import Path
 
 import polars as pl
@@ -17,9 +18,13 @@ DECIMAL_COMMA = r"^\s*(?:[+-]?\d+(?:,\d+)?)?\s*$"  # or nothing
 
 
 def read_table(
-    path: Path, required: list[str], separator: str | None = ",", encoding: str | None = None
+    path: Path,
+    required: list[str],
+    separator: str | None = ",",
+    encoding: str | None = None,
+    words: Collection[str] = (),
 ) -> pl.LazyFrame:
-    """A CSV or Parquet file with at least the `required` columns; in a CSV these are read as strings.
+    """A CSV or Parquet file with at least the `required` columns; in a CSV these, and the columns `words`, are read as strings.
 
     separator: of a CSV's columns, None for what fits the first line; where it is no comma, columns of numbers such as 12,5 are read as
     numbers. encoding: of a CSV, None for UTF-8. A CSV is read and checked whole, packed with gzip or not; of a Parquet file only the
@@ -29,7 +34,7 @@ def read_table(
     require_file(path)
     if is_csv(path):
         dialect = dialect_of(path, required, separator, encoding)
-        table = _read_csv(path, required, dialect)
+        table = _read_csv(path, {*required, *words}, dialect)
     elif path.suffix.lower() == ".parquet":
         table = _scan_parquet(path, required)
     else:
@@ -67,7 +72,7 @@ def require_file(path: Path) -> None:
         raise InputError(f"{path} is empty; download or export it again.")
 
 
-def _read_csv(path: Path, required: list[str], dialect: Dialect) -> pl.LazyFrame:
+def _read_csv(path: Path, strings: Collection[str], dialect: Dialect) -> pl.LazyFrame:
     source: Path | io.BytesIO = path
     if not dialect.is_utf8:
         source = io.BytesIO(decoded(path, dialect.encoding).encode("utf-8"))
@@ -77,7 +82,7 @@ def _read_csv(path: Path, required: list[str], dialect: Dialect) -> pl.LazyFrame
             glob=False,
             separator=dialect.separator,
             quote_char=dialect.quote,
-            schema_overrides=dict.fromkeys((name for name in dialect.names if name.strip() in required), pl.String),
+            schema_overrides=dict.fromkeys((name for name in dialect.names if name.strip() in strings), pl.String),
             infer_schema_length=None,
         )
     except (pl.exceptions.PolarsError, OSError) as error:

@@ -52,8 +52,14 @@ class LiveCatalogue:
     other. Allow-lists are carried over to every new snapshot.
     """
 
-    def __init__(self, trie: SidTrie) -> None:
-        self.snapshot = Snapshot(trie, _codes_by_item(trie), {})
+    def __init__(self, trie: SidTrie, codes: Tensor | None = None) -> None:
+        """codes: integers [n_slots, L], the SIDs of the trie's items and, in the rows of its holes, of those that were there before; None:
+        nothing ever was in a hole."""
+        by_item = _codes_by_item(trie)
+        assert codes is None or codes.shape == by_item.shape, (
+            f"codes {tuple(codes.shape)}, a trie of {trie.n_slots} items"
+        )
+        self.snapshot = Snapshot(trie, by_item if codes is None else codes.to("cpu", by_item.dtype), {})
         self._allowed: dict[str, Tensor] = {}  # bool, by item index; what lies beyond its end is not allowed
         self._changing = threading.Lock()
 

@@ -27,7 +27,7 @@ from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.model import rq_transformer_of
 from sidrec.decoding.shared_prefix import check_decoder
 from sidrec.decoding.trie import SidTrie
-from sidrec.decoding.trie_file import open_trie
+from sidrec.decoding.trie_file import SIDS_FOLDER, TRIE_FILE, open_trie
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import require_finished
 from sidrec.tokenizer.semantic_ids import SemanticIds
@@ -37,7 +37,6 @@ SCORES_PER_BATCH = 1 << 26  # 256 MB
 MOST_SCORED = 50_000  # items of a catalogue that an RQ-Transformer scores whole instead of searching it
 DIVERSE_TIMES = 4  # as many items as are asked for are searched at first where few may share a first code
 FEWEST_BEAMS = 50  # so that the first 10 of 10 are the first 10 of 50
-SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # in a model's folder
 STAGE_COMMANDS = {"sft": "accelerate launch sft/train.py", "rl": "accelerate launch rl/grpo.py"}
 
 

@@ -24,6 +24,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
 
 FORMAT_VERSION = 1
+SIDS_FOLDER, TRIE_FILE = "semantic_ids", "trie.safetensors"  # where it lies in a model's folder
 HEADER = "sidrec_trie"  # one entry, because safetensors writes several in any order
 
 

@@ -97,6 +97,12 @@ def parse_configs(
     )
 
 
+def first_named(name: str, arguments: Sequence[str]) -> list[str]:
+    """A command line whose first words, up to a flag, are the values of `--name`: `FILE --bundle B` is `--items FILE --bundle B`."""
+    words = list(arguments)
+    return words if not words or words[0].startswith("-") else [f"--{name}", *words]
+
+
 def peek(name: str, arguments: Sequence[str] | None = None, *, stage: str | None = None, run_dir: Path) -> Any:
     """The value of one setting, as text or as YAML has it, before the others can be parsed; None where nothing names it.
 

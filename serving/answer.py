@@ -73,7 +73,7 @@ def answer(
     history, what is said where it is empty; NO_HISTORY. progress: called with a number of histories that are answered.
     """
     users, why_empty = users or [None] * len(histories), why_empty or [None] * len(histories)
-    items = np.full((len(histories), question.k), -1, dtype=np.int64)
+    items = np.full((len(histories), longest_list(bundle, question)), -1, dtype=np.int64)
     scores = np.full(items.shape, np.nan, dtype=np.float32)
     with_items = [row for row, history in enumerate(histories) if len(history)]
     if with_items:
@@ -112,6 +112,12 @@ def popular_items(bundle: Bundle, question: Question) -> np.ndarray:
     return popular
 
 
+def longest_list(bundle: Bundle, question: Question) -> int:
+    """The most items that a list can have: k, or where each item comes once, no more than there are."""
+    repeats = question.ahead and question.keep_seen
+    return question.k if repeats else min(question.k, bundle.trie.n_items)
+
+
 def may_be_recommended(bundle: Bundle, question: Question) -> np.ndarray:
     """bool [N]: the items of the catalogue at this moment that the question allows."""
     in_catalogue = np.zeros(len(bundle.items), dtype=bool)
@@ -125,7 +131,7 @@ def _lists(
 ) -> Recommendations:
     return bundle.recommender.recommend(
         histories,
-        question.k,
+        longest_list(bundle, question),
         exclude_seen=not question.keep_seen,
         progress=progress,
         allowed=question.allowed,
@@ -137,10 +143,10 @@ def _steps(
     bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
 ) -> Recommendations:
     """The best item, then the best one after it, and so on."""
-    paths, rows = list(histories), np.arange(len(histories))
-    items = np.full((len(histories), question.k), -1, dtype=np.int64)
+    paths, rows, longest = list(histories), np.arange(len(histories)), longest_list(bundle, question)
+    items = np.full((len(histories), longest), -1, dtype=np.int64)
     log_probs = np.full(items.shape, -np.inf, dtype=np.float32)
-    for step in range(question.k):
+    for step in range(longest):
         best = bundle.recommender.recommend(
             [paths[row] for row in rows], 1, exclude_seen=not question.keep_seen, allowed=question.allowed
         )

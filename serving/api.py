@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 
 from sidrec.pipeline.errors import InputError
+from sidrec.serving.about import ABOUT
 from sidrec.serving.answer import COLUMNS, Question, answers
-from sidrec.serving.bundle import ABOUT
 from sidrec.serving.history import asked_of_histories, items_of_ids
 from sidrec.serving.item_filter import allowed_by, allowed_by_sql
 from sidrec.serving.source import Source

@@ -18,23 +18,21 @@ from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import SIDS_FOLDER, Recommender
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.arrays import read_npy
-from sidrec.pipeline.errors import InputError
-from sidrec.pipeline.files import read_json, write_json
-from sidrec.pipeline.stage import read_manifest, require_whole
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.stage import read_manifest
+from sidrec.serving.about import ABOUT, FORMAT_VERSION, ITEMS, copy_encoders, read_about
+from sidrec.serving.versions import current_folder, live_catalogue
 from sidrec.tokenizer.semantic_ids import SemanticIds, sid_token
 
-FORMAT = 2  # of a bundle; 1 had no training counts
-ABOUT, ITEMS, MEMORY = "bundle.json", "items.parquet", "memory.safetensors"
-TRAINING_COUNTS = "training_counts.npy"
+MEMORY, TRAINING_COUNTS = "memory.safetensors", "training_counts.npy"
 CARD = "README.md"  # which an evaluation may change
 OF_TRAINING = ("adapter/", "valid.json")  # in a model's folder, and of no use to whoever recommends
-REMEDY = "sidrec bundle --run_dir RUN"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What answers requests. items: as in `items.parquet` of the data, all columns. name: of the model, such as sft_blend.
-    training_counts: int64 [N], how often each item was taken in the training log."""
+    """What answers requests. items: as in `items.parquet` of the data, all columns, removed items too. name: of the model, such as
+    sft_blend. training_counts: int64 [N], how often each item was taken in the training log."""
 
     recommender: Recommender | Blend
     items: pl.DataFrame
@@ -84,20 +82,17 @@ class Bundle:
 
     @classmethod
     def load(cls, folder: Path) -> Bundle:
-        """Raises InputError where it is no bundle, one of another format, or a file of it has changed."""
-        require_whole(folder, "bundle", REMEDY)
-        about = read_json(folder / ABOUT)
-        if about.get("format", 1) != FORMAT:
-            raise InputError(
-                f"{folder} is a bundle of format {about.get('format', 1)}, and this version reads format {FORMAT}; run "
-                f"`{REMEDY} --overwrite true` to make it again."
-            )
-        recommender = Recommender.from_folder(folder)
+        """With the current version of its catalogue. Raises InputError where it is no bundle, one of another format, or a file of it has
+        changed."""
+        about, catalogue = read_about(folder), current_folder(folder)
+        recommender, sids = Recommender.from_folder(folder), SemanticIds.read(catalogue / SIDS_FOLDER)
+        if catalogue != folder:
+            recommender = replace(recommender, catalogue=live_catalogue(catalogue, sids, recommender.model.device))
         if about["weight"] is not None:
             recommender = replace(recommender, expert=Expert(Memory.load(folder / MEMORY), about["weight"]))
-        items = pl.read_parquet(folder / ITEMS, glob=False)
-        counts = read_npy(folder / TRAINING_COUNTS)
-        return cls(recommender, items, SemanticIds.read(folder / SIDS_FOLDER), about["model"], counts)
+        items, counts = pl.read_parquet(catalogue / ITEMS, glob=False), read_npy(folder / TRAINING_COUNTS)
+        counts = np.pad(counts, (0, len(items) - len(counts)))  # later items were not there in training
+        return cls(recommender, items, sids, about["model"], counts)
 
     @classmethod
     def of_run(cls, run_dir: Path, name: str, dataset: Dataset) -> Bundle:
@@ -136,4 +131,5 @@ def write_bundle(model: Recommender, run_dir: Path, name: str, folder: Path) -> 
         assert isinstance(model.expert.memory, Memory)
         model.expert.memory.save(folder / MEMORY)
     weight = None if model.expert is None else model.expert.weight
-    write_json(folder / ABOUT, {"format": FORMAT, "model": name, "weight": weight})
+    about = {"format_version": FORMAT_VERSION, "model": name, "weight": weight} | copy_encoders(run_dir, folder)
+    write_json(folder / ABOUT, about)

@@ -18,7 +18,6 @@ from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
-from sidrec.serving.recommend import last_trained
 
 PACKAGES = {"gguf": ("gguf",), "onnx": ("onnx", "onnxscript")}  # which must be installed to write the format
 INSTALL = 'pip install "sidrec[export]"'
@@ -53,6 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError(
             f"--format {config.format} needs the package {missing[0]}, which is not installed; run `{INSTALL}`."
         )
+    from sidrec.serving.bundle import last_trained  # with torch, for which --help does not wait
+
     name = config.model or last_trained(config.run_dir)
     chosen = {"model": name} | ({"weights": config.weights} if config.format == "gguf" else {})
     stage = Stage(config.run_dir, f"export/{config.format}", chosen, (config.run_dir / name,), working=())

@@ -36,19 +36,18 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(BundleConfig, arguments)
     from sidrec.baselines.blend import BLENDS
     from sidrec.decoding.recommender import Recommender
-    from sidrec.serving.bundle import FORMAT, ITEMS, last_trained, trained_model, write_bundle
+    from sidrec.serving.about import FORMAT_VERSION, ITEMS, encoder_files
+    from sidrec.serving.bundle import last_trained, trained_model, write_bundle
 
     name = config.model or last_trained(config.run_dir)
     model = trained_model(config.run_dir, name)
     assert isinstance(model, Recommender), f"{name} is of several models"
-    inputs = [config.run_dir / BLENDS.get(name, name), config.run_dir / "data" / ITEMS]
-    inputs.append(config.run_dir / "data" / "interactions.parquet")
+    inputs = [config.run_dir / BLENDS.get(name, name), *encoder_files(config.run_dir)]
+    inputs += [config.run_dir / "data" / file for file in (ITEMS, "interactions.parquet")]
     if name in BLENDS:
         inputs.append(config.run_dir / "evaluation")
-    screen, stage = (
-        Screen("bundle"),
-        Stage(config.run_dir, "bundle", {"model": name, "format": FORMAT}, tuple(inputs), working=()),
-    )
+    chosen = {"model": name, "format_version": FORMAT_VERSION}
+    screen, stage = Screen("bundle"), Stage(config.run_dir, "bundle", chosen, tuple(inputs), working=())
     if not config.overwrite and stage.is_finished():
         screen.say(f"bundle: finished already, nothing to do ({stage.folder})")
         return

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from sidrec.decoding.recommender import SIDS_FOLDER, TRIE_FILE
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.trie import SidTrie
-from sidrec.decoding.trie_file import save_trie
+from sidrec.decoding.trie_file import SIDS_FOLDER, TRIE_FILE, save_trie
 from sidrec.pipeline.files import atomic_path, let_others_read, write_json
 from sidrec.sft import sid_logits_processor
 from sidrec.sft.checkpoints import remove_checkpoints

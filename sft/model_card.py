@@ -13,9 +13,9 @@ import yaml
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from sidrec.decoding.recommender import SIDS_FOLDER
 from sidrec.decoding.renderer import Renderer
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
+from sidrec.decoding.trie_file import SIDS_FOLDER
 from sidrec.evaluation.model_cards import CARD, NOT_MEASURED, results_part
 from sidrec.pipeline.files import atomic_path, read_json
 from sidrec.pipeline.provenance import code_version

@@ -44,7 +44,10 @@ class AddItemsConfig:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    config = parse_config(AddItemsConfig, arguments)
+    code_vectors(parse_config(AddItemsConfig, arguments))
+
+
+def code_vectors(config: AddItemsConfig) -> None:
     # torch comes with these, and --help does not wait for it
     from sidrec.tokenizer.interchange import write_codes
     from sidrec.tokenizer.new_items import read_catalogue, read_new

@@ -2,6 +2,8 @@
 
 text           TF-IDF and SVD of the column `text` of items.parquet (or a sentence-transformers model: --text_encoder)
 collaborative  SVD of which items occur near each other in the training part of the users' histories
+
+Beside the vectors stand their encoders (`sidrec.tokenizer.embeddings.encoders`), for items that come later.
 """
 
 from __future__ import annotations
@@ -19,28 +21,31 @@ from sidrec.tokenizer.config import TokenizerConfig, parse_arguments
 
 if TYPE_CHECKING:
     from sidrec.data.dataset import Dataset
+    from sidrec.tokenizer.embeddings.encoders import Encoder
 
 
-def compute(source: str, dataset: Dataset, config: TokenizerConfig, screen: Screen) -> np.ndarray:
-    """The vectors of one source, float32 [N, D]."""
-    from sidrec.tokenizer.embeddings.collaborative import ppmi_svd
-    from sidrec.tokenizer.embeddings.text import encode_texts, tfidf_svd
+def compute(source: str, dataset: Dataset, config: TokenizerConfig, screen: Screen) -> tuple[Encoder, np.ndarray]:
+    """What encodes items that come later, and the vectors of one source, float32 [N, D]."""
+    from sidrec.tokenizer.embeddings.collaborative import Unknown, ppmi_svd
+    from sidrec.tokenizer.embeddings.text import TextModel, TfidfSvd
 
     if source == "collaborative":
         sequences = dataset.train_sequences
-        return ppmi_svd(
+        rows = ppmi_svd(
             sequences, dataset.n_items, config.collaborative_dim, config.seed, config.window, config.negatives, screen
         )
+        return Unknown.of(rows, config.seed), rows
     texts = dataset.items["text"].fill_null("").to_list()
     if config.text_encoder:
-        return encode_texts(texts, config.text_encoder, config.encoder_batch_size, screen)
-    return tfidf_svd(texts, config.text_dim, config.seed, screen)
+        return TextModel.fit(texts, config.text_encoder, config.encoder_batch_size, screen)
+    return TfidfSvd.fit(texts, config.text_dim, config.seed, screen)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config, _ = parse_arguments(arguments, stage="embeddings")
     from sidrec.data.dataset import Dataset  # after --help, which shall be fast
     from sidrec.tokenizer.embeddings.collapse import sameness_note
+    from sidrec.tokenizer.embeddings.encoders import save_encoders
     from sidrec.tokenizer.embeddings.sources import check_own_files
 
     screen = Screen("embeddings")
@@ -59,15 +64,17 @@ def main(arguments: list[str] | None = None) -> None:
         )
     check_own_files(config, dataset.n_items)
     screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")
-    lines = []
+    lines, encoders = [], {}
     with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
         for source in config.computed_sources:
-            rows = compute(source, dataset, config, screen)
+            encoders[source], rows = compute(source, dataset, config, screen)
             assert len(rows) == dataset.n_items
             with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
                 np.save(handle, rows)
             lines.append(f"{config.path_of(source)}: {rows.shape[0]:,} items, vectors of length {rows.shape[1]}")
             lines += sameness_note(source, rows)
+        if encoders:
+            save_encoders(encoders, folder)
     screen.summary("embeddings", lines)
 
 

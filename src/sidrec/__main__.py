@@ -41,7 +41,9 @@ COMMANDS = {
     "export-lists": Command(("sidrec.serving.export_lists",), "write a store's drawn lists as a log that off-policy reads"),
     "keys": Command(("sidrec.serving.keys",), "make, revoke and list the keys of the service"),
     "compare-sids": Command(("sidrec.tokenizer.compare",), "put several sets of semantic IDs side by side"),
-    "add-items": Command(("sidrec.tokenizer.add_items",), "give new items semantic IDs of their own"),
+    "add-items": Command(("sidrec.serving.add_items",), "add items of a file to a bundle, or change them"),
+    "remove-items": Command(("sidrec.serving.remove_items",), "take items out of a bundle"),
+    "catalogue": Command(("sidrec.serving.catalogue",), "list the versions of a bundle's catalogue, or go back"),
     "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),
 }
 TRAINING = """Training is started by accelerate:

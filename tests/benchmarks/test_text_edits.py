@@ -13,7 +13,7 @@ from run_dirs import N_ITEMS, make_run_dir, small_dataset
 from benchmarks.text_edits import EDITS, SYNONYMS, TextEditsConfig, main, measure
 from sidrec.pipeline.errors import InputError
 from sidrec.tokenizer.embeddings.item_vectors import ItemVectors
-from sidrec.tokenizer.embeddings.text import fitted_tfidf_svd
+from sidrec.tokenizer.embeddings.text import TfidfSvd
 from sidrec.tokenizer.quantizers.rqkmeans import Rqkmeans
 
 TEXT = "The Big Movie (1995). A war, and the rock-set!"
@@ -35,7 +35,7 @@ def test_the_edits_by_hand() -> None:
 def test_the_shares_are_of_the_items_that_were_changed() -> None:
     texts = small_dataset().items["text"].to_list()
     edited = [text.replace("red", "blue") for text in texts]
-    encode = fitted_tfidf_svd(texts, 8, 0)
+    encode = TfidfSvd.fit(texts, 8, 0)[0].encode
     vectors = ItemVectors([encode(texts)], [1.0])
     quantizer = Rqkmeans().fit(vectors, [6, 4], 0)
     row = measure(texts, edited, vectors, quantizer.encode(vectors), encode, quantizer.encode)

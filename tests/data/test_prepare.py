@@ -81,6 +81,23 @@ def test_own_data_end_to_end(
     assert "12 train, 4 valid, 4 test" in printed
 
 
+def test_items_that_nobody_has_taken_are_kept_where_that_is_asked_for(
+    tmp_path: Path, own_files: list[str | Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = ["--k_user", "3", "--k_item", "3"]
+    prepare(*own_files, *plain)
+    without = Dataset.load(tmp_path / "run")
+    prepare(*own_files, *plain, "--keep_untaken_items", "true", "--overwrite", "true")
+    dataset = Dataset.load(tmp_path / "run")
+    assert dataset.items["item_id"].to_list() == ["i4", "i2", "i0", "i1", "i3", "x", "y"]
+    assert dataset.items["item_index"].to_list() == list(range(7))
+    assert dataset.interactions.equals(without.interactions), "the log is filtered as before"
+    assert dataset.left_out.filter(pl.col("kind") == "item").is_empty()
+    assert dataset.info["counts"] == without.info["counts"] | {"items": 7}
+    assert dataset.info["left_out"] == {"k_core": {"interactions": 1, "users": 0}}
+    assert "stay in the catalogue: 2;" in capsys.readouterr().out
+
+
 def test_a_second_run_is_skipped_and_changes_are_refused(
     tmp_path: Path, own_files: list[str | Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

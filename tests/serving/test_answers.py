@@ -87,6 +87,13 @@ def test_a_short_list_says_why_in_every_row(bundle: Bundle) -> None:
     assert nothing["reason"][1].startswith("no history, so what was most taken in training; 0 of the 2 asked for")
 
 
+def test_a_huge_k_is_as_long_as_the_catalogue(bundle: Bundle) -> None:
+    for question in (Question(10**12), Question(10**12, diversity=2), Question(10**12, ahead=True)):
+        rows = answer(bundle, EVERY_HISTORY[2:], question)
+        assert rows["reason"].null_count() == 0
+        assert len(rows) <= N_ITEMS + 3
+
+
 def test_items_ahead_are_recommended_one_after_the_other(bundle: Bundle) -> None:
     history, wanted = EVERY_HISTORY[0], []
     for _ in range(5):

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import types
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,8 +18,9 @@ from sidrec.pipeline import screen as screen_module
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.packaged_models import INSTALL, PACKAGED_MODELS
 from sidrec.pipeline.screen import Screen
+from sidrec.tokenizer.embeddings import text as text_module
 from sidrec.tokenizer.embeddings.collaborative import cooccurrence, ppmi_svd, shifted_ppmi
-from sidrec.tokenizer.embeddings.text import encode_texts, fitted_tfidf_svd, tfidf_svd
+from sidrec.tokenizer.embeddings.text import TextModel, TfidfSvd, encode_texts, tfidf_svd
 from sidrec.tokenizer.embeddings.unit_rows import EMPTY_NORM, unit_rows
 
 TEXTS = ["red wool scarf", "red wool hat", "blue steel pan", "blue steel pot", "", "zzz", "red hat", "steel pot"]
@@ -50,14 +53,27 @@ def test_tfidf_is_the_same_for_one_seed() -> None:
 
 
 def test_a_fitted_tfidf_embeds_its_texts_as_they_were_and_others_near_those_that_they_share_words_with() -> None:
-    embed = fitted_tfidf_svd(TEXTS, 4, 0)
-    vectors = tfidf_svd(TEXTS, 4, 0)
+    encoder, vectors = TfidfSvd.fit(TEXTS, 4, 0)
+    assert encoder.encode(TEXTS).tobytes() == vectors.tobytes() == tfidf_svd(TEXTS, 4, 0).tobytes()
     known = [0, 1, 2, 3, 6, 7]
-    np.testing.assert_allclose(embed(TEXTS)[known], vectors[known], atol=1e-4)
-    other = embed(["RED scarf of wool", "pot", "unknown"])
+    for row in known:  # alone as among the others
+        assert encoder.encode([TEXTS[row]]).tobytes() == vectors[row].tobytes()
+    other = encoder.encode(["RED scarf of wool", "pot", "unknown"])
     assert other.shape == (3, 4)
     assert (other @ vectors[known].T).argmax(axis=1)[:2].tolist() == [0, 5]
     assert np.linalg.norm(other[2]) == pytest.approx(EMPTY_NORM, rel=1e-4)
+
+
+@pytest.mark.parametrize("n_texts", [8, 40])  # fewer texts than terms, and more
+def test_tfidf_vectors_are_the_left_singular_ones_times_the_singular_values(n_texts: int) -> None:
+    texts = [f"{['red', 'blue', 'green'][i % 3]} {['wool', 'steel'][i % 2]} {'pan'[: i % 4]}" for i in range(n_texts)]
+    encoder, vectors = TfidfSvd.fit(texts, 3, 0)
+    assert (len(encoder.terms) > n_texts) == (n_texts == 8)
+    _, _, matrix = text_module._tfidf(texts, Screen("", quiet=True))
+    left, singular, _ = np.linalg.svd(matrix.toarray(), full_matrices=False)
+    rows = left[:, :3] * singular[:3]
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    np.testing.assert_allclose(vectors @ vectors.T, rows @ rows.T, atol=1e-5)
 
 
 def test_texts_without_common_words_are_refused() -> None:
@@ -101,6 +117,37 @@ def test_encoder_rows_are_scaled_to_length_1(monkeypatch: pytest.MonkeyPatch) ->
     fake_sentence_transformers(monkeypatch, LengthEncoder)
     vectors = encode_texts(["aaa", "b"], "folder", 8)
     np.testing.assert_allclose(vectors, [[3 / 10**0.5, 1 / 10**0.5], [1 / 2**0.5, 1 / 2**0.5]], rtol=1e-6)
+
+
+def test_an_encoder_is_pinned_to_its_revision_or_its_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class OfTheHub:
+        asked: ClassVar[list[str | None]] = []
+        commit = "abc123"
+
+        def __init__(self, name: str, revision: str | None = None) -> None:
+            self.asked.append(revision)
+
+        def modules(self) -> list[object]:
+            return [object(), types.SimpleNamespace(config=types.SimpleNamespace(_commit_hash=self.commit))]
+
+        def encode(self, texts: list[str], batch_size: int, **_: object) -> np.ndarray:
+            return np.array([[len(text), 1.0] for text in texts])
+
+    fake_sentence_transformers(monkeypatch, OfTheHub)
+    encoder, vectors = TextModel.fit(["aaa", "b"], "some/model", 8, None)
+    again = TextModel.restored(*encoder.parts())
+    assert again.pin == "abc123"
+    assert again.encode(["aaa", "b"]).tobytes() == vectors.tobytes()
+    assert OfTheHub.asked == [None, "abc123"]
+    monkeypatch.setattr(OfTheHub, "commit", "other")
+    with pytest.raises(InputError, match="some/model is another one than the vectors were made with"):
+        again.encode(["aaa"])
+    (tmp_path / "weights").write_text("1")
+    local, _ = TextModel.fit(["aaa", "b"], str(tmp_path), 8, None)
+    assert local.encode(["b"]).shape == (1, 2)
+    (tmp_path / "weights").write_text("2")
+    with pytest.raises(InputError, match="is another one than the vectors were made with"):
+        local.encode(["b"])
 
 
 sequences_strategy = st.lists(st.lists(st.integers(0, 5), max_size=9), max_size=5)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from scipy import sparse
 
@@ -80,5 +83,30 @@ def ppmi_svd(
             "the training part of interactions.parquet has no two items that occur together more often than by chance, "
             "so there is nothing to make collaborative vectors from; leave the source out with --sources text --weights 1."
         )
-    left, singular = truncated_svd(matrix, dim, seed, screen)
+    left, singular, _ = truncated_svd(matrix, dim, seed, screen)
     return unit_rows(left * np.sqrt(singular), seed)
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """What stands for the collaborative vector of an item that comes later, about which the log says nothing: float32 [D], of length 1e-4,
+    as `ppmi_svd` gives the first item of the catalogue without evidence."""
+
+    vector: np.ndarray
+
+    @classmethod
+    def of(cls, vectors: np.ndarray, seed: int) -> Unknown:
+        """vectors: float32 [N, D], of the catalogue."""
+        return cls(unit_rows(np.zeros((1, vectors.shape[1])), seed)[0])
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """float32 [n, D], one row for each of the texts, whatever they say."""
+        return np.tile(self.vector, (len(texts), 1))
+
+    def parts(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Settings and arrays, from which `restored` makes it again."""
+        return {}, {"vector": self.vector}
+
+    @classmethod
+    def restored(cls, settings: dict[str, Any], arrays: dict[str, np.ndarray]) -> Unknown:
+        return cls(arrays["vector"])

@@ -17,8 +17,8 @@ SMALLEST_SINGULAR_VALUE = 1e-6  # relative to the largest; below it a component 
 
 def truncated_svd(
     matrix: sparse.csr_array, dim: int, seed: int, screen: Screen | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """U [N, D] and S [D] of the largest singular values of `matrix` [N, M]; D is `dim`, or less where its size or rank is less.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U [N, D], S [D] and V [M, D] of the largest singular values of `matrix` [N, M]; D is `dim`, or less where its size or rank is less.
 
     screen: where a line says how long it will take, if that is long.
 
@@ -27,9 +27,9 @@ def truncated_svd(
     with threadpool_limits(1):
         if screen is not None:
             announce(matrix, dim, screen)
-        left, singular, _ = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=ITERATIONS, random_state=seed)
+        left, singular, right = randomized_svd(matrix, min(dim, *matrix.shape), n_iter=ITERATIONS, random_state=seed)
     large = singular > SMALLEST_SINGULAR_VALUE * singular[0]
-    return left[:, large], singular[large]
+    return left[:, large], singular[large], right[large].T
 
 
 def announce(matrix: sparse.csr_array, dim: int, screen: Screen) -> None:

@@ -1,0 +1,60 @@
+"""What a bundle says of itself in bundle.json: its format, its model, and what vectors of new items are made with.
+
+format_version  of bundle.json and of which files there are
+model, weight   the model's name, and of a blend its memory's weight
+sources         of the items' vectors, in order; null where the semantic IDs are not made of vectors
+text_columns    what items' texts are made of, title first; null where an earlier version prepared the data
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import read_json
+from sidrec.pipeline.stage import read_manifest, require_finished, require_whole
+
+FORMAT_VERSION = 2  # 1 had no training counts and no encoders
+ABOUT, ITEMS = "bundle.json", "items.parquet"
+BUNDLE_AGAIN = "sidrec bundle --run_dir RUN"
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What bundle.json says. Raises InputError where it is no bundle, an older one, or a file of it has changed."""
+    require_whole(folder, "bundle", BUNDLE_AGAIN)
+    about = read_json(folder / ABOUT)
+    version = about.get("format_version", 1)
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{folder / ABOUT} has format {version}, this version reads {FORMAT_VERSION}; run `{BUNDLE_AGAIN} --overwrite true` to make it "
+            "again."
+        )
+    return about
+
+
+def copy_encoders(run_dir: Path, folder: Path) -> dict[str, Any]:
+    """Copy what makes vectors of new items, where the run has it, and return what bundle.json says of it.
+
+    sources: of the items' vectors, in order; None where the semantic IDs are not made of vectors. text_columns: what texts are made of.
+    """
+    for file in encoder_files(run_dir):
+        shutil.copyfile(file, folder / file.name)
+    fingerprint = (read_manifest(run_dir / "sid") or {"fingerprint": {}})["fingerprint"]
+    text = read_json(run_dir / "data" / "dataset.json").get("text")
+    return {"sources": fingerprint.get("sources"), "text_columns": None if text is None else text["columns"]}
+
+
+def encoder_files(run_dir: Path) -> list[Path]:
+    """The encoders' files of a run; none where it has no vectors of its own, or an earlier version made them.
+
+    Raises InputError where a file of the run's embeddings has changed.
+    """
+    from sidrec.tokenizer.embeddings.encoders import ENCODER_FILES  # with scikit-learn, which recommending does without
+
+    files = [run_dir / "embeddings" / name for name in ENCODER_FILES]
+    if not all(file.is_file() for file in files):
+        return []
+    require_finished(run_dir, "embeddings", f"sidrec tokenize --run_dir {run_dir}")
+    return files

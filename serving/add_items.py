@@ -1,0 +1,113 @@
+"""New items for a bundle's catalogue, and changes of its items, without training.
+
+sidrec add-items new.csv --bundle outputs/mine/bundle
+sidrec add-items new.jsonl --bundle outputs/mine/bundle --new_sids true
+sidrec add-items --run_dir outputs/mine --vectors new.npy --write_file new.index.json
+
+The last form codes vectors of your own with a run's semantic IDs, and changes nothing (`sidrec.tokenizer.add_items`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidrec.data.settings import read_dialect
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import first_named, parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.screen import Screen
+from sidrec.tokenizer import add_items as of_run
+
+
+@dataclass
+class AddItemsConfig:
+    """Add the items of a file to a bundle's catalogue, and change those that it has; `sidrec add-items FILE --bundle BUNDLE`.
+
+    With --run_dir instead of --bundle: codes for vectors of your own; see `sidrec add-items --run_dir RUN --help`.
+    """
+
+    items: Path = field(
+        metadata={
+            "help": "CSV, Parquet or JSON lines (.jsonl) with item_id, for new items title, and any of the catalogue's columns; those that "
+            "are missing are empty for new items, and stay as they are for the others."
+        }
+    )
+    bundle: Path = field(metadata={"help": "Folder that `sidrec bundle` has written, or a copy of it."})
+    new_sids: bool = field(
+        default=False,
+        metadata={
+            "help": "Give items whose text changes new semantic IDs. Otherwise they keep theirs: the model has learnt who takes what after "
+            "them, and a new one knows of it by its codes only."
+        },
+    )
+    vectors: list[Path] = field(
+        default_factory=list,
+        metadata={
+            "help": "An .npy file for each source that was a file of your own, with a row for every row of the items' file."
+        },
+    )
+    separator: str | None = field(
+        default=None, metadata={"help": "What separates the columns of a CSV: one character, or the word tab."}
+    )
+    encoding: str | None = field(default=None, metadata={"help": "Encoding of a CSV, such as latin-1. None: UTF-8."})
+
+    def __post_init__(self) -> None:
+        self.separator = read_dialect(self.separator, self.encoding)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    words = first_named("items", sys.argv[1:] if arguments is None else arguments)
+    if "--run_dir" in words or ("--vectors" in words and "--bundle" not in words):
+        of_run.code_vectors(parse_config(of_run.AddItemsConfig, words))
+    else:
+        add(parse_config(AddItemsConfig, words))
+
+
+def add(config: AddItemsConfig) -> None:
+    # torch and polars come with these, and --help does not wait for them
+    from sidrec.data.item_file import read_item_file, source_columns
+    from sidrec.serving.about import read_about
+    from sidrec.serving.changes import Sources, with_file
+    from sidrec.serving.versions import changing, write_version
+    from sidrec.tokenizer.config import COMPUTED_SOURCES
+    from sidrec.tokenizer.embeddings.encoders import load_encoders
+
+    screen, about = Screen("catalogue"), read_about(config.bundle)
+    columns, names = about["text_columns"], about["sources"]
+    if columns is None or names is None:
+        raise InputError(
+            f"{config.bundle} does not say how its items' texts and vectors are made, so new ones cannot be coded; prepare the data, make "
+            "the semantic IDs with `sidrec tokenize`, train, and bundle again."
+        )
+    with changing(config.bundle) as before:
+        table = read_item_file(config.items, source_columns(before.items), config.separator, config.encoding)
+        encoders = load_encoders(config.bundle) if {*names} & {*COMPUTED_SOURCES} else {}
+        sources = Sources.read(names, encoders, config.vectors, len(table))
+        change = with_file(before, table, columns, sources, config.new_sids)
+        if not change.added + change.changed:
+            screen.say(
+                f"{config.items} changes nothing: its {change.unchanged:,} items are in the catalogue as they are"
+            )
+            return
+        version = write_version(config.bundle, change.catalogue, added=change.added, changed=change.changed)
+    lines = [
+        f"version {version.number}: {version.added:,} items added, {version.changed:,} changed, {change.unchanged:,} as they were; "
+        f"{version.items:,} in the catalogue",
+        f"{change.coded:,} got semantic IDs, {change.moved:,} of them not their nearest, which other items have",
+    ]
+    if change.untitled:
+        lines.append(f"{change.untitled:,} have no title, and their id in its place")
+    if change.unread:
+        lines.append(
+            f"{change.unread:,} have no word that the text encoder knows: their semantic IDs say nothing of them"
+        )
+    screen.summary(
+        "catalogue", [*lines, f"`sidrec catalogue --bundle {config.bundle} --rollback {version.after}` goes back"]
+    )
+
+
+if __name__ == "__main__":
+    run_as_command(main)

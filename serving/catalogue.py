@@ -1,0 +1,53 @@
+"""The versions of a bundle's catalogue.
+
+sidrec catalogue --bundle outputs/mine/bundle
+sidrec catalogue --bundle outputs/mine/bundle --rollback 2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+
+
+@dataclass
+class CatalogueConfig:
+    """List the versions of a bundle's catalogue, or go back to one."""
+
+    bundle: Path = field(metadata={"help": "Folder that `sidrec bundle` has written, or a copy of it."})
+    rollback: int | None = field(
+        default=None, metadata={"help": "Number of the version to make current again; later ones stay in the list."}
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = parse_config(CatalogueConfig, arguments)
+    from rich import box  # with torch and polars, for which --help does not wait
+    from rich.console import Console
+    from rich.table import Table
+
+    from sidrec.serving.about import read_about
+    from sidrec.serving.table import WIDEST
+    from sidrec.serving.versions import roll_back, versions
+
+    read_about(config.bundle)
+    if config.rollback is not None:
+        roll_back(config.bundle, config.rollback)
+    made, current = versions(config.bundle)
+    console, table = Console(), Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("version", "made from", "time (UTC)", "added", "removed", "changed", "items", ""):
+        table.add_column(name, justify="left" if name in ("time (UTC)", "") else "right", no_wrap=True)
+    for version in made:
+        counts = (version.added, version.removed, version.changed, version.items)
+        places = (str(version.number), str(version.after or ""), version.time[:19].replace("T", " "))
+        table.add_row(*places, *(f"{count:,}" for count in counts), "current" if version.number == current else "")
+    console.width = max(console.width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    run_as_command(main)

@@ -1,0 +1,39 @@
+"""Take items out of a bundle's catalogue: `sidrec remove-items ID [ID …] --bundle outputs/mine/bundle`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import first_named, parse_config
+from sidrec.pipeline.screen import Screen
+
+
+@dataclass
+class RemoveItemsConfig:
+    """Take items out of a bundle's catalogue: they are recommended no more, and may still stand in histories."""
+
+    ids: list[str] = field(metadata={"help": "The items' ids (item_id of the catalogue)."})
+    bundle: Path = field(metadata={"help": "Folder that `sidrec bundle` has written, or a copy of it."})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    config = parse_config(RemoveItemsConfig, first_named("ids", sys.argv[1:] if arguments is None else arguments))
+    from sidrec.serving.about import read_about  # with torch and polars, for which --help does not wait
+    from sidrec.serving.changes import without_items
+    from sidrec.serving.versions import changing, write_version
+
+    read_about(config.bundle)
+    ids = list(dict.fromkeys(config.ids))
+    with changing(config.bundle) as before:
+        version = write_version(config.bundle, without_items(before, ids), removed=len(ids))
+    Screen("catalogue").say(
+        f"version {version.number}: {version.removed:,} items removed, {version.items:,} in the catalogue"
+    )
+
+
+if __name__ == "__main__":
+    run_as_command(main)
