@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from sidrec.serving.schema import CATALOGUES, EVENTS, KEYS, LIST_ITEMS, LISTS
 
 MOST_CHARACTERS = 512  # of an id; an index of PostgreSQL takes no more than 2,704 bytes
 LARGEST = 2**63 - 1
+NO_DATABASE_HOLDS = re.compile("[\0\ud800-\udfff]")
 ROWS_AT_ONCE = 50_000
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 REMEMBERED = (
@@ -165,12 +167,24 @@ class Store:
 
         Raises InputError for ids as `add_events` does, for an item that is in it twice, and for propensities that are none.
         """
-        row, items = _rows_of(served, self.clock())
+        return self.log_lists([served]) == 1
+
+    def log_lists(self, lists: Sequence[ServedList]) -> int:
+        """`log_list` for many in one transaction, all or none; how many are new."""
+        now = self.clock()
+        rows = {served.request_id: _rows_of(served, now) for served in reversed(lists)}
+        if not rows:
+            return 0
         with taking_turn(self.engine) as connection:
-            is_new = self._insert_new(connection, LISTS, "request_id", [row]) == 1
-            if is_new and items:
+            stored = connection.scalars(select(LISTS.c.request_id).where(LISTS.c.request_id.in_(rows)))
+            for request_id in stored.all():
+                del rows[request_id]
+            if rows:
+                connection.execute(insert(LISTS), [row for row, _ in rows.values()])
+            items = [item for _, of_list in rows.values() for item in of_list]
+            if items:
                 connection.execute(insert(LIST_ITEMS), items)
-        return is_new
+        return len(rows)
 
     def see_catalogue(self, number: int, note: str = "") -> bool:
         """Store that a version of the catalogue was seen now; False where it was before."""
@@ -202,8 +216,13 @@ class Store:
             empty_wal(self.engine)
         return Removed(events, lists)
 
+    def check(self) -> None:
+        """Raise SQLAlchemy's OperationalError or TimeoutError where the database is away."""
+        with self.engine.connect() as connection:
+            connection.execute(select(1))
+
     def counts(self) -> Counts:
-        """For a health check. Counting reads an index from end to end: a second for tens of millions of rows."""
+        """For a look at it. Counting reads an index from end to end: a second for tens of millions of rows."""
         numbers = {"events": EVENTS, "lists": LISTS, "catalogue_versions": CATALOGUES}
         queries: dict[str, Select[Any]] = {
             name: select(func.count()).select_from(table) for name, table in numbers.items()
@@ -310,5 +329,5 @@ def _check_id(where: str, name: str, text: Any) -> None:
         raise InputError(
             f"{where}: {name} is {str(text)[:60]!r}; it must be a text of 1 to {MOST_CHARACTERS} characters."
         )
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if NO_DATABASE_HOLDS.search(text):
         raise InputError(f"{where}: {name} is {text[:60]!r}, with a character that no database holds; leave it out.")

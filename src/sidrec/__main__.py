@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": Command(("sidrec.evaluation.compare",), "compare two rows of tables case by case"),
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
+    "serve": Command(("sidrec.serving.serve",), "serve a bundle over HTTP: lists, items, events"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "export": Command(("sidrec.serving.export",), "write a model as GGUF or ONNX, for other tools"),
     "export-events": Command(("sidrec.serving.export_events",), "write a store's events as a log that prepare reads"),
