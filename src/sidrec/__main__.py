@@ -31,10 +31,12 @@ COMMANDS = {
         ("sidrec.tokenizer.embed", "sidrec.tokenizer.quantize"), "make item vectors, and semantic IDs of them"
     ),
     "evaluate": Command(("sidrec.evaluation.evaluate",), "measure Recall@K of the models beside baselines"),
-    "compare": Command(("sidrec.evaluation.compare",), "compare two rows of tables case by case"),
+    "compare": Command(("sidrec.serving.compare_models",), "compare two models, or two rows of tables, case by case"),
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
+    "update": Command(("sidrec.serving.update",), "join new events, train the model further, keep it unless it is worse"),
+    "drift": Command(("sidrec.serving.drift",), "how far a store's events moved from the training, and whether to train"),
     "export": Command(("sidrec.serving.export",), "write a model as GGUF or ONNX, for other tools"),
     "export-events": Command(("sidrec.serving.export_events",), "write a store's events as a log that prepare reads"),
     "export-lists": Command(("sidrec.serving.export_lists",), "write a store's drawn lists as a log that off-policy reads"),
