@@ -30,15 +30,14 @@ UPDATE, RECOMMEND, BUNDLE = "serving/update.py", "serving/recommend.py", "servin
 COMPARE = "serving/compare_models.py"
 
 
-def write_events(file: Path, first_time: int = 20, seed: int = 0, users: int = 75) -> Path:
+def write_events(file: Path, first_time: int = 20, seed: int = 0, users: int = 200) -> Path:
     """New steps of users along their rings, some of items that nobody knows."""
     rng, rows = np.random.default_rng(seed), []
     for user in range(users):
         ring, place = rng.integers(6), rng.integers(10)
-        for step in range(3):
-            rows.append(
-                (f"u{user}", f"i{10 * ring + (place + step) % 10}", first_time + 5 * step + int(rng.integers(5)))
-            )
+        for step in range(4):
+            time_of_step = first_time + 5 * step + int(rng.integers(5))
+            rows.append((f"u{user}", f"i{10 * ring + (place + step) % 10}", time_of_step))
     rows += [("u3", f"i{N_ITEMS + 5}", first_time), ("u4", f"i{N_ITEMS + 9}", first_time)]
     pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(file)
     return file
@@ -81,7 +80,7 @@ def test_an_update_is_a_run_with_the_same_semantic_ids(run_dir: Path, tmp_path: 
     items = "data/items.parquet"
     assert (latest / items).read_bytes() == (run_dir / items).read_bytes()
     assert weights(latest / "sft") != weights(run_dir / "sft")
-    assert exit_code(RECOMMEND, "--run_dir", latest, "--user", "u70") == 0  # who is new
+    assert exit_code(RECOMMEND, "--run_dir", latest, "--user", "u170") == 0  # who is new
     assert exit_code(BUNDLE, "--run_dir", latest) == 0
     shutil.rmtree(latest / "bundle")
 
