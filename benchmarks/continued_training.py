@@ -40,7 +40,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_configs
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import Stage
-from sidrec.serving.update import UPDATES, UpdateConfig, latest_run, update
+from sidrec.serving.update import LINKED, UPDATES, UpdateConfig, latest_run, update
 from sidrec.sft import train
 from sidrec.sft.continued import ContinuedConfig
 
@@ -59,7 +59,9 @@ FIGURES = (
 class ContinuedTrainingConfig:
     """Which data, and in how many slices."""
 
-    work_dir: Path = field(metadata={"help": "Where the runs are made; what is there already is gone on from."})
+    work_dir: Path = field(
+        metadata={"help": "Where the runs are made; a new folder, since what is finished already takes no time."}
+    )
     dataset: Literal["demo", "ml-100k"] = field(
         default="demo",
         metadata={"help": "Data whose times are true; its tokenizer and SFT settings are those of its configs."},
@@ -116,7 +118,7 @@ def by_slice(
         joining = UpdateConfig(events, first)
         accepted, seconds = timed(lambda joining=joining: update(joining, how))  # type: ignore[misc]
         updated, anew = first / UPDATES / f"{number:04d}", first.parent / f"anew-{number}"
-        for name in ("data", "sid"):
+        for name in ("data", *LINKED):
             link_to(updated / name, anew / name)
         _, seconds_anew = timed(lambda anew=anew: train.main([*sft, "--run_dir", str(anew)]))  # type: ignore[misc]
         cases = first_events(log, part, number + 1)
@@ -160,7 +162,7 @@ def write_first(dataset: Dataset, log: pl.DataFrame, run_dir: Path) -> None:
 
 def link_to(target: Path, link: Path) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
+    if target.exists() and not link.is_symlink():
         link.symlink_to(target.resolve(), target_is_directory=True)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sidrec.evaluation import compare
+from sidrec.evaluation.compare import CompareConfig, compare_rows
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -61,7 +61,7 @@ class CompareModelsConfig:
 def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] in OF_RANKS:
-        compare.main(words)
+        compare_rows(parse_config(CompareConfig, ["--ranks", *words[1:]]))
         return
     if words and not words[0].startswith("-"):  # `compare A B` is `compare --models A B`
         words.insert(0, "--models")
