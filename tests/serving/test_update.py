@@ -14,7 +14,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from run_dirs import N_ITEMS, assert_one_sentence, exit_code, finished_sft_run, start, weights
+from run_dirs import (
+    N_ITEMS,
+    assert_one_sentence,
+    exit_code,
+    finished_rq_run,
+    finished_sft_run,
+    run_stage,
+    start,
+    weights,
+)
 from safetensors.torch import load_file, save_file
 
 from sidrec.data.dataset import Dataset
@@ -23,8 +32,11 @@ from sidrec.data.new_events import UNTRAINED
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.statistics import paired_test
 from sidrec.pipeline.files import read_json, sha256
+from sidrec.pipeline.stage import Stage
+from sidrec.rl import grpo
 from sidrec.serving import update
 from sidrec.sft import fine_tuning
+from sidrec.tokenizer.embeddings.encoders import ENCODER_FILES
 
 UPDATE, RECOMMEND, BUNDLE = "serving/update.py", "serving/recommend.py", "serving/make_bundle.py"
 COMPARE = "serving/compare_models.py"
@@ -58,6 +70,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with one accepted update."""
     run = tmp_path_factory.mktemp("updated") / "run"
     shutil.copytree(finished_sft_run(tmp_path_factory), run)
+    with Stage(run, "embeddings", {}, (run / "data" / "interactions.parquet",)).building() as folder:
+        for name in ENCODER_FILES:
+            (folder / name).write_text("as they were fitted", encoding="utf-8")
     before = files_of(run)
     assert updated(run, write_events(run.parent / "new.csv")) == 0
     assert files_of(run) == before
@@ -82,6 +97,7 @@ def test_an_update_is_a_run_with_the_same_semantic_ids(run_dir: Path, tmp_path: 
     assert weights(latest / "sft") != weights(run_dir / "sft")
     assert exit_code(RECOMMEND, "--run_dir", latest, "--user", "u170") == 0  # who is new
     assert exit_code(BUNDLE, "--run_dir", latest) == 0
+    assert (latest / "bundle" / ENCODER_FILES[0]).read_text(encoding="utf-8") == "as they were fitted"
     shutil.rmtree(latest / "bundle")
 
 
@@ -143,6 +159,27 @@ def test_a_worse_model_is_refused_and_the_old_one_stays(
     monkeypatch.undo()
     assert updated(copy, copy.parent / "new.csv", "--passes", "1") in (0, 3)  # another training is another update
     assert (copy / "updates" / "0002" / "update" / "update.json").is_file()
+
+
+def test_the_semantic_ids_of_the_run_cannot_be_overwritten_through_an_update(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latest, before = run_dir / "updates" / "latest", files_of(run_dir)
+    vectors = ["--sources", "text", "--weights", "1.0", "--overwrite", "true"]
+    assert exit_code("tokenizer/embed.py", "--run_dir", latest, *vectors) == 2
+    assert "is a link to the folder of another run" in capsys.readouterr().err
+    assert files_of(run_dir) == before
+
+
+def test_it_goes_on_from_rl_where_that_is_the_last(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_rq_run(tmp_path_factory), run)
+    run_stage(grpo, run)
+    assert updated(run, write_events(tmp_path / "new.csv")) in (0, 3)
+    made = run / "updates" / "0001"
+    assert read_json(made / "update" / "update.json")["stage"] == "rl"
+    assert read_json(made / "sft" / "manifest.json")["fingerprint"]["model_name_or_path"] == str(run / "rl")
+    assert not (made / "sft" / "english.json").exists()
 
 
 @pytest.mark.slow
