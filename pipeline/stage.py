@@ -201,7 +201,7 @@ class Stage:
         owner = self.folder.resolve().parent
         if self.folder.is_symlink() and owner != self.run_dir.resolve() and (owner / "data" / MANIFEST).exists():
             raise InputError(
-                f"{self.folder} is a link to the folder of another run, {owner}, which would be changed; delete the link, or choose another "
+                f"{self.folder} is a link to the folder of another run, {owner}, which would be changed; delete the link, or name another "
                 "--run_dir."
             )
         if self.folder.exists() and not self.folder.is_dir():
