@@ -25,9 +25,9 @@ class ContinuedConfig:
     """How far a model is trained further."""
 
     rate: float = field(
-        default=0.25, metadata={"help": "Learning rate, as a share of the peak that the model was trained with."}
+        default=0.5, metadata={"help": "Learning rate, as a share of the peak that the model was trained with."}
     )
-    passes: float = field(default=2.0, metadata={"help": "Passes over the histories that are trained on."})
+    passes: float = field(default=4.0, metadata={"help": "Passes over the histories that are trained on."})
     replay: float = field(
         default=1.0,
         metadata={

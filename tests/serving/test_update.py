@@ -131,7 +131,7 @@ def test_the_same_again_has_nothing_to_do_and_the_next_goes_on(
         len(Dataset.load(first).interactions.filter(split=name)) for name in ("valid", "test")
     )
     manifests = [read_json(run / "sft" / "manifest.json")["fingerprint"] for run in (copy, first, second)]
-    assert [each["learning_rate"] / manifests[0]["learning_rate"] for each in manifests[1:]] == [0.25, 0.25]
+    assert [each["learning_rate"] / manifests[0]["learning_rate"] for each in manifests[1:]] == [0.5, 0.5]
     assert manifests[2]["model_name_or_path"] == str(first / "sft")
 
 
