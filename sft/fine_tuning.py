@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.new_events import replayed_sequences
 from sidrec.decoding.output_head import causal_model
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.renderer import RENDERER_FILE, Renderer
@@ -128,8 +129,10 @@ def prepare(
     refuse_adapters_in_parts(weights.train_weights)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
-    english = perplexity(model, tokenizer, vocabulary.start_token) if backbone.model_name_or_path is not None else None
+    english = perplexity(model, tokenizer, vocabulary.start_token) if knows_english(backbone) else None
     render, sequences = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary), dataset.train_sequences
+    if tasks.replay is not None:
+        sequences = replayed_sequences(dataset, tasks.replay, seed)
     if tasks.own_text:
         n_texts = min(MOST_TEXTS, math.ceil(tasks.own_text * len(sequences)))
         render = replace(render, own_texts=own_texts(model, tokenizer, n_texts, vocabulary.start_token, seed))
@@ -192,6 +195,13 @@ def train_model(
         start.tokenizer.save_pretrained(folder)
     ndcgs = baseline_ndcgs(start.dataset, start.valid_cases)
     finish(folder, trainer, start.sids, screen, ndcgs, english)
+
+
+def knows_english(backbone: BackboneConfig) -> bool:
+    """Whether the model is a pretrained one; a finished folder of this project that began from scratch is none."""
+    folder = Path(backbone.model_name_or_path or "")
+    is_ours = (folder / RENDERER_FILE).exists()
+    return backbone.model_name_or_path is not None and (not is_ours or (folder / ENGLISH_FILE).exists())
 
 
 def length_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> LengthBatches | None:

@@ -164,6 +164,14 @@ class TaskConfig:
             "as a share of the histories; 0: none."
         },
     )
+    replay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of data that `sidrec update` has joined events to: train on the users with events that the weights were not trained "
+            "on, and on so many times as many of the others, drawn by the seed. Left out: on all.",
+            "rare": True,
+        },
+    )
     window_items: int = field(
         default=10, metadata={"help": "Newest items given in tasks with one answer an example.", "rare": True}
     )
@@ -185,6 +193,8 @@ class TaskConfig:
             raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
         if not 0 <= self.item_dropout < 1:
             raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
+        if self.replay is not None and not 0 <= self.replay < float("inf"):
+            raise InputError(f"replay={self.replay} is no number of times; give 0 or more.")
         if not 0 <= self.history_overlap < 1:
             raise InputError(f"history_overlap={self.history_overlap} is no share of a window; give 0 to below 1.")
         for name in ("window_items", "text_tokens"):
