@@ -50,7 +50,9 @@ def write_onnx(model: RqTransformerForCausalLM, max_items: int, path: Path) -> N
     Raises InputError when the weights are more than one ONNX file holds, or a pretrained decoder's.
     """
     if model.config.spatial is not None:
-        raise InputError("--format onnx is for an RQ-Transformer from scratch, without a pretrained decoder; serve it with sidrec.")
+        raise InputError(
+            "--format onnx is for an RQ-Transformer from scratch, without a pretrained decoder; serve it with sidrec."
+        )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names operators of packages that are not installed
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -226,8 +226,8 @@ def start_model(
     if backbone.model_name_or_path is not None and (folder / RENDERER_FILE).exists():
         if backbone.one_position and not isinstance(model, RqTransformerForCausalLM):
             raise InputError(
-                f"{folder} was trained with layout=flat, and layout=one_position begins with a model without semantic IDs; leave it out, or "
-                "name the model that the folder began with."
+                f"{folder} was trained with layout=flat, and layout=one_position begins with a model without semantic IDs; name the model "
+                "that the folder began with, or leave layout out."
             )
         return model, tokenizer, Renderer.load(folder, sids).vocabulary
     texts = dataset.items["text"].to_list()

@@ -74,7 +74,9 @@ def taken_over(model: PreTrainedModel, opening: list[int], config: BackboneConfi
     decoder, embedding, shape = model.base_model, model.get_input_embeddings(), model.config
     remedy = f"{type(model).__name__} cannot have one position an item; set --layout flat."
     if not reads_rows(decoder, embedding.weight):
-        raise InputError(f"layout=one_position gives rows in the place of words, which changes what a model reads: {remedy}")
+        raise InputError(
+            f"layout=one_position gives rows in the place of words, which changes what a model reads: {remedy}"
+        )
     if config.depth_head == "transformer" and shape.hidden_size % (2 * shape.num_attention_heads):
         raise InputError(f"depth_head=transformer needs heads of even width, which divide the model's: {remedy}")
     settings = RqTransformerConfig(

@@ -219,7 +219,8 @@ class BackboneConfig:
         default="flat",
         metadata={
             "help": "A pretrained model: a position a token (flat), or one position an item, after the `opening`, with the depth head of "
-            "an rq_transformer, which writes items alone and is as many times faster as an item has codes (one_position)."
+            "an rq_transformer, which writes items alone and has as many times fewer positions as an item has codes (one_position).",
+            "rare": True,
         },
     )
     opening: str = field(
@@ -322,7 +323,9 @@ class BackboneConfig:
                 "item_loss_weight has no effect on depth_head=marginal, whose only loss is that of items; leave it out."
             )
         if self.depth_head == "marginal" and self.joint_levels is not None:
-            raise InputError("joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out.")
+            raise InputError(
+                "joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out."
+            )
         if self.joint_levels is not None and self.joint_levels < 1:
             raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")
 

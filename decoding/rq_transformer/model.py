@@ -100,6 +100,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RqTransformerConfig) -> None:
         super().__init__(config)
+        self.supports_gradient_checkpointing = config.spatial is not None  # the decoder's layers know how
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.spatial = SpatialTransformer(config) if config.spatial is None else PretrainedDecoder(config)
         self._make_catalogue_parts()

@@ -1,4 +1,4 @@
-"""A pretrained language model's layers as the spatial transformer: a text opening, then one position an item, in its space of embeddings."""
+"""A pretrained language model's layers as the spatial transformer: they read a text opening, then one position an item."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PretrainedDecoder(nn.Module):
         self.centre = nn.Parameter(torch.zeros(config.hidden_size))
 
     def forward(self, items: Tensor, opening: Tensor) -> Tensor:
-        """float32 [B, T, H]: the state after each item. items: [B, T, H], their embeddings, the oldest first. opening: [O, H], rows of words."""
+        """float32 [B, T, H]: the state after each item. items: [B, T, H], their embeddings. opening: [O, H], rows of words."""
         if not items.shape[1]:
             return items.float()
         states = self.scale * self.hidden(items, opening) - self.centre

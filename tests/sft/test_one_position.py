@@ -26,12 +26,13 @@ from sidrec.rl import grpo
 from sidrec.serving import recommend
 from sidrec.serving.onnx_graph import write_onnx
 from sidrec.sft import train
+from sidrec.sft.examples import chat_openings
 from sidrec.sft.fine_tuning import start_model
 from sidrec.sft.settings import BackboneConfig, SftConfig
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 OPENING = "word3 word7"
-FLAGS: dict[str, Any] = {"layout": "one_position", "opening": OPENING, "learning_rate": 0.003, "batch_items": 96}
+FLAGS: dict[str, Any] = {"layout": "one_position", "opening": OPENING, "learning_rate": 0.01, "batch_items": 256}
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,11 @@ def test_training_moves_the_decoder_the_items_and_the_opening_and_no_other_word(
         assert torch.equal(before[name], after[name]) == (name in ("codes", "popularity")), name
     moved = (before["embed_tokens.weight"] != after["embed_tokens.weight"]).any(1).nonzero()[:, 0].tolist()
     config = trainer.model.config
-    used = {first + code for first, codes in zip(config.first_tokens, trainer.model.codes.T, strict=True) for code in codes.tolist()}
+    used = {
+        first + code
+        for first, codes in zip(config.first_tokens, trainer.model.codes.T, strict=True)
+        for code in codes.tolist()
+    }
     assert set(moved) == set(config.opening) | used
 
 
@@ -226,6 +231,29 @@ def test_a_finished_one_is_trained_further_and_two_runs_give_the_same_bytes(tmp_
     further = run_stage(train, runs[2], model_name_or_path=runs[0] / "sft", **short)
     assert further.model.config.opening == AutoTokenizer.from_pretrained(tmp_path / "llm")(OPENING)["input_ids"]
     assert logged(runs[2] / "sft")
+
+
+def test_a_chats_question_is_the_opening_and_layers_may_be_run_again(tmp_path: Path) -> None:
+    """Activation checkpointing keeps less and changes nothing; the items' tokens stand alone, without the question's."""
+    save_pretrained(tmp_path / "llm", "Llama")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "llm")
+    tokenizer.chat_template = "word1 {% for message in messages %}{{ message['content'] }}{% endfor %} word2"
+    tokenizer.save_pretrained(tmp_path / "llm")
+    short = {
+        "model_name_or_path": tmp_path / "llm",
+        "chat_template": "true",
+        "max_steps": 2,
+        "eval_steps": 2,
+        "save_steps": 2,
+    }
+    chosen = {name: value for name, value in FLAGS.items() if name != "opening"} | short
+    runs = [make_run_dir(tmp_path / name) for name in ("a", "b")]
+    trainer = run_stage(train, runs[0], **chosen)
+    assert trainer.model.config.opening == list(chat_openings(tokenizer)["next_item"])
+    assert trainer.renderer.opening == ()
+    again = run_stage(train, runs[1], **chosen, activation_checkpointing="true")
+    for name, value in state(trainer.model).items():
+        torch.testing.assert_close(state(again.model)[name], value, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("head", ["additive", "transformer"])
