@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOKENS = 64  # of a text
-MOST_TEXTS = 256  # beyond them they are learnt several times a pass
+MOST_TEXTS = 64  # beyond them they are learnt several times a pass
 AT_ONCE = 64
 OPENINGS = ("The", "When", "In", "It", "She", "He", "They", "We", "I", "This", "There", "How", "If", "Many", "One", "A")
 
