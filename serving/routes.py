@@ -24,6 +24,7 @@ from sidrec.serving.docs_page import docs_page
 from sidrec.serving.generation import Generation
 from sidrec.serving.limits import Gate
 from sidrec.serving.service import Service
+from sidrec.serving.versions import versions
 
 PAGE = Path(__file__).resolve().parent / "page"
 MOST_LISTED, FARTHEST = 1_000, 2**40  # items of an answer of /items, and its offset
@@ -64,6 +65,19 @@ async def items(
     """Items whose title holds the query in whatever case, or whose id it is; without one all. Needs a key of scope read."""
     total, part = await run_in_threadpool(service.items, generation, query, limit, offset)
     return Response(f'{{"total": {total}, "items": {part.write_json()}}}', media_type="application/json")
+
+
+@routes.get("/catalogue/versions", dependencies=READ)
+async def catalogue_versions(generation: Leased) -> bodies.Versions:
+    """Every version of the catalogue, and which one is served. Needs a key of scope read."""
+    made, _ = await run_in_threadpool(versions, generation.folder)
+    return bodies.Versions(current=generation.version, versions=[asdict(version) for version in made])
+
+
+@routes.get("/store", dependencies=READ)
+async def store(service: Serving) -> dict[str, int | None]:
+    """How many rows the store has. Needs a key of scope read."""
+    return asdict(await run_in_threadpool(service.store.counts))
 
 
 @routes.post("/events", response_model=bodies.EventsAnswer, dependencies=WRITE)
