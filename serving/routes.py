@@ -54,6 +54,14 @@ async def recommend(call: bodies.RecommendCall, generation: Leased, service: Ser
     return JSONResponse(await service.recommend(call, generation))
 
 
+@routes.post("/beside/recommend", response_model=bodies.Recommended, dependencies=READ)
+async def recommend_beside(call: bodies.RecommendCall, service: Serving) -> Response:
+    """As /recommend, by the bundle of --beside; the store gets none of these lists. Needs a key of scope read."""
+    if service.beside is None:
+        raise InputError("the service was started without --beside, so there is no bundle to compare with.")
+    return JSONResponse(await service.recommend(call, service.beside, is_logged=False))
+
+
 @routes.get("/items", response_model=bodies.ItemsAnswer, dependencies=READ)
 async def items(
     generation: Leased,
@@ -102,8 +110,13 @@ async def switch_bundle(call: bodies.BundleCall, service: Serving) -> Response:
 @routes.get("/healthz")
 async def healthz(service: Serving) -> dict[str, Any]:
     """The process answers."""
-    generation = service.generations.current
-    return {"status": "ok", "model": generation.bundle.name, "catalogue_version": generation.version}
+    generation, beside = service.generations.current, service.beside
+    return {
+        "status": "ok",
+        "model": generation.bundle.name,
+        "catalogue_version": generation.version,
+        "beside": None if beside is None else beside.folder.name,
+    }
 
 
 @routes.get("/readyz")

@@ -30,7 +30,8 @@ NO_KNOWN_ITEM = "the catalogue has no item of this user's"
 
 
 class Service:
-    """folder: of the bundle. bundles: below which /admin/bundle may name others; None: nowhere. wait, most: as of `Batcher`."""
+    """folder: of the bundle. bundles: below which /admin/bundle may name others; None: nowhere. wait, most: as of `Batcher`. beside: of a
+    bundle to compare with, which nothing changes."""
 
     def __init__(
         self,
@@ -41,11 +42,13 @@ class Service:
         most: int = 64,
         needs_keys: bool = False,
         bundles: Path | None = None,
+        beside: Path | None = None,
     ) -> None:
         self.store, self.limits, self.needs_keys, self.bundles = store, limits, needs_keys, bundles
         self.metrics = Metrics()
         self.batcher = Batcher(wait, most, self.metrics)
         self.generations = Generations(self._loaded(folder))
+        self.beside = None if beside is None else self._loaded(beside)
         self._changing = asyncio.Lock()
         self._note(self.generations.current)
 
@@ -61,7 +64,7 @@ class Service:
 
     # ---- lists
 
-    async def recommend(self, call: RecommendCall, generation: Generation) -> dict[str, Any]:
+    async def recommend(self, call: RecommendCall, generation: Generation, is_logged: bool = True) -> dict[str, Any]:
         """As `Recommended`. Raises InputError for what is above a limit and for a filter that does not fit."""
         self.limits.check_lists(call)
         began, index_of = time.monotonic(), generation.bundle.index_of
@@ -78,7 +81,8 @@ class Service:
         lists = []
         for request, history, reply in zip(call.requests, histories, answers, strict=True):
             request_id = secrets.token_hex(16)
-            self._log(request_id, request, history, reply, generation, began)
+            if is_logged:
+                self._log(request_id, request, history, reply, generation, began)
             reason = "; ".join(filter(None, (*unknown_ids(index_of, request), reply.reason))) or None
             lists.append({"request_id": request_id, "user": request.user, "reason": reason, "items": reply.items})
         return {"model": generation.bundle.name, "catalogue_version": generation.version, "lists": lists}

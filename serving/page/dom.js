@@ -53,7 +53,11 @@ export function copyable(id) {
   return make("span", { class: "id" }, text, make("button", { type: "button", class: "small", "aria-label": `Copy id ${shortened(id)}`, onclick: copy }, "copy"));
 }
 
-export const shortened = (text, most = 60) => (text.length > most ? `${[...text.slice(0, most - 1)].slice(0, -1).join("")}…` : text);
+/** At most that many letters, none of them cut in two. */
+export function shortened(text, most = 60) {
+  const letters = [...text.slice(0, 2 * most + 2)];
+  return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : text;
+}
 
 /** For whoever hears the page: what has just happened. */
 export function say(sentence) {

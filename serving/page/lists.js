@@ -101,7 +101,7 @@ function show(answer, other) {
     by("beside-note").textContent = [noteOf(other, other.items), other.reason, `${inBoth.size} items are in both lists.`].filter(Boolean).join(" ");
   }
   drawTree();
-  say(`${shown.length} items recommended${shown.length ? `, first ${shortened(shown[0].title)}` : ""}.`);
+  say(`${history.length} items in the history, ${shown.length} recommended${shown.length ? `, first ${shortened(shown[0].title)}` : ""}.`);
 }
 
 function noteOf(answer, items) {
@@ -126,14 +126,15 @@ function why(item) {
   const first = length === 1 ? "the first code" : `${length} codes`;
   const sentence = near
     ? ["Nearest in the history: ", make("q", {}, near.item.title), ` (${length === codesOf(item.sid).length ? "the same item" : `${first} shared`})`]
-    : ["Shares no code with the history: the model takes it from what others did next."];
-  return [ids, make("span", { class: "why" }, ...sentence)];
+    : ["No item of the history shares its first code."];
+  return [ids, make("span", { class: near ? "why" : "why quiet" }, ...sentence)];
 }
 
 /** A log probability as per cent with two digits that say something. */
 function probability(score) {
   const percent = 100 * Math.exp(score);
-  return `${percent < 0.001 ? "< 0.001" : Number(percent.toPrecision(2))} %`;
+  if (percent < 0.001) return "< 0.001 %";
+  return `${percent >= 10 ? percent.toFixed(0) : percent.toPrecision(2)} %`;
 }
 
 function drawTree() {

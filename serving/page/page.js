@@ -1,7 +1,7 @@
 // The page of the service: three views, of which the address names one.
 
 import * as catalogue from "./catalogue.js";
-import { by, complain } from "./dom.js";
+import { by, complain, say } from "./dom.js";
 import * as health from "./health.js";
 import * as lists from "./lists.js";
 import * as service from "./service.js";
@@ -11,6 +11,7 @@ const VIEWS = ["lists", "catalogue", "health"];
 function show() {
   const wanted = VIEWS.find((name) => `#${name}` === location.hash) ?? VIEWS[0];
   complain();
+  say("");
   for (const name of VIEWS) by(name).hidden = name !== wanted;
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${wanted}`) link.setAttribute("aria-current", "page");
@@ -27,6 +28,7 @@ async function renew() {
     const about = await service.about();
     by("serving").textContent = `${about.model}, catalogue version ${about.catalogue_version}`;
     by("beside-choice").hidden = !about.beside;
+    by("beside-name").textContent = about.beside ?? "";
     await lists.renew();
   } catch (error) {
     complain(error);

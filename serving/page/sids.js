@@ -1,6 +1,6 @@
 // Semantic IDs: what two items share, and the tree of a list.
 
-import { draw, make } from "./dom.js";
+import { draw, make, shortened } from "./dom.js";
 
 const ROW = 24, STEP = 16, LETTER = 7.4, MOST_DRAWN = 40;
 
@@ -54,16 +54,18 @@ function joined(node) {
   return node;
 }
 
-/** Lines of the picture from top to bottom: {level, parent} with item, or with the codes bold (those that the history has) and plain. */
+/** Lines of the picture from top to bottom: {level, parent, bold, plain, item}. bold: the codes that the history has, too; plain: the others. */
 function linesOf(items, history) {
   const lines = [];
   const walk = (node, level, parent, prefix) => {
     const whole = [...prefix, ...node.codes];
     const has = Math.max(0, ...history.map((item) => shared(whole.join(""), item.sid))) - prefix.length;
     const bold = Math.max(0, Math.min(has, node.codes.length));
-    const place = lines.push({ level, parent, bold: node.codes.slice(0, bold).join(""), plain: node.codes.slice(bold).join("") }) - 1;
+    const codes = { bold: node.codes.slice(0, bold).join(""), plain: node.codes.slice(bold).join("") };
+    const [item, ...more] = node.items; // the first one stands beside its codes
+    const place = lines.push({ level, parent, ...codes, item }) - 1;
     for (const child of node.children.values()) walk(joined(child), level + 1, place, whole);
-    for (const item of node.items) lines.push({ level: level + 1, parent: place, item });
+    for (const each of more) lines.push({ level: level + 1, parent: place, bold: "", plain: "", item: each });
   };
   for (const child of treeOf(items).children.values()) walk(joined(child), 0, -1, []);
   return lines;
@@ -73,31 +75,26 @@ function linesOf(items, history) {
 export function tree(items, history, width) {
   const drawn = items.slice(0, MOST_DRAWN), lines = linesOf(drawn, history);
   const x = (line) => 8 + line.level * STEP, y = (place) => ROW * place + ROW / 2;
-  const groups = lines.filter((line) => !line.item && line.bold).length;
-  const label = `A tree of ${drawn.length} semantic IDs; ${groups} of its branches have codes of the history. The list says the same of every item.`;
+  const label = `A tree of ${drawn.length} semantic IDs; ${lines.filter((line) => line.bold).length} of its branches have codes of the history. The list says the same of every item.`;
   const picture = draw("svg", { viewBox: `0 0 ${width} ${ROW * lines.length}`, width, height: ROW * lines.length, role: "img", "aria-label": label });
   lines.forEach((line, place) => {
-    if (line.parent >= 0) {
-      const from = lines[line.parent];
-      picture.append(draw("path", { class: "edge", d: `M${x(from)} ${y(line.parent) + 5}V${y(place)}H${x(line) - 5}` }));
-    }
+    if (line.parent < 0) return;
+    const from = lines[line.parent];
+    picture.append(draw("path", { class: "edge", d: `M${x(from)} ${y(line.parent) + 5}V${y(place)}H${x(line) - 5}` }));
   });
-  lines.forEach((line, place) => picture.append(...(line.item ? leaf(line, x(line), y(place), width) : branch(line, x(line), y(place)))));
+  lines.forEach((line, place) => picture.append(...drawnLine(line, x(line), y(place), width)));
   return picture;
 }
 
-function branch(line, x, y) {
-  const dot = draw("circle", { cx: x, cy: y, r: 4.5, class: line.bold ? "node has" : "node" });
-  const text = draw("text", { x: x + 11, y: y + 4.5, class: "codes" }, draw("tspan", { class: "has" }, line.bold), draw("tspan", {}, line.plain));
-  return [dot, text];
-}
-
-function leaf(line, x, y, width) {
-  const room = Math.max(4, Math.floor((width - x - 40) / LETTER)), letters = [...line.item.title.slice(0, 200)];
-  const title = letters.length > room ? `${letters.slice(0, room - 1).join("")}…` : letters.join("");
+function drawnLine({ bold, plain, item }, x, y, width) {
+  const codes = draw("text", { x: x + 11, y: y + 4.5, class: "codes" }, draw("tspan", { class: "has" }, bold), draw("tspan", {}, plain));
+  const branch = [draw("circle", { cx: x, cy: y, r: 4.5, class: bold ? "node has" : "node" }), codes];
+  if (!item) return branch;
+  const left = x + 20 + LETTER * (bold + plain).length, room = Math.max(4, Math.floor((width - left - 34) / LETTER));
   return [
-    draw("rect", { x: x - 4, y: y - 9, width: 26, height: 18, rx: 4, class: "leaf" }),
-    draw("text", { x: x + 9, y: y + 4.5, class: "rank" }, line.item.rank),
-    draw("text", { x: x + 30, y: y + 4.5 }, title),
+    ...branch,
+    draw("rect", { x: left, y: y - 9, width: 26, height: 18, rx: 4, class: "leaf" }),
+    draw("text", { x: left + 13, y: y + 4.5, class: "rank" }, item.rank),
+    draw("text", { x: left + 34, y: y + 4.5, class: "leaf-title" }, shortened(item.title.slice(0, 200), room)),
   ];
 }
