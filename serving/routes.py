@@ -59,7 +59,7 @@ async def recommend_beside(call: bodies.RecommendCall, service: Serving) -> Resp
     """As /recommend, by the bundle of --beside; the store gets none of these lists. Needs a key of scope read."""
     if service.beside is None:
         raise InputError("the service was started without --beside, so there is no bundle to compare with.")
-    return JSONResponse(await service.recommend(call, service.beside, is_logged=False))
+    return JSONResponse(await service.recommend(call, service.beside))
 
 
 @routes.get("/items", response_model=bodies.ItemsAnswer, dependencies=READ)

@@ -64,7 +64,7 @@ class Service:
 
     # ---- lists
 
-    async def recommend(self, call: RecommendCall, generation: Generation, is_logged: bool = True) -> dict[str, Any]:
+    async def recommend(self, call: RecommendCall, generation: Generation) -> dict[str, Any]:
         """As `Recommended`. Raises InputError for what is above a limit and for a filter that does not fit."""
         self.limits.check_lists(call)
         began, index_of = time.monotonic(), generation.bundle.index_of
@@ -81,8 +81,7 @@ class Service:
         lists = []
         for request, history, reply in zip(call.requests, histories, answers, strict=True):
             request_id = secrets.token_hex(16)
-            if is_logged:
-                self._log(request_id, request, history, reply, generation, began)
+            self._log(request_id, request, history, reply, generation, began)
             reason = "; ".join(filter(None, (*unknown_ids(index_of, request), reply.reason))) or None
             lists.append({"request_id": request_id, "user": request.user, "reason": reason, "items": reply.items})
         return {"model": generation.bundle.name, "catalogue_version": generation.version, "lists": lists}
@@ -99,6 +98,8 @@ class Service:
         generation: Generation,
         began: float,
     ) -> None:
+        if generation is self.beside:  # nobody was served it
+            return
         known = [item for item in history if item in generation.bundle.index_of]
         items = [item["item_id"] for item in reply.items]
         served = ServedList(
