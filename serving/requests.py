@@ -132,6 +132,13 @@ class CatalogueChanged(BaseModel):
     items: int
 
 
+class Versions(BaseModel):
+    """current: the number of the one that is served. versions: as `sidrec.serving.versions.Version`."""
+
+    current: int
+    versions: list[dict[str, int | str]]
+
+
 class BundleCall(Asked):
     """bundle: a path below the folder that --bundles named when the service was started."""
 

@@ -24,6 +24,7 @@ from sidrec.serving.docs_page import docs_page
 from sidrec.serving.generation import Generation
 from sidrec.serving.limits import Gate
 from sidrec.serving.service import Service
+from sidrec.serving.versions import versions
 
 PAGE = Path(__file__).resolve().parent / "page"
 MOST_LISTED, FARTHEST = 1_000, 2**40  # items of an answer of /items, and its offset
@@ -53,6 +54,14 @@ async def recommend(call: bodies.RecommendCall, generation: Leased, service: Ser
     return JSONResponse(await service.recommend(call, generation))
 
 
+@routes.post("/beside/recommend", response_model=bodies.Recommended, dependencies=READ)
+async def recommend_beside(call: bodies.RecommendCall, service: Serving) -> Response:
+    """As /recommend, by the bundle of --beside; the store gets none of these lists. Needs a key of scope read."""
+    if service.beside is None:
+        raise InputError("the service was started without --beside, so there is no bundle to compare with.")
+    return JSONResponse(await service.recommend(call, service.beside))
+
+
 @routes.get("/items", response_model=bodies.ItemsAnswer, dependencies=READ)
 async def items(
     generation: Leased,
@@ -64,6 +73,19 @@ async def items(
     """Items whose title holds the query in whatever case, or whose id it is; without one all. Needs a key of scope read."""
     total, part = await run_in_threadpool(service.items, generation, query, limit, offset)
     return Response(f'{{"total": {total}, "items": {part.write_json()}}}', media_type="application/json")
+
+
+@routes.get("/catalogue/versions", dependencies=READ)
+async def catalogue_versions(generation: Leased) -> bodies.Versions:
+    """Every version of the catalogue, and which one is served. Needs a key of scope read."""
+    made, _ = await run_in_threadpool(versions, generation.folder)
+    return bodies.Versions(current=generation.version, versions=[asdict(version) for version in made])
+
+
+@routes.get("/store", dependencies=READ)
+async def store(service: Serving) -> dict[str, int | None]:
+    """How many rows the store has; counting takes a second for tens of millions. Needs a key of scope read."""
+    return asdict(await run_in_threadpool(service.store.counts))
 
 
 @routes.post("/events", response_model=bodies.EventsAnswer, dependencies=WRITE)
@@ -100,8 +122,13 @@ async def switch_bundle(call: bodies.BundleCall, service: Serving) -> Response:
 @routes.get("/healthz")
 async def healthz(service: Serving) -> dict[str, Any]:
     """The process answers."""
-    generation = service.generations.current
-    return {"status": "ok", "model": generation.bundle.name, "catalogue_version": generation.version}
+    generation, beside = service.generations.current, service.beside
+    return {
+        "status": "ok",
+        "model": generation.bundle.name,
+        "catalogue_version": generation.version,
+        "beside": None if beside is None else beside.folder.name,
+    }
 
 
 @routes.get("/readyz")

@@ -46,6 +46,12 @@ class ServeConfig:
         default=None,
         metadata={"help": "Folder below which POST /admin/bundle may name another bundle. Left out: it may name none."},
     )
+    beside: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of another bundle, whose lists the page shows beside those of --bundle; POST /beside/recommend asks it."
+        },
+    )
     batch_ms: float = field(
         default=5.0,
         metadata={
@@ -141,7 +147,7 @@ def service_of(config: ServeConfig) -> Service:
             f"--host {config.host} needs keys, and the store has none; run `sidrec keys --store STORE --create read` first."
         )
     wait = config.batch_ms / 1000
-    return Service(config.bundle, store, limits, wait, config.batch_most, needs_keys, config.bundles)
+    return Service(config.bundle, store, limits, wait, config.batch_most, needs_keys, config.bundles, config.beside)
 
 
 def listening(host: str, port: int) -> socket.socket:

@@ -34,7 +34,8 @@ NO_KNOWN_ITEM = "the catalogue has no item of this user's"
 
 
 class Service:
-    """folder: of the bundle. bundles: below which /admin/bundle may name others; None: nowhere. wait, most: as of `Batcher`."""
+    """folder: of the bundle. bundles: below which /admin/bundle may name others; None: nowhere. wait, most: as of `Batcher`. beside: of a
+    bundle to compare with, which nothing changes."""
 
     def __init__(
         self,
@@ -45,11 +46,13 @@ class Service:
         most: int = 64,
         needs_keys: bool = False,
         bundles: Path | None = None,
+        beside: Path | None = None,
     ) -> None:
         self.store, self.limits, self.needs_keys, self.bundles = store, limits, needs_keys, bundles
         self.metrics = Metrics()
         self.batcher = Batcher(wait, most, self.metrics)
         self.generations = Generations(self._loaded(folder))
+        self.beside = None if beside is None else self._loaded(beside)
         self._changing = asyncio.Lock()
         first = secrets.token_hex(8)  # of this process alone
         self._request_ids = (f"{first}-{number}" for number in itertools.count())
@@ -101,6 +104,8 @@ class Service:
         generation: Generation,
         began: float,
     ) -> None:
+        if generation is self.beside:  # nobody was served it
+            return
         known = [item for item in history if item in generation.bundle.index_of]
         items = [item["item_id"] for item in reply.items]
         served = ServedList(

@@ -44,7 +44,8 @@ def test_every_example_is_answered(tmp_path: Path) -> None:
     run = shop_run(tmp_path, "assign", **RQ_FLAGS)
     shutil.copytree(run / "bundle", tmp_path / "bundles" / "next")
     store = Store.open(str(tmp_path / "store.db"))
-    service = Service(run / "bundle", store, Limits(), bundles=tmp_path / "bundles")
+    bundles = tmp_path / "bundles"
+    service = Service(run / "bundle", store, Limits(), bundles=bundles, beside=bundles / "next")
     answers = {}
     with TestClient(create_app(service), URL) as client:
         for method, address, body, headers in calls():
