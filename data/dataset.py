@@ -82,6 +82,11 @@ class Dataset:
     def n_items(self) -> int:
         return len(self.items)
 
+    @property
+    def keeps_untaken(self) -> bool:
+        """Whether the catalogue was prepared with the items that nobody has taken."""
+        return bool(self.info.get("keep_untaken_items"))
+
     @cached_property
     def titles(self) -> list[str]:
         """Title of item i at index i."""

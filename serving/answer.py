@@ -5,6 +5,7 @@ A list is short only with its reason. A history without items is answered by wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from sidrec.decoding.item_indices import at_least_one
 from sidrec.decoding.recommender import Recommendations
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.bundle import Bundle
+from sidrec.serving.cold_lists import recommend_with_cold
 
 USERS_TOGETHER = 1024  # their rows are in memory at once
 NO_HISTORY = "no history"
@@ -46,9 +48,12 @@ class Question:
     allowed: np.ndarray | None = None
     diversity: int | None = None
     ahead: bool = False
+    cold_bias: float | None = None
 
     def __post_init__(self) -> None:
         at_least_one(self.k, "k")
+        if self.cold_bias is not None and not math.isfinite(self.cold_bias):
+            raise InputError(f"cold_bias={self.cold_bias} is no number of nats; leave it out, or give one such as 2.5.")
         if self.diversity is not None:
             at_least_one(self.diversity, "diversity")
             if self.ahead:
@@ -67,7 +72,8 @@ def answer(
 ) -> pl.DataFrame:
     """Rows of COLUMNS, the histories in their order, each best first.
 
-    score: log probability of the item after the history (ahead: after the items before it, too); null where there is no history. cold: the
+    score: log probability of the item after the history (ahead: after the items before it, too), without cold_bias; null where there is no
+    history. cold: the
     item was never taken in training. reason: null, or why the list is short or not the model's. A history without any item has one row, of
     which rank and item are null. histories: item indices, oldest first. users: of each history, for user_id. why_empty: of each
     history, what is said where it is empty; NO_HISTORY. progress: called with a number of histories that are answered.
@@ -129,14 +135,21 @@ def may_be_recommended(bundle: Bundle, question: Question) -> np.ndarray:
 def _lists(
     bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
 ) -> Recommendations:
-    return bundle.recommender.recommend(
-        histories,
-        longest_list(bundle, question),
-        exclude_seen=not question.keep_seen,
-        progress=progress,
-        allowed=question.allowed,
-        diversity=question.diversity,
-    )
+    return _best(bundle, histories, longest_list(bundle, question), question, progress)
+
+
+def _best(
+    bundle: Bundle,
+    histories: list[np.ndarray],
+    k: int,
+    question: Question,
+    progress: Callable[[int], object] | None = None,
+) -> Recommendations:
+    """The k best items of every history."""
+    seen, allowed, diversity = not question.keep_seen, question.allowed, question.diversity
+    if question.cold_bias is None:
+        return bundle.recommender.recommend(histories, k, seen, progress, allowed=allowed, diversity=diversity)
+    return recommend_with_cold(bundle, histories, k, seen, question.cold_bias, allowed, diversity, progress)
 
 
 def _steps(
@@ -147,9 +160,7 @@ def _steps(
     items = np.full((len(histories), longest), -1, dtype=np.int64)
     log_probs = np.full(items.shape, -np.inf, dtype=np.float32)
     for step in range(longest):
-        best = bundle.recommender.recommend(
-            [paths[row] for row in rows], 1, exclude_seen=not question.keep_seen, allowed=question.allowed
-        )
+        best = _best(bundle, [paths[row] for row in rows], 1, question)
         goes_on = best.items[:, 0] >= 0
         rows = rows[goes_on]
         items[rows, step], log_probs[rows, step] = best.items[goes_on, 0], best.log_probs[goes_on, 0]

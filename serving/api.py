@@ -12,6 +12,7 @@ import polars as pl
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.about import ABOUT
 from sidrec.serving.answer import COLUMNS, Question, answers
+from sidrec.serving.cold_lists import calibrated_bias
 from sidrec.serving.history import asked_of_histories, items_of_ids
 from sidrec.serving.item_filter import allowed_by, allowed_by_sql
 from sidrec.serving.source import Source
@@ -52,13 +53,14 @@ class Recommender:
         keep_seen: bool = False,
         diversity: int | None = None,
         ahead: bool = False,
+        cold_bias: float | None = None,
     ) -> pl.DataFrame:
         """user_id, rank, item_id, title, score (log probability), sid, cold, reason: k rows a user or history, best first.
 
         users: ids of the log, each answered once; an unknown one gets what was most taken in training. histories: item ids, oldest first;
         their user_id is their number, from 0. where: a SQL expression of the items' columns, or conditions (`sidrec.serving.item_filter`).
-        keep_seen, diversity, ahead: as of `sidrec.serving.answer.Question`. reason says why a list is short. Raises InputError for an
-        unknown item, a where that does not fit, and numbers below 1.
+        keep_seen, diversity, ahead, cold_bias: as of `sidrec.serving.answer.Question`. reason says why a list is short. Raises InputError
+        for an unknown item, a where that does not fit, and numbers below 1.
         """
         if (users is None) == (histories is None):
             raise InputError("give users=[…] or histories=[[…], …], one of the two.")
@@ -67,10 +69,16 @@ class Recommender:
         items, allowed = self.bundle.items, None
         if where is not None:
             allowed = allowed_by_sql(items, where) if isinstance(where, str) else allowed_by(items, where)
-        question = Question(k, keep_seen, allowed, diversity, ahead)
+        question = Question(k, keep_seen, allowed, diversity, ahead, cold_bias)
         asked = self._asked_of(histories or []) if users is None else self._source.of_users([*map(str, users)])
         parts = list(answers(self.bundle, asked, question))
         return pl.concat(parts) if parts else pl.DataFrame(schema=COLUMNS)
+
+    def cold_bias(self, share: float, k: int = 10) -> float:
+        """The `cold_bias` of `recommend` with which items that were never taken in training have this share of the first k places of the
+        log's users. Raises InputError where there is no log, no such item, or not so many of them."""
+        histories = [np.array(history, dtype=np.int64) for history in self.by_user["history"].to_list()]
+        return calibrated_bias(self.bundle, histories, k, share)
 
     @property
     def ids(self) -> pl.DataFrame:

@@ -18,9 +18,11 @@ from sidrec.decoding.product import Expert
 from sidrec.decoding.recommender import SIDS_FOLDER, Recommender
 from sidrec.decoding.trie import SidTrie
 from sidrec.pipeline.arrays import read_npy
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
 from sidrec.pipeline.stage import read_manifest
-from sidrec.serving.about import ABOUT, FORMAT_VERSION, ITEMS, copy_encoders, read_about
+from sidrec.serving.about import ABOUT, FORMAT_VERSION, ITEMS, copy_encoders, encoder_files, read_about
+from sidrec.serving.cold_rows import TEXT, ColdRows
 from sidrec.serving.versions import current_folder, live_catalogue
 from sidrec.tokenizer.semantic_ids import SemanticIds, sid_token
 
@@ -32,13 +34,16 @@ OF_TRAINING = ("adapter/", "valid.json")  # in a model's folder, and of no use t
 @dataclass(frozen=True)
 class Bundle:
     """What answers requests. items: as in `items.parquet` of the data, all columns, removed items too. name: of the model, such as
-    sft_blend. training_counts: int64 [N], how often each item was taken in the training log."""
+    sft_blend. training_counts: int64 [N], how often each item was taken in the training log. cold_rows: what texts say of embeddings, and
+    encoders: the folder of what encodes texts; None where the model or the vectors are of another kind."""
 
     recommender: Recommender | Blend
     items: pl.DataFrame
     sids: SemanticIds
     name: str
     training_counts: np.ndarray
+    cold_rows: ColdRows | None = None
+    encoders: Path | None = None
 
     @property
     def titles(self) -> list[str]:
@@ -58,6 +63,34 @@ class Bundle:
         first = self.recommender.recommenders[0]
         assert isinstance(first, Recommender)
         return first
+
+    @property
+    def of_one_model(self) -> Recommender:
+        """Raises InputError where an ensemble answers, whose scores are of what may be recommended."""
+        if not isinstance(self.recommender, Recommender):
+            raise InputError(f"{self.name} is of several models, which have no bias of cold items; name one of them.")
+        return self.recommender
+
+    @cached_property
+    def is_cold(self) -> np.ndarray:
+        """bool [N]: the items that were never taken in training."""
+        return self.training_counts == 0
+
+    @cached_property
+    def of_cold(self) -> Recommender:
+        """What ranks cold items among themselves: the recommender, in which they have the embeddings that their texts say, where it can.
+
+        Raises InputError as `load_encoders` and an encoder do.
+        """
+        if self.cold_rows is None or self.encoders is None:
+            return self.of_one_model
+        from sidrec.tokenizer.embeddings.encoders import (
+            load_encoders,
+        )  # with scikit-learn, for which others do not wait
+
+        texts = self.items["text"].fill_null("").filter(pl.Series(self.is_cold)).to_list()
+        vectors = load_encoders(self.encoders)[TEXT].encode(texts)
+        return self.cold_rows.applied(self.of_one_model, self.sids.codes[self.is_cold], vectors)
 
     @cached_property
     def most_taken(self) -> np.ndarray:
@@ -92,7 +125,7 @@ class Bundle:
             recommender = replace(recommender, expert=Expert(Memory.load(folder / MEMORY), about["weight"]))
         items, counts = pl.read_parquet(catalogue / ITEMS, glob=False), read_npy(folder / TRAINING_COUNTS)
         counts = np.pad(counts, (0, len(items) - len(counts)))  # later items were not there in training
-        return cls(recommender, items, sids, about["model"], counts)
+        return cls(recommender, items, sids, about["model"], counts, ColdRows.load(folder), folder)
 
     def at_version(self, catalogue: Path) -> Bundle:
         """With the catalogue of a version's folder; the model and the memory are shared."""
@@ -107,8 +140,11 @@ class Bundle:
     @classmethod
     def of_run(cls, run_dir: Path, name: str, dataset: Dataset) -> Bundle:
         """A run's model by its name, beside its items. dataset: of the run. Raises InputError as `trained_model` does."""
-        sids = SemanticIds.load(run_dir)
-        return cls(trained_model(run_dir, name), dataset.items, sids, name, training_counts(dataset))
+        sids, model, counts = SemanticIds.load(run_dir), trained_model(run_dir, name), training_counts(dataset)
+        cold_rows = None
+        if isinstance(model, Recommender) and (counts == 0).any():
+            cold_rows = ColdRows.of_run(run_dir, model, counts)
+        return cls(model, dataset.items, sids, name, counts, cold_rows, run_dir / "embeddings")
 
 
 def trained_model(run_dir: Path, name: str) -> Recommender | Blend:
@@ -136,7 +172,10 @@ def write_bundle(model: Recommender, run_dir: Path, name: str, folder: Path) -> 
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model_folder / file, folder / file)
     shutil.copyfile(run_dir / "data" / ITEMS, folder / ITEMS)
-    np.save(folder / TRAINING_COUNTS, training_counts(Dataset.load(run_dir)))
+    counts = training_counts(Dataset.load(run_dir))
+    np.save(folder / TRAINING_COUNTS, counts)
+    if encoder_files(run_dir) and (cold_rows := ColdRows.of_run(run_dir, model, counts)) is not None:
+        cold_rows.save(folder)
     if model.expert is not None:
         assert isinstance(model.expert.memory, Memory)
         model.expert.memory.save(folder / MEMORY)

@@ -96,6 +96,19 @@ class RecommendConfig:
     diversity: int | None = field(
         default=None, metadata={"help": "At most this many items of a list may share their first code."}
     )
+    cold_share: float | None = field(
+        default=None,
+        metadata={
+            "help": "Give items that were never taken in training this share of the lists' places, such as 0.05, over the users of the "
+            "log; they are ranked by their texts. The bias that does it is printed."
+        },
+    )
+    cold_bias: float | None = field(
+        default=None,
+        metadata={
+            "help": "The bias itself, in place of --cold_share: for single histories, and where there is no log."
+        },
+    )
     keep_seen: bool = field(default=False, metadata={"help": "Also recommend items of the history."})
     output: Path | None = field(
         default=None,
@@ -117,6 +130,8 @@ class RecommendConfig:
             raise InputError("give --k, for candidates, or --next, for items one after the other: one of the two.")
         if self.next is not None and self.diversity is not None:
             raise InputError("--next asks for items that follow one another; leave --diversity out.")
+        if self.cold_share is not None and self.cold_bias is not None:
+            raise InputError("give --cold_share, or the --cold_bias that a call with it printed: one of the two.")
         if self.bundle is not None and self.run_dir is not None:
             raise InputError(f"give either --bundle {self.bundle} or --run_dir {self.run_dir}: one model is asked.")
         if self.bundle is not None and self.model is not None:
@@ -131,7 +146,10 @@ class RecommendConfig:
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(RecommendConfig, arguments)
+    import numpy as np
+
     from sidrec.serving.answer import Question, answers  # with torch and polars, for which --help does not wait
+    from sidrec.serving.cold_lists import calibrated_bias
     from sidrec.serving.item_filter import allowed_by_sql
     from sidrec.serving.output import check_output, write_parts
     from sidrec.serving.source import Source
@@ -144,7 +162,12 @@ def main(arguments: list[str] | None = None) -> None:
     bundle, asked = source.bundle, asked_about(source, config)
     allowed = None if config.where is None else allowed_by_sql(bundle.items, config.where)
     k, ahead = config.next or config.k or 10, config.next is not None
-    question = Question(k, config.keep_seen, allowed, config.diversity, ahead)
+    bias = config.cold_bias
+    if config.cold_share is not None:
+        histories = [np.array(history, dtype=np.int64) for history in source.by_user["history"].to_list()]
+        bias = calibrated_bias(bundle, histories, k, config.cold_share, not config.keep_seen, allowed)
+        screen.say(f"recommend: --cold_bias {bias:.4f} gives cold items {config.cold_share:.1%} of these users' lists")
+    question = Question(k, config.keep_seen, allowed, config.diversity, ahead, bias)
     if config.output is None:
         show_all(bundle, asked, answers(bundle, asked, question))
     else:

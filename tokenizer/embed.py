@@ -41,6 +41,31 @@ def compute(source: str, dataset: Dataset, config: TokenizerConfig, screen: Scre
     return TfidfSvd.fit(texts, config.text_dim, config.seed, screen)
 
 
+def predict_from_text(
+    encoders: dict[str, Encoder], vectors: dict[str, np.ndarray], dataset: Dataset, seed: int
+) -> list[str]:
+    """Where there are both sources, put the collaborative vectors that texts let expect in the place of unknown ones: of items that come
+    later, and of those that nobody has taken where the data keep such. Returns what is said of it."""
+    from sidrec.tokenizer.embeddings.from_text import FromText, has_evidence
+    from sidrec.tokenizer.embeddings.text import TextModel, TfidfSvd
+
+    text = encoders.get("text")
+    if not isinstance(text, TfidfSvd | TextModel) or "collaborative" not in encoders:
+        return []
+    from_text = FromText.fit(vectors["text"], vectors["collaborative"], seed, text)
+    if from_text is None:
+        return ["texts do not tell who takes an item: items that nobody has taken are coded by their text alone"]
+    encoders["collaborative"] = from_text
+    if not dataset.keeps_untaken:
+        return []
+    n_unknown = int((~has_evidence(vectors["collaborative"])).sum())
+    vectors["collaborative"] = from_text.filled(vectors["text"], vectors["collaborative"])
+    return [
+        f"{n_unknown:,} items without evidence have the collaborative vector that their text lets expect (of the others, left out one by "
+        f"one, texts explain {from_text.explained:.1%} of the variance)"
+    ]
+
+
 def main(arguments: list[str] | None = None) -> None:
     config, _ = parse_arguments(arguments, stage="embeddings")
     from sidrec.data.dataset import Dataset  # after --help, which shall be fast
@@ -66,8 +91,11 @@ def main(arguments: list[str] | None = None) -> None:
     screen.begin(f"vectors for {dataset.n_items:,} items from {' and '.join(config.computed_sources) or 'no source'}")
     lines, encoders = [], {}
     with stage.building(config.overwrite) as folder, screen.logging_to(folder / "log.txt"):
+        vectors = {}
         for source in config.computed_sources:
-            encoders[source], rows = compute(source, dataset, config, screen)
+            encoders[source], vectors[source] = compute(source, dataset, config, screen)
+        lines += predict_from_text(encoders, vectors, dataset, config.seed)
+        for source, rows in vectors.items():
             assert len(rows) == dataset.n_items
             with atomic_path(folder / f"{source}.npy") as temporary, temporary.open("wb") as handle:
                 np.save(handle, rows)

@@ -8,6 +8,7 @@ trie path, and one state scores the whole trie. The spatial part may be a pretra
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -118,6 +119,14 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         self._trie: tuple[int, SidTrie] | None = None
         self._paths: list[TriePaths] = []
         self._tables: WeakKeyDictionary[TriePaths, tuple[list[int], NodeTable]] = WeakKeyDictionary()
+        self._given: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def with_item_rows(self, codes: Tensor, rows: Tensor, bias: Tensor) -> RqTransformerForCausalLM:
+        """A model of the same weights, which it shares, to recommend with: the items of SIDs `codes`, int64 [m, L], have the embeddings
+        `rows`, float32 [m, H], and `bias`, float32 [m], in every trie that holds them."""
+        other = copy(self)
+        other._tables, other._given = WeakKeyDictionary(), (codes, rows, bias)
+        return other
 
     def add_catalogue(
         self, trie: SidTrie, start_token: int, first_tokens: tuple[int, ...], own_levels: list[int]
@@ -201,7 +210,13 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
     def _new_table(self, paths: TriePaths) -> NodeTable:
         weight, places = self.embed_tokens.weight, zip(self.config.first_tokens, self.config.level_sizes, strict=True)
         rows = [weight[first : first + size] for first, size in places]
-        return NodeTable.of(self.nodes, rows, paths, self.popularity[self.trie.item_of_leaf[:]])
+        table = NodeTable.of(self.nodes, rows, paths, self.popularity[self.trie.item_of_leaf[:]])
+        if self._given is None:
+            return table
+        codes, item_rows, bias = self._given
+        leaves = paths.trie.descend(codes)
+        held = leaves >= 0
+        return table.with_items(leaves[held], item_rows[held], bias[held])
 
     def forward(
         self,

@@ -118,6 +118,18 @@ class NodeTable:
         """float32 [N], by leaf."""
         return self.path_bias(self.trie.n_levels)
 
+    def with_items(self, leaves: Tensor, rows: Tensor, bias: Tensor) -> NodeTable:
+        """The table in which the items at `leaves` (int64 [m]) have other embeddings, float32 [m, H], and biases, float32 [m]: the last
+        nodes of their paths make up the difference."""
+        above = self.paths.parents[-1][leaves]
+        if len(self.rows) > 1:
+            rows, bias = (
+                rows - self.path_rows(len(self.rows) - 1)[above],
+                bias - self.path_bias(len(self.bias) - 1)[above],
+            )
+        last = self.rows[-1].index_copy(0, leaves, rows), self.bias[-1].index_copy(0, leaves, bias)
+        return NodeTable(self.paths, (*self.rows[:-1], last[0]), (*self.bias[:-1], last[1]), self.popularity)
+
     def path_rows(self, depth: int) -> Tensor:
         """float32 [n, H]: by node at `depth`, the sum of the rows on its path."""
         return self._path_sums("rows", self.rows, depth)

@@ -32,12 +32,25 @@ def test_saved_encoders_give_the_training_items_their_vectors_bit_for_bit(run_di
         assert encoder.encode([texts[item]]).tobytes() == vectors[item].tobytes()
 
 
-def test_an_item_without_interactions_has_a_stated_collaborative_vector(run_dir: Path) -> None:
-    vectors = load_encoders(run_dir / "embeddings")["collaborative"].encode(["any text", ""])
-    stated = load_file(run_dir / "embeddings" / ENCODER_FILES[1])["collaborative.vector"]
+def test_an_item_without_interactions_has_a_stated_collaborative_vector_where_there_are_no_texts(
+    tmp_path: Path,
+) -> None:
+    run = make_run_dir(tmp_path / "run")
+    embed.main(["--run_dir", str(run), "--sources", "collaborative", "--collaborative_dim", "8"])
+    vectors = load_encoders(run / "embeddings")["collaborative"].encode(["any text", ""])
+    stated = load_file(run / "embeddings" / ENCODER_FILES[1])["collaborative.vector"]
     assert vectors.tobytes() == np.stack([stated, stated]).tobytes()
-    assert vectors.shape[1] == np.load(run_dir / "embeddings" / "collaborative.npy").shape[1]
+    assert vectors.shape[1] == np.load(run / "embeddings" / "collaborative.npy").shape[1]
     assert np.linalg.norm(stated) == pytest.approx(EMPTY_NORM, rel=1e-4)
+
+
+def test_an_item_without_interactions_has_the_collaborative_vector_of_its_text(run_dir: Path) -> None:
+    vectors = np.load(run_dir / "embeddings" / "collaborative.npy")  # of rings of ten, one a colour
+    new = load_encoders(run_dir / "embeddings")["collaborative"].encode(["The red parasol", "The blue parasol"])
+    cosines = new @ vectors.T
+    rings = np.arange(N_ITEMS) // 10
+    assert cosines[0][rings == 0].mean() > cosines[0][rings != 0].mean() + 0.2
+    assert cosines[1][rings == 1].mean() > cosines[1][rings != 1].mean() + 0.2
 
 
 def test_the_stages_manifest_lists_the_encoders(run_dir: Path) -> None:

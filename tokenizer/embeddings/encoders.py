@@ -16,14 +16,16 @@ from safetensors.numpy import load_file, save
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, read_json, write_json
 from sidrec.tokenizer.embeddings.collaborative import Unknown
+from sidrec.tokenizer.embeddings.from_text import FromText
 from sidrec.tokenizer.embeddings.text import TextModel, TfidfSvd
 
 FORMAT_VERSION = 1
 SETTINGS, ARRAYS = ENCODER_FILES = ("encoders.json", "encoders.safetensors")
-KINDS: dict[str, type[TfidfSvd] | type[TextModel] | type[Unknown]] = {
+KINDS: dict[str, type[TfidfSvd] | type[TextModel] | type[Unknown] | type[FromText]] = {
     "tfidf_svd": TfidfSvd,
     "text_model": TextModel,
     "unknown": Unknown,
+    "from_text": FromText,
 }
 AGAIN = "make the vectors again with `sidrec tokenize --overwrite true`, and what was made from them"
 
@@ -68,6 +70,11 @@ def load_encoders(folder: Path) -> dict[str, Encoder]:
             begin = f"{source}."
             of_source = {name.removeprefix(begin): array for name, array in arrays.items() if name.startswith(begin)}
             encoders[source] = KINDS[made["kind"]].restored(made["settings"], of_source)
+        for source, encoder in encoders.items():
+            if isinstance(encoder, FromText):
+                text = encoders["text"]
+                assert isinstance(text, TfidfSvd | TextModel)
+                encoders[source] = encoder.with_text(text)
     except (OSError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"{folder / ARRAYS} does not fit {path} ({' '.join(str(error).split())}); {AGAIN}.") from error
     return encoders
