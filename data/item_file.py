@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -46,12 +47,26 @@ def read_item_file(
     else:
         strings = [name for name, dtype in source.schema.items() if dtype == pl.String]
         table = collect(path, read_table(path, ["item_id"], separator, encoding, words=strings))
-    unknown = [name for name in table.columns if name not in source.columns]
-    if unknown:
-        raise InputError(
-            f"{path} has a column {unknown[0]!r}, which the catalogue does not have (it has {listed(source.columns)}); rename it or take "
-            "it out."
-        )
+    return _checked(path, table, source)
+
+
+def items_of_records(records: list[dict[str, Any]], source: pl.DataFrame) -> pl.DataFrame:
+    """`read_item_file` of objects that came in another way than in a file; errors name their place among them."""
+    where = Path("items")
+    for number, record in enumerate(records, 1):
+        _refuse_unknown(Path(f"items row {number}"), list(record), source)
+        if "item_id" not in record:
+            raise InputError(f"items row {number} has no item_id; add it.")
+    try:
+        table = pl.DataFrame(records, infer_schema_length=None, strict=False)
+    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+        raise InputError(f"items make no table: {' '.join(str(error).split())}") from error
+    return _checked(where, table, source)
+
+
+def _checked(path: Path, table: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
+    """The table as `read_item_file` gives it."""
+    _refuse_unknown(path, table.columns, source)
     table = table.with_columns(text_ids(path, "item_id", table.schema["item_id"]))
     refuse_blank(path, table["item_id"], "row")
     _refuse_twice(path, table["item_id"])
@@ -60,6 +75,15 @@ def read_item_file(
         title = one_line(pl.col("title"))
         table = table.with_columns(title=pl.when(title != "").then(title))
     return table
+
+
+def _refuse_unknown(path: Path, columns: list[str], source: pl.DataFrame) -> None:
+    unknown = [name for name in columns if name not in source.columns]
+    if unknown:
+        raise InputError(
+            f"{path} has a column {unknown[0][:60]!r}, which the catalogue does not have (it has {listed(source.columns)}); rename it or "
+            "take it out."
+        )
 
 
 def _refuse_twice(path: Path, ids: pl.Series) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from sidrec.data.settings import read_dialect
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import first_named, parse_config
-from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.tokenizer import add_items as of_run
 
@@ -68,31 +67,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def add(config: AddItemsConfig) -> None:
     # torch and polars come with these, and --help does not wait for them
-    from sidrec.data.item_file import read_item_file, source_columns
-    from sidrec.serving.about import read_about
-    from sidrec.serving.changes import Sources, with_file
-    from sidrec.serving.versions import changing, write_version
-    from sidrec.tokenizer.config import COMPUTED_SOURCES
-    from sidrec.tokenizer.embeddings.encoders import load_encoders
+    from sidrec.data.item_file import read_item_file
+    from sidrec.serving.changes import add_table
 
-    screen, about = Screen("catalogue"), read_about(config.bundle)
-    columns, names = about["text_columns"], about["sources"]
-    if columns is None or names is None:
-        raise InputError(
-            f"{config.bundle} does not say how its items' texts and vectors are made, so new ones cannot be coded; prepare the data, make "
-            "the semantic IDs with `sidrec tokenize`, train, and bundle again."
-        )
-    with changing(config.bundle) as before:
-        table = read_item_file(config.items, source_columns(before.items), config.separator, config.encoding)
-        encoders = load_encoders(config.bundle) if {*names} & {*COMPUTED_SOURCES} else {}
-        sources = Sources.read(names, encoders, config.vectors, len(table))
-        change = with_file(before, table, columns, sources, config.new_sids)
-        if not change.added + change.changed:
-            screen.say(
-                f"{config.items} changes nothing: its {change.unchanged:,} items are in the catalogue as they are"
-            )
-            return
-        version = write_version(config.bundle, change.catalogue, added=change.added, changed=change.changed)
+    screen = Screen("catalogue")
+    change, version = add_table(
+        config.bundle,
+        lambda source: read_item_file(config.items, source, config.separator, config.encoding),
+        config.new_sids,
+        config.vectors,
+    )
+    if version is None:
+        screen.say(f"{config.items} changes nothing: its {change.unchanged:,} items are in the catalogue as they are")
+        return
     lines = [
         f"version {version.number}: {version.added:,} items added, {version.changed:,} changed, {change.unchanged:,} as they were; "
         f"{version.items:,} in the catalogue",

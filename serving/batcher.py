@@ -1,7 +1,8 @@
 """Requests are gathered into batches, and one thread asks the model, so that the event loop never waits for it.
 
-A batch is sent when its oldest request has waited for the deadline or it is full, and the thread is free: while the model works, the next
-batch gathers. Requests with the same question about different histories are one call of `sidrec.serving.answer.answer`.
+A batch is sent when it is full, or its oldest request has waited for the deadline beside a thread that is free: while the model works, the
+next batch gathers, and clients that have just been answered may join it. Requests with the same question about different histories are one
+call of `sidrec.serving.answer.answer`.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _answers(jobs: Sequence[Job]) -> list[Answer]:
 
 
 class Batcher:
-    """wait: seconds that a request may wait for others; 0: each is answered alone. most: requests of a batch.
+    """wait: seconds that a request waits for others while the model has nothing to do; 0: each is answered alone. most: of a batch.
 
     Its methods are called on the event loop. work: what the thread does with a batch.
     """
@@ -124,7 +125,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "model")
         self._waiting: deque[_Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._is_busy = False
+        self._is_busy, self._free_since = False, 0.0
         metrics.queue.set_function(lambda: len(self._waiting))
 
     def ask(self, job: Job) -> asyncio.Future[Answer]:
@@ -142,7 +143,8 @@ class Batcher:
         """Send a batch if it is time, else see to it that somebody asks again."""
         if self._is_busy or not self._waiting:
             return
-        loop, due = asyncio.get_running_loop(), self._waiting[0].since + self.wait
+        loop = asyncio.get_running_loop()
+        due = max(self._waiting[0].since, self._free_since) + self.wait
         if len(self._waiting) >= self.most or due <= loop.time():
             self._send()
         elif self._timer is None:
@@ -171,7 +173,7 @@ class Batcher:
             self.metrics.batch_sizes.observe(len(jobs))
 
     def _give_out(self, batch: list[_Waiting], done: asyncio.Future[list[Answer | Exception]]) -> None:
-        self._is_busy = False
+        self._is_busy, self._free_since = False, asyncio.get_running_loop().time()
         error = done.exception()
         results = [error] * len(batch) if error is not None else done.result()
         for waiting, result in zip(batch, results, strict=True):
@@ -187,6 +189,7 @@ class Batcher:
 def warm_up(generation: Generation) -> None:
     """Answer once, so that what is made once is there. Raises InputError where the bundle cannot answer."""
     bundle = generation.bundle
+    assert len(bundle.index_of) == len(bundle.shelf)  # which are made once
     items = np.flatnonzero(may_be_recommended(bundle, Question()))
     if not len(items):
         raise InputError(f"{generation.folder} has no item to recommend.")

@@ -94,6 +94,16 @@ class Bundle:
         counts = np.pad(counts, (0, len(items) - len(counts)))  # later items were not there in training
         return cls(recommender, items, sids, about["model"], counts)
 
+    def at_version(self, catalogue: Path) -> Bundle:
+        """With the catalogue of a version's folder; the model and the memory are shared."""
+        first, sids = self.first_recommender, SemanticIds.read(catalogue / SIDS_FOLDER)
+        items = pl.read_parquet(catalogue / ITEMS, glob=False)
+        counts = np.zeros(len(items), dtype=self.training_counts.dtype)
+        shared = min(len(counts), len(self.training_counts))
+        counts[:shared] = self.training_counts[:shared]
+        recommender = replace(first, catalogue=live_catalogue(catalogue, sids, first.model.device))
+        return replace(self, recommender=recommender, items=items, sids=sids, training_counts=counts)
+
     @classmethod
     def of_run(cls, run_dir: Path, name: str, dataset: Dataset) -> Bundle:
         """A run's model by its name, beside its items. dataset: of the run. Raises InputError as `trained_model` does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import polars as pl
 
 from sidrec.data.item_file import source_columns, with_text_of
 from sidrec.pipeline.errors import InputError
-from sidrec.serving.versions import Catalogue
-from sidrec.tokenizer.embeddings.encoders import Encoder
+from sidrec.serving.about import read_about
+from sidrec.serving.versions import Catalogue, Version, changing, write_version
+from sidrec.tokenizer.config import COMPUTED_SOURCES
+from sidrec.tokenizer.embeddings.encoders import Encoder, load_encoders
 from sidrec.tokenizer.embeddings.unit_rows import EMPTY_NORM
 from sidrec.tokenizer.new_items import read_new
 
@@ -67,6 +70,38 @@ class Change:
     coded: int = 0
     moved: int = 0
     unread: int = 0
+
+
+def add_table(
+    bundle: Path, read: Callable[[pl.DataFrame], pl.DataFrame], new_sids: bool, vectors: Sequence[Path] = ()
+) -> tuple[Change, Version | None]:
+    """Make the version of a bundle's catalogue that has a table's items; none where they change nothing.
+
+    read: the table, of the catalogue as `source_columns` gives it; it raises InputError where they do not fit. vectors: files for sources
+    of the user's own. Raises InputError, too, where the bundle does not say how its items are coded, or another process changes it.
+    """
+    about = read_about(bundle)
+    columns, names = about["text_columns"], about["sources"]
+    if columns is None or names is None:
+        raise InputError(
+            f"{bundle} does not say how its items' texts and vectors are made, so new ones cannot be coded; prepare the data, make "
+            "the semantic IDs with `sidrec tokenize`, train, and bundle again."
+        )
+    with changing(bundle) as before:
+        table = read(source_columns(before.items))
+        encoders = load_encoders(bundle) if {*names} & {*COMPUTED_SOURCES} else {}
+        change = with_file(before, table, columns, Sources.read(names, encoders, list(vectors), len(table)), new_sids)
+        if not change.added + change.changed:
+            return change, None
+        return change, write_version(bundle, change.catalogue, added=change.added, changed=change.changed)
+
+
+def remove_ids(bundle: Path, ids: Sequence[str]) -> Version:
+    """Make the version of a bundle's catalogue without the items of these ids. Raises InputError as `without_items` does."""
+    read_about(bundle)
+    names = list(dict.fromkeys(ids))
+    with changing(bundle) as before:
+        return write_version(bundle, without_items(before, names), removed=len(names))
 
 
 def with_file(before: Catalogue, table: pl.DataFrame, columns: list[str], sources: Sources, new_sids: bool) -> Change:

@@ -22,14 +22,9 @@ class RemoveItemsConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     config = parse_config(RemoveItemsConfig, first_named("ids", sys.argv[1:] if arguments is None else arguments))
-    from sidrec.serving.about import read_about  # with torch and polars, for which --help does not wait
-    from sidrec.serving.changes import without_items
-    from sidrec.serving.versions import changing, write_version
+    from sidrec.serving.changes import remove_ids  # with torch and polars, for which --help does not wait
 
-    read_about(config.bundle)
-    ids = list(dict.fromkeys(config.ids))
-    with changing(config.bundle) as before:
-        version = write_version(config.bundle, without_items(before, ids), removed=len(ids))
+    version = remove_ids(config.bundle, config.ids)
     Screen("catalogue").say(
         f"version {version.number}: {version.removed:,} items removed, {version.items:,} in the catalogue"
     )

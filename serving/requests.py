@@ -7,11 +7,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from sidrec.serving.item_filter import GREATEST_INTEGER
 from sidrec.serving.store import MOST_CHARACTERS
 
 MOST_CONDITIONS, MOST_VALUES = 20, 200  # of a request's filter, and of one condition's list
 Id = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
-Value = bool | int | float | str
+Number = Annotated[int, Field(gt=-GREATEST_INTEGER, lt=GREATEST_INTEGER)]
+Value = bool | Number | float | str
+Cell = Value | list[Value] | None
 
 
 class Asked(BaseModel):
@@ -117,7 +120,7 @@ class ItemsCall(Asked):
     """items: objects with item_id, for new items title, and any of the catalogue's columns. new_sids: items whose text changes get
     new semantic IDs."""
 
-    items: list[dict[str, Any]] = Field(min_length=1)
+    items: list[dict[str, Cell]] = Field(min_length=1)
     new_sids: bool = False
 
 

@@ -32,14 +32,14 @@ AWAY = (OperationalError, InterfaceError, TimeoutError)
 routes = APIRouter()
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
 async def leased(request: Request) -> AsyncIterator[Generation]:
     """The generation that a request is answered with, until the answer is sent."""
-    async with service_of(request).generations.lease() as generation:
+    async with request.app.state.service.generations.lease() as generation:
         yield generation
 
 
@@ -98,6 +98,18 @@ async def events(call: bodies.EventsCall, service: Serving) -> Response:
 async def delete_user(user_id: str, service: Serving) -> Response:
     """Delete a user's events and served lists. Needs a key of scope admin."""
     return JSONResponse(asdict(await run_in_threadpool(service.delete_user, user_id)))
+
+
+@routes.post("/items", response_model=bodies.CatalogueChanged, dependencies=WRITE)
+async def add_items(call: bodies.ItemsCall, service: Serving) -> Response:
+    """Add items to the catalogue, or change some; answers when lists may hold them. Needs a key of scope write."""
+    return JSONResponse((await service.add_items(call)).model_dump())
+
+
+@routes.delete("/items/{item_id:path}", response_model=bodies.CatalogueChanged, dependencies=WRITE)
+async def remove_item(item_id: str, service: Serving) -> Response:
+    """Take an item out of the catalogue; answers when no list will hold it. Needs a key of scope write."""
+    return JSONResponse((await service.remove_item(item_id)).model_dump())
 
 
 @routes.post("/admin/bundle", response_model=bodies.BundleSwitched, dependencies=ADMIN)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ import numpy as np
 import polars as pl
 from starlette.concurrency import run_in_threadpool
 
+from sidrec.data.item_file import items_of_records
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, warm_up
 from sidrec.serving.bundle import Bundle
+from sidrec.serving.changes import add_table, remove_ids
 from sidrec.serving.generation import Generation, Generations
 from sidrec.serving.limits import Limits
 from sidrec.serving.list_log import ListLog
 from sidrec.serving.metrics import Metrics
-from sidrec.serving.requests import EventsCall, ListRequest, RecommendCall
+from sidrec.serving.requests import CatalogueChanged, EventsCall, ItemsCall, ListRequest, RecommendCall
 from sidrec.serving.store import Added, Event, Removed, ServedList, Store
+from sidrec.serving.versions import Version, folder_of, versions
 
 NO_EVENTS = "this user has no events in the store"
 NO_KNOWN_ITEM = "the catalogue has no item of this user's"
@@ -50,6 +54,8 @@ class Service:
         self.generations = Generations(self._loaded(folder))
         self.beside = None if beside is None else self._loaded(beside)
         self._changing = asyncio.Lock()
+        first = secrets.token_hex(8)  # of this process alone
+        self._request_ids = (f"{first}-{number}" for number in itertools.count())
         self._note(self.generations.current)
 
     def open(self) -> None:
@@ -80,7 +86,7 @@ class Service:
         answers = [future.result() for future in futures]
         lists = []
         for request, history, reply in zip(call.requests, histories, answers, strict=True):
-            request_id = secrets.token_hex(16)
+            request_id = next(self._request_ids)
             self._log(request_id, request, history, reply, generation, began)
             reason = "; ".join(filter(None, (*unknown_ids(index_of, request), reply.reason))) or None
             lists.append({"request_id": request_id, "user": request.user, "reason": reason, "items": reply.items})
@@ -150,6 +156,34 @@ class Service:
         gc.collect()
         return generation
 
+    async def add_items(self, call: ItemsCall) -> CatalogueChanged:
+        """Returns when every answer has the new catalogue. Raises InputError as `items_of_records` and `add_table` do."""
+        self.limits.check_rows(call)
+        return await self._change(
+            lambda folder: add_table(folder, lambda source: items_of_records(call.items, source), call.new_sids)[1]
+        )
+
+    async def remove_item(self, item_id: str) -> CatalogueChanged:
+        """Returns when no answer has the item any more. Raises InputError as `remove_ids` does."""
+        return await self._change(lambda folder: remove_ids(folder, [item_id]))
+
+    async def _change(self, change: Callable[[Path], Version | None]) -> CatalogueChanged:
+        """Write another version of the catalogue, and serve it. change: what writes it, None where nothing changes."""
+        async with self._changing:
+            before = self.generations.current
+            version = await run_in_threadpool(change, before.folder)
+            if version is None:
+                n_items = before.bundle.trie.n_items
+                return CatalogueChanged(catalogue_version=before.version, added=0, changed=0, removed=0, items=n_items)
+            await self._serve(await run_in_threadpool(_at_version, before, version.number))
+        return CatalogueChanged(
+            catalogue_version=version.number,
+            added=version.added,
+            changed=version.changed,
+            removed=version.removed,
+            items=version.items,
+        )
+
     async def _serve(self, generation: Generation) -> None:
         await self.generations.switch(generation)
         await run_in_threadpool(self._note, generation)
@@ -168,13 +202,19 @@ class Service:
         return folder
 
     def _loaded(self, folder: Path) -> Generation:
-        generation = Generation(Bundle.load(folder), folder, 1)
+        generation = Generation(Bundle.load(folder), folder, versions(folder)[1])
         warm_up(generation)
         return generation
 
     def _note(self, generation: Generation) -> None:
         self.metrics.serves(generation.bundle.name, generation.version)
         self.store.see_catalogue(generation.version, f"{generation.bundle.name} of {generation.folder.name}")
+
+
+def _at_version(before: Generation, number: int) -> Generation:
+    generation = Generation(before.bundle.at_version(folder_of(before.folder, number)), before.folder, number)
+    warm_up(generation)
+    return generation
 
 
 def known_items(index_of: dict[str, int], history: Sequence[str]) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from sidrec.serving.schema import CATALOGUES, EVENTS, KEYS, LIST_ITEMS, LISTS
 
 MOST_CHARACTERS = 512  # of an id; an index of PostgreSQL takes no more than 2,704 bytes
 LARGEST = 2**63 - 1
+NO_DATABASE_HOLDS = re.compile("[\0\ud800-\udfff]")
 ROWS_AT_ONCE = 50_000
 INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 REMEMBERED = (
@@ -327,5 +329,5 @@ def _check_id(where: str, name: str, text: Any) -> None:
         raise InputError(
             f"{where}: {name} is {str(text)[:60]!r}; it must be a text of 1 to {MOST_CHARACTERS} characters."
         )
-    if "\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text):
+    if NO_DATABASE_HOLDS.search(text):
         raise InputError(f"{where}: {name} is {text[:60]!r}, with a character that no database holds; leave it out.")

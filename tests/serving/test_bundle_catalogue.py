@@ -8,16 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
-from run_dirs import COLOURS, N_ITEMS, ROOT, RQ_FLAGS, THINGS, assert_one_sentence, exit_code, run_stage, small_dataset
+from run_dirs import ROOT, RQ_FLAGS, assert_one_sentence, exit_code, run_stage
+from shop_runs import SMALL, call, shop_run
 
-from sidrec.data import prepare
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
@@ -29,40 +28,7 @@ from sidrec.tokenizer import embed, quantize
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 UNTAKEN = ["i60", "i61"]
-SMALL = ["--text_dim", "16", "--collaborative_dim", "8", "--quantizer", "rqkmeans", "--level_sizes", "16", "16"]
 NEW = "item_id,title,year\nn1,The red kettle,1999\nn2,The blue sled,2001\nn3,,\n"
-
-
-def call(main: Callable[[list[str]], None], *words: str | Path) -> None:
-    main([*map(str, words)])
-
-
-def write_source(folder: Path) -> None:
-    """The log and catalogue of `small_dataset` as a user's files, with a column of numbers and two items that nobody has taken."""
-    dataset = small_dataset()
-    ids = pl.DataFrame({"item_index": range(N_ITEMS), "item_id": dataset.items["item_id"]})
-    log = dataset.interactions.join(ids, on="item_index", how="left", maintain_order="left")
-    log.select("user_id", "item_id", "timestamp").write_csv(folder / "log.csv")
-    titles = [f"The {colour} {thing}" for colour in COLOURS for thing in THINGS]
-    rows = [
-        *zip(dataset.items["item_id"], titles, strict=True),
-        ("i60", "The silver spoon"),
-        ("i61", "The golden spoon"),
-    ]
-    table = pl.DataFrame(rows, schema=["item_id", "title"], orient="row")
-    table.with_columns(year=pl.int_range(pl.len()) % 7 + 1990).write_csv(folder / "items.csv")
-
-
-def shop_run(folder: Path, unique: str, **training: object) -> Path:
-    """A trained run whose catalogue has items that nobody has taken, and its bundle."""
-    write_source(folder)
-    files = ["--interactions", folder / "log.csv", "--items", folder / "items.csv", "--run_dir", folder / "run"]
-    call(prepare.main, "--dataset", "own", *files, "--k_user", "1", "--k_item", "1", "--keep_untaken_items", "true")
-    for stage in (embed.main, quantize.main):
-        call(stage, "--run_dir", folder / "run", *SMALL, "--unique", unique)
-    run_stage(train, folder / "run", max_steps=4, **training)
-    call(make_bundle.main, "--run_dir", folder / "run")
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
