@@ -48,7 +48,10 @@ def test_the_wheel_holds_the_package_and_its_configs_only(wheel: Path) -> None:
     assert {name.split("/")[1] for name in names if name.startswith("sidrec/") and name.count("/") > 1} == set(ROOMS)
     packaged = {name.removeprefix("sidrec/configs/") for name in names if name.endswith(".yaml")}
     assert packaged == {path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml")}
-    assert not [name for name in names if not name.endswith((".py", ".yaml")) and ".dist-info/" not in name]
+    page = {name.removeprefix("sidrec/serving/page/") for name in names if name.startswith("sidrec/serving/page/")}
+    assert page == {path.name for path in (ROOT / "serving" / "page").iterdir()}
+    others = [name for name in names if "/serving/page/" not in name and ".dist-info/" not in name]
+    assert not [name for name in others if not name.endswith((".py", ".yaml"))]
 
 
 def test_the_installed_package_runs_away_from_the_repository(site: Path, tmp_path: Path) -> None:

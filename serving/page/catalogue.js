@@ -42,7 +42,11 @@ function editable(rows) {
 
 const cellOf = (item, name) => (name === "text" ? item.given_text : item[name]);
 
-const textOf = (cell) => (cell === null || cell === undefined ? "" : Array.isArray(cell) ? cell.join(", ") : String(cell));
+function textOf(cell) {
+  if (cell === null || cell === undefined) return "";
+  if (Array.isArray(cell)) return cell.join(", ");
+  return typeof cell === "object" ? JSON.stringify(cell) : String(cell);
+}
 
 function buttons(item) {
   const name = shortened(item.title);
@@ -116,6 +120,7 @@ async function change(dialog, place, work) {
   }
   dialog.close();
   await Promise.all([refresh(), changed()]);
+  by("catalogue-search").focus(); // the button that was pressed is no more
   say(`Version ${made.catalogue_version}: ${made.added} added, ${made.changed} changed, ${made.removed} removed; ${made.items} items.`);
   return undefined;
 }

@@ -66,7 +66,8 @@ export function say(sentence) {
 
 /** What went wrong, in the service's words; nothing where nothing did. */
 export function complain(error = null, place = by("alert")) {
-  place.textContent = error === null ? "" : error.message;
+  const sentence = error === null ? "" : error.message;
+  if (place.textContent !== sentence) place.textContent = sentence; // the same one is not read out again
   if (error?.status === 401 || error?.status === 403) by("access").open = true;
 }
 

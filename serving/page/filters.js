@@ -39,8 +39,9 @@ let counter = 0;
 
 /** A row of fields for a condition. changed: called when it says something else. */
 export function addCondition(columns, changed) {
+  const names = Object.keys(columns).sort((one, two) => (one === "item_id") - (two === "item_id")); // last, for few ask for it
   const number = (counter += 1), list = `values-${number}`;
-  const column = make("select", { "aria-label": "Column", onchange: reset }, ...Object.keys(columns).map((name) => make("option", { value: name }, name)));
+  const column = make("select", { "aria-label": "Column", onchange: reset }, ...names.map((name) => make("option", { value: name }, name)));
   const op = make("select", { "aria-label": "Comparison", onchange: changed });
   const value = make("input", { "aria-label": "Value", list, autocomplete: "off", oninput: changed });
   const values = make("datalist", { id: list });

@@ -7,7 +7,7 @@ import { codesOf, nearest, sidText, tree } from "./sids.js";
 
 const MOST_HITS = 8, SAMPLE = 200;
 let history = []; // items, oldest first
-let columns = {}, shown = [], asked = 0, searched = 0;
+let columns = {}, shown = [], asked = 0, searched = 0, hasFailed = false; // the last search
 
 export async function search() {
   const query = by("search").value.trim(), number = (searched += 1);
@@ -15,10 +15,12 @@ export async function search() {
   try {
     answer = await service.items(query, MOST_HITS);
   } catch (error) {
+    hasFailed = true;
     return complain(error);
   }
   if (number !== searched) return undefined; // another search has begun
-  complain();
+  if (hasFailed) complain();
+  hasFailed = false;
   by("hits").replaceChildren(...answer.items.map(hit));
   if (query) say(answer.total > MOST_HITS ? `${answer.total} items match; these are the first ${MOST_HITS}.` : `${answer.total} items match.`);
   return undefined;

@@ -54,7 +54,7 @@ function joined(node) {
   return node;
 }
 
-/** Lines of the picture from top to bottom: {level, parent, bold, plain, item}. bold: the codes that the history has, too; plain: the others. */
+/** Lines of the picture from top to bottom: {level, parent, bold, plain, item, near}. bold: the codes that `near` of the history has, too. */
 function linesOf(items, history) {
   const lines = [];
   const walk = (node, level, parent, prefix) => {
@@ -63,7 +63,8 @@ function linesOf(items, history) {
     const bold = Math.max(0, Math.min(has, node.codes.length));
     const codes = { bold: node.codes.slice(0, bold).join(""), plain: node.codes.slice(bold).join("") };
     const [item, ...more] = node.items; // the first one stands beside its codes
-    const place = lines.push({ level, parent, ...codes, item }) - 1;
+    const near = item || !bold ? null : nearest(whole.join(""), history).item; // whose codes these are
+    const place = lines.push({ level, parent, ...codes, item, near }) - 1;
     for (const child of node.children.values()) walk(joined(child), level + 1, place, whole);
     for (const each of more) lines.push({ level: level + 1, parent: place, bold: "", plain: "", item: each });
   };
@@ -86,15 +87,16 @@ export function tree(items, history, width) {
   return picture;
 }
 
-function drawnLine({ bold, plain, item }, x, y, width) {
+function drawnLine({ bold, plain, item, near }, x, y, width) {
   const codes = draw("text", { x: x + 11, y: y + 4.5, class: "codes" }, draw("tspan", { class: "has" }, bold), draw("tspan", {}, plain));
   const branch = [draw("circle", { cx: x, cy: y, r: 4.5, class: bold ? "node has" : "node" }), codes];
+  const left = x + 20 + LETTER * (bold + plain).length, room = (width - left) / LETTER;
+  if (near) branch.push(draw("text", { x: left, y: y + 4.5, class: "near" }, `as ${shortened(near.title, Math.max(4, Math.floor(room - 4)))}`));
   if (!item) return branch;
-  const left = x + 20 + LETTER * (bold + plain).length, room = Math.max(4, Math.floor((width - left - 34) / LETTER));
   return [
     ...branch,
     draw("rect", { x: left, y: y - 9, width: 26, height: 18, rx: 4, class: "leaf" }),
     draw("text", { x: left + 13, y: y + 4.5, class: "rank" }, item.rank),
-    draw("text", { x: left + 34, y: y + 4.5, class: "leaf-title" }, shortened(item.title.slice(0, 200), room)),
+    draw("text", { x: left + 34, y: y + 4.5, class: "leaf-title" }, shortened(item.title, Math.max(4, Math.floor(room - 5)))),
   ];
 }

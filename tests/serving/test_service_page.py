@@ -17,6 +17,7 @@ import uvicorn
 from browser import BESIDES_THE_WIDTH, asked_urls, chromium, complaints, select, texts, waited, wide
 from run_dirs import RQ_FLAGS
 from shop_runs import shop_run
+from starlette.testclient import TestClient
 
 from sidrec.decoding.trie import SidTrie
 from sidrec.serving import remove_items
@@ -110,7 +111,9 @@ def write(page: Any, selector: str, text: str) -> None:
     """As a user who replaces what stands there. What is beyond the basic plane is set, since ChromeDriver types none of it."""
     field = select(page, selector)
     page.execute_script(
-        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))", field, text
+        "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input', {bubbles: true}))",
+        field,
+        text,
     )
 
 
@@ -184,7 +187,6 @@ def test_a_filter_and_the_options_change_the_list(page: Any, service: Service) -
 def test_two_bundles_beside_each_other(page: Any, service: Service) -> None:
     click_together(page, "The red drum")
     assert texts(page, "#beside-name") == ["other"]
-    n_lists = service.metrics.registry.get_sample_value("sidrec_lists_logged_total")
     write(page, "#k", "62")
     click(page, "#beside")
     waited(page, lambda: len(ids(page, "#beside-list > li")) == 60)
@@ -192,7 +194,21 @@ def test_two_bundles_beside_each_other(page: Any, service: Service) -> None:
     assert set(ids(page)) - set(ids(page, "#beside-list > li")) == {"i13"}
     assert len(texts(page, "#beside-list .tag")) >= 60
     assert "60 items are in both lists." in texts(page, "#beside-note")[0]
-    assert n_lists is not None
+
+
+def test_lists_to_compare_with_are_not_in_the_store(bundles: Path) -> None:
+    body = {"requests": [{"history": ["i3"], "k": 62}]}
+    for beside, status in ((None, 422), (bundles / "other", 200)):
+        location = str(bundles / f"{status}.db")
+        service = Service(bundles / "shop", Store.open(location), Limits(), beside=beside)
+        with TestClient(create_app(service), "http://127.0.0.1") as client:
+            assert client.post("/recommend", json=body).status_code == 200
+            reply = client.post("/beside/recommend", json=body)
+            assert reply.status_code == status
+            assert ("--beside" in reply.text) == (beside is None)
+        store = Store.open(location)
+        assert store.counts().lists == 1
+        store.close()
 
 
 def test_an_item_is_added_edited_and_removed(page: Any, service: Service, url: str) -> None:
@@ -235,11 +251,14 @@ def test_an_item_is_added_edited_and_removed(page: Any, service: Service, url: s
 
 def test_hostile_titles_are_text_in_every_view(page: Any, service: Service, url: str) -> None:
     body = [{"item_id": f"<b>{number}</b>/'\"&", "title": title} for number, title in enumerate(HOSTILE)]
-    assert page.execute_async_script(
-        "const [body, done] = arguments; fetch('items', {method: 'POST', headers: {'Content-Type': 'application/json'},"
-        "body: JSON.stringify({items: body})}).then((answer) => done(answer.status))",
-        body,
-    ) == 200
+    assert (
+        page.execute_async_script(
+            "const [body, done] = arguments; fetch('items', {method: 'POST', headers: {'Content-Type': 'application/json'},"
+            "body: JSON.stringify({items: body})}).then((answer) => done(answer.status))",
+            body,
+        )
+        == 200
+    )
     page.refresh()
     write(page, "#k", "100")
     for number, title in enumerate(HOSTILE, 1):
@@ -253,20 +272,24 @@ def test_hostile_titles_are_text_in_every_view(page: Any, service: Service, url:
     for width in (1200, 360):
         wide(page, width)
         assert page.execute_script(BESIDES_THE_WIDTH) == []
-    assert page.execute_script("return document.querySelectorAll('img, script:not([src]), iframe, b:not(.sid b)').length") == 0
+    assert (
+        page.execute_script("return document.querySelectorAll('img, script:not([src]), iframe, b:not(.sid b)').length")
+        == 0
+    )
     page.get(f"{url}/#catalogue")
-    for number, title in enumerate(HOSTILE):
+    for title in HOSTILE:
         write(page, "#catalogue-search", title[:30])
         waited(page, lambda title=title: texts(page, "#items td .title") == [title])
-        assert page.execute_script(BESIDES_THE_WIDTH) == []
         click(page, "#items button[aria-label^=Edit]")
         assert select(page, "#field-title").get_property("value") == title
-        click(page, "#edit-cancel")
-        click(page, "#items button[aria-label^=Remove]")
         assert page.execute_script(BESIDES_THE_WIDTH) == []
-        click(page, "#remove .main")
-        waited(page, lambda: "1 removed" in texts(page, "#status")[0] and not texts(page, "#items td .title"))
-        assert f"<b>{number}</b>/'\"&" not in names_of(service)
+        click(page, "#edit-cancel")
+    click(page, "#items button[aria-label^=Remove]")
+    assert page.execute_script(BESIDES_THE_WIDTH) == []
+    click(page, "#remove .main")
+    waited(page, lambda: "1 removed" in texts(page, "#status")[0] and not texts(page, "#items td .title"))
+    assert body[-1]["item_id"] not in names_of(service)
+    assert body[0]["item_id"] in names_of(service)
 
 
 def names_of(service: Service) -> set[str]:
@@ -319,7 +342,9 @@ def test_every_field_and_button_has_a_name_and_nothing_sticks_out_of_a_phone(pag
             shown = "return [document.documentElement.scrollWidth, innerWidth]"
             assert (lambda scroll, inner: scroll <= inner == width)(*page.execute_script(shown))
         fields = page.find_elements("css selector", f"#{view} :is(input, select, button)")
-        assert [field.get_attribute("outerHTML") for field in fields if field.is_displayed() and not field.accessible_name] == []
+        assert [
+            field.get_attribute("outerHTML") for field in fields if field.is_displayed() and not field.accessible_name
+        ] == []
     click(page, "nav a[href='#catalogue']")
     click(page, "#add-item")
     assert page.execute_script(BESIDES_THE_WIDTH) == []
