@@ -7,7 +7,8 @@ Without --run_dir: a bundle of random weights and users with random events in th
 ask for the lists of users, each one after the other, for --seconds with requests gathered and for --seconds with each alone (--batch_ms 0);
 every answer is compared with what `sidrec.serving.answer` gives offline. The server's processor seconds are its own, of all its threads;
 where this process shares the processor with it, requests a second are those of both. Then come --hostile requests that no honest client
-sends, and --kills times kill -9 while events are sent: an event that was acknowledged must be in the store. The last line is one JSON object.
+sends, and --kills times kill -9 while events are sent: an event that was acknowledged must be in the store. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def read_item_file(
     else:
         strings = [name for name, dtype in source.schema.items() if dtype == pl.String]
         table = collect(path, read_table(path, ["item_id"], separator, encoding, words=strings))
-    return _checked(path, table, source)
+    return _fitted(path, table, source)
 
 
 def items_of_records(records: list[dict[str, Any]], source: pl.DataFrame) -> pl.DataFrame:
@@ -61,10 +61,10 @@ def items_of_records(records: list[dict[str, Any]], source: pl.DataFrame) -> pl.
         table = pl.DataFrame(records, infer_schema_length=None, strict=False)
     except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
         raise InputError(f"items make no table: {' '.join(str(error).split())}") from error
-    return _checked(where, table, source)
+    return _fitted(where, table, source)
 
 
-def _checked(path: Path, table: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
+def _fitted(path: Path, table: pl.DataFrame, source: pl.DataFrame) -> pl.DataFrame:
     """The table as `read_item_file` gives it."""
     _refuse_unknown(path, table.columns, source)
     table = table.with_columns(text_ids(path, "item_id", table.schema["item_id"]))

@@ -1,5 +1,5 @@
-"""The picture of the service's page: `python docs/draw_page.py http://127.0.0.1:8000` asks a service that runs on the demo's bundle, and
-writes docs/page.png (or the file named after it). Needs Chromium, ChromeDriver and Selenium."""
+"""The picture of the service's page: `python docs/draw_page.py` asks a service that runs on the demo's bundle, and writes docs/page.png
+(or the file named after it). Needs Chromium, ChromeDriver and Selenium."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+URL = "http://127.0.0.1:8000"
 WIDTH, COLOURS = 1180, 64
 HISTORY = (  # the last that user u00042 of the demo took
     "The Winter Ambulance",
@@ -38,14 +39,14 @@ def hit_of(driver: webdriver.Chrome, title: str) -> webdriver.remote.webelement.
 
 
 def main() -> None:
-    path = Path(sys.argv[2]) if len(sys.argv) > 2 else Path(__file__).with_name("page.png")
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("page.png")
     options = webdriver.ChromeOptions()
     options.binary_location = which("chromium") or ""
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(flag)
     with webdriver.Chrome(options, webdriver.ChromeService(which("chromedriver"))) as driver:
         driver.set_window_size(WIDTH, 900)
-        driver.get(sys.argv[1])
+        driver.get(URL)
         click_together(driver)
         size = {"width": WIDTH, "height": driver.execute_script("return document.body.scrollHeight")}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"deviceScaleFactor": 1, "mobile": False})

@@ -84,7 +84,7 @@ async def catalogue_versions(generation: Leased) -> bodies.Versions:
 
 @routes.get("/store", dependencies=READ)
 async def store(service: Serving) -> dict[str, int | None]:
-    """How many rows the store has. Needs a key of scope read."""
+    """How many rows the store has; counting takes a second for tens of millions. Needs a key of scope read."""
     return asdict(await run_in_threadpool(service.store.counts))
 
 

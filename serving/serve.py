@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidrec.pipeline.command import run_as_command
-from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.config import first_named, parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.serving.extra import STORE_HELP, require_store
@@ -86,14 +88,15 @@ class ServeConfig:
             raise InputError(f"--batch_ms {self.batch_ms} is not from 0 to 1000 milliseconds.")
         if not 0 <= self.port <= 65535:
             raise InputError(f"--port {self.port} is no port; give 0 to 65535.")
-        if self.bundles is not None and not self.bundles.is_dir():
-            raise InputError(f"--bundles {self.bundles}: there is no such folder; check the path.")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    config = parse_config(ServeConfig, arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    words = first_named("bundle", sys.argv[1:] if arguments is None else arguments)
+    config = parse_config(ServeConfig, words)
     require_store()
     require_server()
+    if config.bundles is not None and not config.bundles.is_dir():
+        raise InputError(f"--bundles {config.bundles}: there is no such folder; check the path.")
     import uvicorn  # with torch and polars below, for which --help does not wait
 
     from sidrec.serving.routes import create_app

@@ -153,6 +153,8 @@ def exists(word: str) -> bool:
                 is_command,
                 is_semantic_id,
                 is_import,
+                is_route,
+                is_metric,
             )
         )
     )
@@ -245,6 +247,17 @@ def is_import(word: str) -> bool:
     return match is not None and is_dotted_name(f"{match[1]}.{match[2]}")
 
 
+def is_route(word: str) -> bool:
+    """`POST /events`, `/healthz`, `DELETE /items/{item_id}`: of the service."""
+    match = re.fullmatch(r"(?:(?:GET|POST|DELETE) )?(/[\w/{}]*)", word)
+    return match is not None and bool({match[1], match[1].replace("}", ":path}")} & known_texts())
+
+
+def is_metric(word: str) -> bool:
+    """`sidrec_requests_total`: a counter of the service, as Prometheus names it."""
+    return word.startswith("sidrec_") and word.removesuffix("_total") in known_texts()
+
+
 @pytest.mark.parametrize("page", GUIDES)
 def test_what_stands_in_backticks_exists(page: str) -> None:
     unknown = [word for word in backticks(page) if not exists(word)]
@@ -262,7 +275,16 @@ def test_what_stands_in_backticks_exists(page: str) -> None:
             "data/absent.py",
             "absent.yaml",
         ),
-        *("--no_such_flag", "--unique nothing_of_the_kind", "sidrec serve", "bash run_all.sh", "<z_3>", "<b_7"),
+        *(
+            "--no_such_flag",
+            "--unique nothing_of_the_kind",
+            "sidrec publish",
+            "GET /nothing",
+            "sidrec_nothing_total",
+            "bash run_all.sh",
+            "<z_3>",
+            "<b_7",
+        ),
         *(
             "python docs/draw_all.py",
             "from sidrec.decoding.trie import Tree",
