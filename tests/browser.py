@@ -13,7 +13,7 @@ import pytest
 from html_pages import BROWSERS
 
 T = TypeVar("T")
-SECONDS = 20  # for which a page may take to show what is waited for
+SECONDS = 60  # for which a page may take to show what is waited for
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run")
 BESIDES_THE_WIDTH = """return [...document.querySelectorAll("body *")].filter(
   (e) => e.getBoundingClientRect().right > innerWidth + 1 && e.getClientRects().length && !e.closest("svg"))
