@@ -13,6 +13,7 @@ Every row but the last trains on the same batches for the same steps. Cases are 
 * `with words` learns texts and a person's questions beside the next item, and is asked: which item has this text, as it was learnt, edited
   without changing what it says, and with another item's title in the place of its own (then either of the two may be meant); and which
   item follows on a question. Recall@10 of all items.
+* `one position an item` is the same model's decoder in an RQ-Transformer (`sft/one_position.py`), which writes no words.
 * `scratch` is an RQ-Transformer with the project's defaults, and its own processor seconds.
 
 Perplexity is of plain English passages (`sft/english.py`). `generate` counts greedy continuations of valid histories by transformers alone,
@@ -59,6 +60,7 @@ ROWS: dict[str, list[str]] = {
     "no vocabulary loss": [*SFT, *PRETRAINED, "--vocabulary_loss_weight", "0"],
     "random weights": [*SFT, "--model_name_or_path", "RANDOM"],
     "with words": [*SFT, *PRETRAINED, "--text_to_item", "0.5", "--question_to_item", "0.02", "--next_item", "0.5"],
+    "one position an item": [*SFT, *PRETRAINED, "--layout", "one_position"],
     "scratch": SFT,
 }
 HEADER = "row|NLL|R@10|first loss / uniform|perplexity before|after|first code|whole SID|CPU s"
@@ -143,9 +145,11 @@ def measure(name: str, run_dir: Path, dataset: Dataset, cases: EvalCases) -> Row
     }
     if name == "scratch":
         return row
+    row |= first_loss(run_dir, recommender.renderer)
+    if name == "one position an item":
+        return row
     return (
         row
-        | first_loss(run_dir, recommender.renderer)
         | read_json(run_dir / "sft" / ENGLISH_FILE)
         | generated(run_dir / "sft", cases.histories)
         | (asked_in_words(recommender, run_dir, dataset, cases) if name == "with words" else {})
@@ -238,6 +242,7 @@ def figures(rows: dict[str, Row]) -> Row:
         "mean rows": {"recall10": "recall10_mean_rows"},
         "no vocabulary loss": {"recall10": "recall10_no_vocabulary_loss"},
         "random weights": {"recall10": "recall10_random_weights", "nll": "nll_random_weights"},
+        "one position an item": {"recall10": "recall10_one_position", "nll": "nll_one_position"},
         "scratch": {
             "recall10": "recall10_scratch_equal_time",
             "nll": "nll_scratch",

@@ -241,7 +241,7 @@ def lost_events(bundle: Path, store: Path, config: ServingConfig) -> tuple[int, 
                     acknowledged.extend(ids)
                 sent += 3
 
-        killer = threading.Timer(draw.uniform(*KILL_AFTER), lambda child=child: child.process.kill())  # type: ignore[misc]
+        killer = threading.Timer(draw.uniform(*KILL_AFTER), lambda child=child: child.process.kill())
         killer.start()
         in_threads(send, range(4))
         ended.set()

@@ -7,6 +7,7 @@ counts as an interaction, whatever its stars. Rows in error messages count from 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,10 +63,16 @@ def read_log(path: Path) -> pl.DataFrame:
 
     Raises InputError for a file or a row that does not fit.
     """
+    return log_rows(path).unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
+
+
+def log_rows(path: Path, others: Collection[str] = ()) -> pl.DataFrame:
+    """`read_log` with every row. others: further columns that are read where the file has them."""
     names = ["user_id", "item_id", "timestamp"]
-    log = _coded(path, read_table(path, names, separator=None).select(names), "row")
-    log = log.with_columns(as_integers(path, log["timestamp"], "row"))
-    return log.unique(names, keep="first", maintain_order=True)
+    table = read_table(path, names, separator=None)
+    further = [name for name in table.collect_schema() if name in others and name not in names]
+    log = _coded(path, table.select(*names, *further), "row")
+    return log.with_columns(as_integers(path, log["timestamp"], "row"))
 
 
 def read_user_ids(path: Path) -> list[str]:

@@ -23,7 +23,7 @@ def leave_one_out(interactions: pl.DataFrame) -> pl.DataFrame:
 
     Users with fewer than 3 interactions are train altogether: without a training item there is nothing to learn about them.
     """
-    log = _by_user_and_time(interactions)
+    log = by_user_and_time(interactions)
     last = run_ends(codes(log["user_id"]))
     last = last[np.diff(last, prepend=-1) >= MIN_LENGTH_TO_SPLIT]
     split = np.full(len(log), TRAIN, dtype=np.uint8)
@@ -53,15 +53,16 @@ def global_time(interactions: pl.DataFrame) -> pl.DataFrame:
     split = np.full(n, TRAIN, dtype=np.uint8)
     split[order[TRAIN_TENTHS * n // 10 :]] = VALID
     split[order[(TRAIN_TENTHS + VALID_TENTHS) * n // 10 :]] = TEST
-    return _by_user_and_time(interactions.with_columns(_named(split)))
+    return by_user_and_time(interactions.with_columns(_named(split)))
 
 
 def published(interactions: pl.DataFrame) -> pl.DataFrame:
     """The split that the publisher's own files make; the reader has put it into the column `split`."""
-    return _by_user_and_time(interactions)
+    return by_user_and_time(interactions)
 
 
-def _by_user_and_time(interactions: pl.DataFrame) -> pl.DataFrame:
+def by_user_and_time(interactions: pl.DataFrame) -> pl.DataFrame:
+    """The log by user (as strings), then time; equal times in input order."""
     order = np.lexsort((interactions["timestamp"].to_numpy(), ranks(interactions["user_id"])))  # stable
     return interactions[order.astype(np.uint32)]
 

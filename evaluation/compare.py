@@ -40,7 +40,11 @@ def main(arguments: list[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["ranks"]:  # `compare ranks A B` is `compare --ranks A B`
         words[0] = "--ranks"
-    config = parse_config(CompareConfig, words)
+    compare_rows(parse_config(CompareConfig, words))
+
+
+def compare_rows(config: CompareConfig) -> None:
+    """Say how far two rows lie apart, and write their ranks where that is asked for. Raises InputError for rows that cannot be compared."""
     from sidrec.evaluation.rank_file import ENDING, RankFile  # polars, for which --help does not wait
     from sidrec.evaluation.statistics import p_in_words, paired_test
     from sidrec.evaluation.table import METRIC_NAMES, METRICS

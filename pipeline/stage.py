@@ -198,6 +198,12 @@ class Stage:
             raise InputError(
                 f"{inside[0]} lies in {self.folder}, which this stage writes and may delete; move it elsewhere."
             )
+        owner = self.folder.resolve().parent
+        if self.folder.is_symlink() and owner != self.run_dir.resolve() and (owner / "data" / MANIFEST).exists():
+            raise InputError(
+                f"{self.folder} is a link to the folder of another run, {owner}, which would be changed; delete the link, or name another "
+                "--run_dir."
+            )
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError(f"{self.folder} is a file where this stage's folder would be; choose another --run_dir.")
         if self.folder.exists() and not self.manifest_path.exists():

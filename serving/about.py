@@ -14,7 +14,7 @@ from typing import Any
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
-from sidrec.pipeline.stage import read_manifest, require_finished, require_whole
+from sidrec.pipeline.stage import read_manifest, require_whole
 
 FORMAT_VERSION = 2  # 1 had no training counts and no encoders
 ABOUT, ITEMS = "bundle.json", "items.parquet"
@@ -56,5 +56,5 @@ def encoder_files(run_dir: Path) -> list[Path]:
     files = [run_dir / "embeddings" / name for name in ENCODER_FILES]
     if not all(file.is_file() for file in files):
         return []
-    require_finished(run_dir, "embeddings", f"sidrec tokenize --run_dir {run_dir}")
+    require_whole(run_dir / "embeddings", "embeddings", f"sidrec tokenize --run_dir {run_dir}")
     return files

@@ -18,6 +18,7 @@ from sidrec.serving.requests import EventsCall, ItemsCall, ListRequest, Recommen
 BODY_SECONDS = 30  # for which a client may take to send its request
 RETRY_AFTER = (b"retry-after", b"1")  # seconds
 ALWAYS = ("/healthz", "/readyz", "/metrics")  # answered however many requests there are
+METHODS = ("GET", "POST", "DELETE")  # which have a count of their own
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -92,7 +93,8 @@ class Gate:
             await self._pass(scope, receive, send_with_headers)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.requests.labels(scope["method"] if route != "none" else "any", route, status).inc()
+            method = scope["method"] if route != "none" and scope["method"] in METHODS else "any"
+            self.metrics.requests.labels(method, route, status).inc()
             self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
         return None
 

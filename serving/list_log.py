@@ -27,6 +27,7 @@ class ListLog:
         self._writing = threading.Lock()
         self._forgotten: dict[str, float] = {}  # users, and when they were deleted
         self._closing = threading.Event()
+        self._is_given_up = False
         self._thread = threading.Thread(target=self._write_all, name="list-log")
         metrics.lists_waiting.set_function(self._queue.qsize)
         self._thread.start()
@@ -61,7 +62,7 @@ class ListLog:
             self._write([each for each in batch if each is not None])
 
     def _write(self, batch: Sequence[tuple[float, ServedList]]) -> None:
-        while True:
+        while not self._is_given_up:
             try:
                 with self._writing:
                     remembered = [
@@ -78,7 +79,9 @@ class ListLog:
                 return
             except SQLAlchemyError as error:
                 if self._closing.is_set():
-                    self.metrics.lists_lost.inc(len(batch))
-                    sys.stderr.write(f"{len(batch):,} served lists were not stored: {type(error).__name__}\n")
-                    return
+                    sys.stderr.write(
+                        f"served lists that waited are lost: the store does not answer ({type(error).__name__})\n"
+                    )
+                    self._is_given_up = True
                 self._closing.wait(RETRY_SECONDS)
+        self.metrics.lists_lost.inc(len(batch))

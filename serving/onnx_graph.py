@@ -47,8 +47,12 @@ class ItemScores(nn.Module):
 def write_onnx(model: RqTransformerForCausalLM, max_items: int, path: Path) -> None:
     """Write the graph for histories of up to `max_items` items and any number of rows, weights included. model: in evaluation mode.
 
-    Raises InputError when the weights are more than one ONNX file holds.
+    Raises InputError when the weights are more than one ONNX file holds, or a pretrained decoder's.
     """
+    if model.config.spatial is not None:
+        raise InputError(
+            "--format onnx is for an RQ-Transformer from scratch, without a pretrained decoder; serve it with sidrec."
+        )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it names operators of packages that are not installed
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

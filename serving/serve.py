@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             signal.SIGTERM,
             signal.SIGINT,
         ):  # uvicorn hears them first, and raises them again when it has ended
-            signal.signal(name, lambda *_: None)
+            signal.signal(name, lambda *_: setattr(server, "should_exit", True))
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         keys = "keys are needed" if service.needs_keys else "no key is needed"

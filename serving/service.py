@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from sidrec.data.item_file import items_of_records
 from sidrec.pipeline.errors import InputError
+from sidrec.serving.answer import Question, may_be_recommended
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, warm_up
 from sidrec.serving.bundle import Bundle
 from sidrec.serving.changes import add_table, remove_ids
@@ -81,9 +84,11 @@ class Service:
             Job(generation, known_items(index_of, history), why_empty(request, history), wish_of(request))
             for request, history in zip(call.requests, histories, strict=True)
         ]
-        futures = [self.batcher.ask(job) for job in jobs]
-        await asyncio.wait(futures)
-        answers = [future.result() for future in futures]
+        replies = await asyncio.gather(*map(self.batcher.ask, jobs), return_exceptions=True)
+        answers = [reply for reply in replies if isinstance(reply, Answer)]
+        for reply in replies:
+            if isinstance(reply, BaseException):
+                raise reply
         lists = []
         for request, history, reply in zip(call.requests, histories, answers, strict=True):
             request_id = next(self._request_ids)
@@ -125,9 +130,7 @@ class Service:
     def items(self, generation: Generation, query: str, limit: int, offset: int) -> tuple[int, pl.DataFrame]:
         """How many items there are whose title holds the query, or whose id it is; and some of them, with every column and sid."""
         bundle = generation.bundle
-        held = np.zeros(len(bundle.items), dtype=bool)
-        leaves = bundle.trie.item_of_leaf[:].cpu().numpy()
-        held[leaves[leaves < len(held)]] = True
+        held = may_be_recommended(bundle, Question())
         if query:
             title = bundle.items["title"].str.to_lowercase().str.contains(query.lower(), literal=True)
             held &= (title | (bundle.items["item_id"] == query)).fill_null(False).to_numpy()
@@ -208,7 +211,10 @@ class Service:
 
     def _note(self, generation: Generation) -> None:
         self.metrics.serves(generation.bundle.name, generation.version)
-        self.store.see_catalogue(generation.version, f"{generation.bundle.name} of {generation.folder.name}")
+        try:
+            self.store.see_catalogue(generation.version, f"{generation.bundle.name} of {generation.folder.name}")
+        except SQLAlchemyError as error:  # what is served does not depend on it
+            sys.stderr.write(f"the store did not take the catalogue's version: {type(error).__name__}\n")
 
 
 def _at_version(before: Generation, number: int) -> Generation:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from sidrec.data.dataset import Dataset, EvalCases
+from sidrec.data.new_events import replayed_sequences
 from sidrec.decoding.output_head import causal_model
 from sidrec.decoding.policy import SidVocabulary
 from sidrec.decoding.renderer import RENDERER_FILE, Renderer
@@ -36,6 +37,7 @@ from sidrec.sft.export import close_folder, complete_folder
 from sidrec.sft.hub import HubRepository
 from sidrec.sft.item_dropout import ItemDropout
 from sidrec.sft.node_init import add_catalogue
+from sidrec.sft.one_position import one_position_model
 from sidrec.sft.own_text import MOST_TEXTS, own_texts
 from sidrec.sft.progress import show_progress, stage_screen
 from sidrec.sft.questions import Questions, item_traits
@@ -90,7 +92,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class TrainingStart:
-    """What training begins with. english: the perplexity of a pretrained model, None for one from scratch."""
+    """What training begins with. english: the perplexity of a pretrained model, None for one that writes no words."""
 
     dataset: Dataset
     sids: SemanticIds
@@ -119,8 +121,8 @@ def prepare(
         raise InputError(
             "own_text keeps the language of a pretrained model, and one from scratch has none; leave it out."
         )
-    if backbone.model_name_or_path is None and backbone.architecture == "rq_transformer":
-        refuse_for_rq_transformer(config, tasks, weights)
+    if backbone.one_position:
+        refuse_for_one_position(config, tasks, backbone, weights)
     if (backbone.joint_levels or 1) > sids.n_levels:
         raise InputError(
             f"joint_levels={backbone.joint_levels} is more than the {sids.n_levels} codes of an item; give fewer."
@@ -128,8 +130,14 @@ def prepare(
     refuse_adapters_in_parts(weights.train_weights)
     valid_cases = sample_cases(dataset.cases("valid"), config.valid_users, seed)
     model, tokenizer, vocabulary = start_model(dataset, sids, config, backbone, seed)
-    english = perplexity(model, tokenizer, vocabulary.start_token) if backbone.model_name_or_path is not None else None
+    english = None
+    if isinstance(model, RqTransformerForCausalLM):
+        config = replace(config, chat_template=False)  # the opening is the model's own
+    elif knows_english(backbone):
+        english = perplexity(model, tokenizer, vocabulary.start_token)
     render, sequences = example_renderer(dataset, sids, config, tasks, tokenizer, vocabulary), dataset.train_sequences
+    if tasks.replay is not None:
+        sequences = replayed_sequences(dataset, tasks.replay, seed)
     if tasks.own_text:
         n_texts = min(MOST_TEXTS, math.ceil(tasks.own_text * len(sequences)))
         render = replace(render, own_texts=own_texts(model, tokenizer, n_texts, vocabulary.start_token, seed))
@@ -194,6 +202,13 @@ def train_model(
     finish(folder, trainer, start.sids, screen, ndcgs, english)
 
 
+def knows_english(backbone: BackboneConfig) -> bool:
+    """Whether the model is a pretrained one; a finished folder of this project that began from scratch is none."""
+    folder = Path(backbone.model_name_or_path or "")
+    is_ours = (folder / RENDERER_FILE).exists()
+    return backbone.model_name_or_path is not None and (not is_ours or (folder / ENGLISH_FILE).exists())
+
+
 def length_batches(start: TrainingStart, batch_items: int, arguments: SFTConfig) -> LengthBatches | None:
     """Batches of about `batch_items` items, or less where a pass would have too few steps; for 0 of as many rows as the trainer's settings
     say; None where those ask for another order."""
@@ -219,8 +234,16 @@ def start_model(
     model, tokenizer = load_backbone(backbone, seed)
     folder = Path(backbone.model_name_or_path or "")
     if backbone.model_name_or_path is not None and (folder / RENDERER_FILE).exists():
+        if backbone.one_position and not isinstance(model, RqTransformerForCausalLM):
+            raise InputError(
+                f"{folder} was trained with layout=flat, and layout=one_position begins with a model without semantic IDs; name the model "
+                "that the folder began with, or leave layout out."
+            )
         return model, tokenizer, Renderer.load(folder, sids).vocabulary
     texts = dataset.items["text"].to_list()
+    if backbone.one_position and backbone.model_name_or_path is not None:
+        model, vocabulary = one_position_model(model, tokenizer, dataset, sids, config, backbone, seed)
+        return model, tokenizer, vocabulary
     if isinstance(model, RqTransformerForCausalLM):  # whose rows start from the trie's centroids instead
         vocabulary = add_sid_tokens(model, tokenizer, sids, texts, "mean", seed)
         add_catalogue(model, vocabulary, sids, dataset.train_sequences, seed, own_rows=backbone.own_rows)
@@ -280,11 +303,16 @@ def check(
         )
 
 
-def refuse_for_rq_transformer(config: SftConfig, tasks: TaskConfig, weights: WeightsConfig) -> None:
+def refuse_for_one_position(
+    config: SftConfig, tasks: TaskConfig, backbone: BackboneConfig, weights: WeightsConfig
+) -> None:
     """Raise InputError for what a model that knows items alone cannot do."""
-    remedy = "an rq_transformer knows items alone; set --architecture qwen3, or name a pretrained model."
-    if tasks.with_text or config.chat_template:
-        setting = "chat_template" if config.chat_template else "a task with texts"
+    pretrained = backbone.model_name_or_path is not None
+    model = "a model with one position an item" if pretrained else "an rq_transformer"
+    remedy = f"{model} knows items alone; set "
+    remedy += "--layout flat." if pretrained else "--architecture qwen3, or name a pretrained model."
+    if tasks.with_text or (config.chat_template and not pretrained):
+        setting = "a task with texts" if tasks.with_text else "chat_template"
         raise InputError(f"{setting} needs a model that reads words, and {remedy}")
     if config.vocabulary_loss_weight:
         raise InputError(f"vocabulary_loss_weight={config.vocabulary_loss_weight:g} is beside words, and {remedy}")
@@ -320,9 +348,10 @@ def finish(
     losses = [row for row in trainer.state.log_history if "loss" in row]
     config = trainer.model.config
     of_codes_alone = getattr(config, "depth_head", None) == "marginal"  # other losses have more parts
+    regularised = english is None and getattr(config, "spatial", None) is None  # a pretrained model has no dropout
     sentences = (
         losses_in_words(losses, best) if of_codes_alone else None,
-        advice(history, best["step"], regularised=english is None),
+        advice(history, best["step"], regularised=regularised),
         dropout_in_doubt(ndcgs, getattr(config, "dropout", 0.0)),
         against_item_knn(best["eval_ndcg@10"], ndcgs),
         None if english is None else english_in_words(*english),

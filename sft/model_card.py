@@ -68,6 +68,8 @@ def introduction(folder: Path, base: str | None, stage: str, sids: SemanticIds) 
     parameters = sum(int(np.prod(shape)) for shape in shapes)
     made = "an RQ-Transformer" if is_rq_transformer(folder) else "a Qwen3"
     origin = BaseModel.of(base).in_words() if base else f"{made} made from scratch"
+    if base and is_rq_transformer(folder):
+        origin += ", its decoder with one position an item in an RQ-Transformer,"
     return (
         f"A causal language model of {parameters / 1e6:.2f}M parameters, {origin} with the tokens of semantic IDs added to its "
         f"vocabulary, trained by {STAGES[stage]}. Every one of {sids.n_items} items is written as {sids.n_levels} tokens, "

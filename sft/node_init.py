@@ -32,10 +32,12 @@ def add_catalogue(
     seed: int,
     *,
     own_rows: bool = True,
+    std: float | None = None,
 ) -> None:
     """Give `model`, whose vocabulary holds the SID tokens, the catalogue's nodes.
 
-    sequences: training items of every user. own_rows: whether nodes have rows beside their codes'.
+    sequences: training items of every user. own_rows: whether nodes have rows beside their codes'. std: of the entries of a level's rows;
+    None: the configuration's.
     """
     trie = SidTrie(torch.from_numpy(sids.codes), sids.level_sizes)
     own_levels = levels_with_own_rows(trie, model.config.hidden_size) if own_rows else []
@@ -45,8 +47,9 @@ def add_catalogue(
     vectors = torch.from_numpy(ppmi_svd(sequences, sids.n_items, VECTOR_DIM, seed, window=WINDOW))
     generator = torch.Generator().manual_seed(seed)
     lifted = vectors @ torch.randn(vectors.shape[1], model.config.hidden_size, generator=generator)
+    std = model.config.initializer_range if std is None else std
     with torch.no_grad():
-        for level, (shared, rest) in enumerate(residual_rows(lifted, trie, model.config.initializer_range)):
+        for level, (shared, rest) in enumerate(residual_rows(lifted, trie, std)):
             first, used = vocabulary.first_tokens[level], trie.code[level][:].unique()
             rows = with_unused_rows(shared, used, sids.codebooks[level])
             model.embed_tokens.weight[first : first + len(shared)] = rows

@@ -114,7 +114,7 @@ def settings_of_pretrained(named: Mapping[str, Any]) -> dict[str, Any]:
         of_sft = "train_weights" in before  # RL's rates are no rates of SFT
         return {name: before[name] for name in GOES_ON_WITH if of_sft and name in before}
     chosen = PRETRAINED | {"learning_rate": PRETRAINED_RATES.get(str(named.get("train_weights", "full")), 3e-4)}
-    if named.get("normaliser", SftConfig.normaliser) == "full":
+    if named.get("normaliser", SftConfig.normaliser) == "full" or named.get("layout") == "one_position":
         chosen.pop("vocabulary_loss_weight")
     return chosen
 

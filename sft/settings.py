@@ -164,6 +164,14 @@ class TaskConfig:
             "as a share of the histories; 0: none."
         },
     )
+    replay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of data that `sidrec update` has joined events to: train on the users with events that the weights were not trained "
+            "on, and on so many times as many of the others, drawn by the seed. Left out: on all.",
+            "rare": True,
+        },
+    )
     window_items: int = field(
         default=10, metadata={"help": "Newest items given in tasks with one answer an example.", "rare": True}
     )
@@ -185,6 +193,8 @@ class TaskConfig:
             raise InputError("all tasks have weight 0, so there is nothing to learn; set next_item to 1.")
         if not 0 <= self.item_dropout < 1:
             raise InputError(f"item_dropout={self.item_dropout} is no share of items; give 0 or more, and less than 1.")
+        if self.replay is not None and not 0 <= self.replay < float("inf"):
+            raise InputError(f"replay={self.replay} is no number of times; give 0 or more.")
         if not 0 <= self.history_overlap < 1:
             raise InputError(f"history_overlap={self.history_overlap} is no share of a window; give 0 to below 1.")
         for name in ("window_items", "text_tokens"):
@@ -213,6 +223,21 @@ class BackboneConfig:
             "help": "From scratch: `rq_transformer` (arXiv 2203.01941; one position an item, a depth head that writes its codes; its "
             "sizes, passes, dropout and batches follow from the data's size where you do not set them, docs/sft.md), or `qwen3` (one "
             "position a token, as a pretrained language model has)."
+        },
+    )
+    layout: Literal["flat", "one_position"] = field(
+        default="flat",
+        metadata={
+            "help": "A pretrained model: a position a token (flat), or one position an item, after the `opening`, with the depth head of "
+            "an rq_transformer, which writes items alone and has as many times fewer positions as an item has codes (one_position).",
+            "rare": True,
+        },
+    )
+    opening: str = field(
+        default="A customer took, one after the other:",
+        metadata={
+            "help": "one_position: the text before the items; with chat_template a question in the model's chat template is in its place.",
+            "rare": True,
         },
     )
     depth_head: Literal["marginal", "additive", "transformer"] = field(
@@ -276,30 +301,43 @@ class BackboneConfig:
             )
         self._refuse_what_does_nothing()
 
+    @property
+    def one_position(self) -> bool:
+        """Whether an item is one position of the model, whose codes a depth head writes."""
+        if self.model_name_or_path is None:
+            return self.architecture == "rq_transformer"
+        return self.layout == "one_position"
+
     def _refuse_what_does_nothing(self) -> None:
         from_scratch = self.model_name_or_path is None
-        if from_scratch and self.architecture == "rq_transformer":
-            if self.hidden_size // self.num_attention_heads % 2:
-                raise InputError(
-                    f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} is an odd width, and positions "
-                    "turn pairs of numbers; change one."
-                )
-            if self.depth_head == "marginal" and self.item_loss_weight != 1:
-                raise InputError(
-                    "item_loss_weight has no effect on depth_head=marginal, whose only loss is that of items; leave it out."
-                )
-            if self.depth_head == "marginal" and self.joint_levels is not None:
-                raise InputError(
-                    "joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out."
-                )
-            if self.joint_levels is not None and self.joint_levels < 1:
-                raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")
+        if from_scratch and self.layout == "one_position":
+            raise InputError(
+                "layout=one_position is of a pretrained model; name one (model_name_or_path), or leave it out: an rq_transformer from "
+                "scratch has one position an item anyway."
+            )
+        if self.layout == "flat" and self.opening != self.__dataclass_fields__["opening"].default:
+            raise InputError("opening is the text before the items of layout=one_position; set that, or leave it out.")
+        if not self.one_position:
+            for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing", "own_rows"):
+                if getattr(self, name) != self.__dataclass_fields__[name].default:
+                    setting = "--architecture rq_transformer" if from_scratch else "--layout one_position"
+                    raise InputError(f"{name} is a part of an rq_transformer; set {setting}, or leave it out.")
             return
-        for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing", "own_rows"):
-            if getattr(self, name) != self.__dataclass_fields__[name].default:
-                raise InputError(
-                    f"{name} is a part of an rq_transformer from scratch; set --architecture rq_transformer, or leave it out."
-                )
+        if from_scratch and self.hidden_size // self.num_attention_heads % 2:
+            raise InputError(
+                f"hidden_size={self.hidden_size} over num_attention_heads={self.num_attention_heads} is an odd width, and positions "
+                "turn pairs of numbers; change one."
+            )
+        if self.depth_head == "marginal" and self.item_loss_weight != 1:
+            raise InputError(
+                "item_loss_weight has no effect on depth_head=marginal, whose only loss is that of items; leave it out."
+            )
+        if self.depth_head == "marginal" and self.joint_levels is not None:
+            raise InputError(
+                "joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out."
+            )
+        if self.joint_levels is not None and self.joint_levels < 1:
+            raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig
 
 
@@ -11,6 +13,9 @@ class RqTransformerConfig(PreTrainedConfig):
     depth_head: one of DEPTH_HEADS. joint_levels: how many of the first codes are of one softmax; None: by the catalogue's size.
     start_token, first_tokens, level_sizes: as of `SidVocabulary`. n_nodes: nodes of the training catalogue's trie at depths 1 … L; the
     last is the number of items. own_levels: which levels' nodes have rows of their own. Empty until `add_catalogue` has been called.
+
+    spatial: the configuration of a pretrained decoder that is the spatial transformer, its `model_type` among it; None: the project's own.
+    opening: token ids, of the rows that such a decoder sees before the items.
     """
 
     model_type = "rq_transformer"
@@ -30,6 +35,8 @@ class RqTransformerConfig(PreTrainedConfig):
     level_sizes: list[int] | None = None
     n_nodes: list[int] | None = None
     own_levels: list[int] | None = None
+    spatial: dict[str, Any] | None = None
+    opening: list[int] | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = True
     use_cache: bool = False

@@ -2,7 +2,7 @@
 
 From outside it is a causal language model over SID tokens: flat `input_ids` in, logits of every code out, for the codes that exist
 under the prefix so far. Inside, the L tokens of an item are one position, whose embedding is the sum of the rows of the nodes on its
-trie path, and one state scores the whole trie.
+trie path, and one state scores the whole trie. The spatial part may be a pretrained language model's decoder instead (`config.spatial`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.depth_heads import DEPTH_HEADS, DepthHead, joint_levels_of
 from sidrec.decoding.rq_transformer.item_softmax import item_losses
 from sidrec.decoding.rq_transformer.node_rows import NodeRows, NodeTable, TriePaths, rows_or_zero
+from sidrec.decoding.rq_transformer.pretrained_decoder import PretrainedDecoder
 from sidrec.decoding.trie import SidTrie
 
 NO_ITEM = -1
@@ -99,8 +100,9 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: RqTransformerConfig) -> None:
         super().__init__(config)
+        self.supports_gradient_checkpointing = config.spatial is not None  # the decoder's layers know how
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.spatial = SpatialTransformer(config)
+        self.spatial = SpatialTransformer(config) if config.spatial is None else PretrainedDecoder(config)
         self._make_catalogue_parts()
         self.post_init()
 
@@ -267,7 +269,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         place = (input_ids.shape[1] - 1 - start) // len(self.config.level_sizes) - 1
         if not items.shape[1]:
             return items.new_zeros(len(items), self.config.hidden_size, dtype=torch.float32)
-        return self.spatial.at(items, place.clamp(min=0)).masked_fill((place < 0)[:, None], 0.0)
+        return self.spatial.at(items, place.clamp(min=0), *self.opening()).masked_fill((place < 0)[:, None], 0.0)
 
     def leaf_log_probs(self, input_ids: Tensor, attention_mask: Tensor, trie: SidTrie) -> Tensor:
         """float32 [B, N]: log π of the item at every leaf of `trie`. input_ids, attention_mask: int64 [B, T], left-padded."""
@@ -277,7 +279,13 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
         """float32 [B, 1 + items, H], before any item and after each one, the oldest first whatever the padding; and int64 [B], where
         every row's `<history>` stands. Before any item the state is 0: there the nodes' biases decide, which learn popularity."""
         items, start = self._embedded(input_ids, attention_mask, table)
-        return nn.functional.pad(self.spatial(items), (0, 0, 1, 0)), start
+        return nn.functional.pad(self.spatial(items, *self.opening()), (0, 0, 1, 0)), start
+
+    def opening(self) -> tuple[Tensor, ...]:
+        """What a pretrained decoder also needs: [O, H], the rows of the opening's words."""
+        if self.config.spatial is None:
+            return ()
+        return (self.embed_tokens(torch.tensor(self.config.opening or [], dtype=torch.long, device=self.device)),)
 
     def _embedded(self, input_ids: Tensor, attention_mask: Tensor | None, table: NodeTable) -> tuple[Tensor, Tensor]:
         """[B, items, H], the embeddings of the items, the oldest first whatever the padding, and where every row's `<history>` stands."""

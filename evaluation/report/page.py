@@ -311,6 +311,8 @@ PROTOCOLS = {
     "leave_one_out_ties_shuffled": "Leave one out: each user's last interaction is test, the one before it valid, the rest train; those at "
     "one time in an order drawn at random.",
     "published": "The split that the data set was published with.",
+    "joined": "Joined: all that the run before held is train; of the new events in time order the last tenth is test, the tenth before it "
+    "valid, the rest train.",
     "global_time": "Global time: the last tenth of all interactions is test, the tenth before it valid, the rest train.",
 }
 

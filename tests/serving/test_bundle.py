@@ -149,4 +149,4 @@ def test_a_bundle_of_an_earlier_format_is_refused(
     manifest["outputs"]["bundle.json"] = FileHashes(older).described(older / "bundle.json")
     write_manifest(older / "manifest.json", manifest)
     assert exit_code(RECOMMEND, "--bundle", older, "--history", "red lamp") == 2
-    assert "is a bundle of format 1, and this version reads format 2; run `sidrec bundle" in sentence(capsys)
+    assert "bundle.json has format 1, this version reads 2; run `sidrec bundle" in sentence(capsys)

@@ -365,6 +365,21 @@ def test_a_store_that_is_away_is_503_and_histories_are_answered(
     assert store.counts().lists == 1  # it waited for the store
 
 
+def test_a_store_that_stays_away_does_not_keep_the_service_from_ending(
+    run_dir: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("INSERT", {}, Exception("no server"))
+
+    monkeypatch.setattr(Store, "log_lists", away)
+    service = Service(run_dir / "bundle", store, Limits())
+    with TestClient(create_app(service), URL) as client:
+        for _ in range(3):
+            lists_of(client, {"history": ["i1"]}, {"history": ["i2"]})
+    assert "the store does not answer (OperationalError)" in capsys.readouterr().err
+    assert service.metrics.registry.get_sample_value("sidrec_lists_lost_total") == 6
+
+
 def test_what_prometheus_reads(client: TestClient) -> None:
     lists_of(client, {"history": ["i1"]}, {"history": ["i2"]})
     client.post("/recommend", json={})

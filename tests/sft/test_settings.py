@@ -47,6 +47,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "smoothing": {"smoothing": False, "architecture": "rq_transformer"},
     "joint_levels": {"joint_levels": 1, "depth_head": "additive", "architecture": "rq_transformer"},
     "item_loss_weight": {"item_loss_weight": 0.5, "depth_head": "additive", "architecture": "rq_transformer"},
+    "layout": {"layout": "one_position", "model_name_or_path": "a/model"},
+    "opening": {"opening": "Items:", "layout": "one_position", "model_name_or_path": "a/model"},
     "draw": {"draw": "beams", "inject_target": False},
     "bf16": {"bf16": True},
     "quota_column": {"quota_column": "genres", "rewards": ["category_quota"]},
@@ -54,6 +56,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
 }
 PARTS = (
     "architecture",
+    "layout",
+    "model_name_or_path",
     "depth_head",
     "joint_levels",
     "smoothing",

@@ -1,0 +1,160 @@
+"""How far a store's events have moved from what a model was trained on, and whether training it further pays.
+
+sidrec drift --store store.db --run_dir outputs/mine
+sidrec drift --store store.db --bundle outputs/mine/bundle --days 7 --output drift.json
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidrec.pipeline.command import run_as_command
+from sidrec.pipeline.config import parse_config
+from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.files import write_json
+from sidrec.pipeline.screen import Screen
+from sidrec.serving.extra import STORE_HELP, require_store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from sidrec.data.dataset import Dataset
+    from sidrec.serving.bundle import Bundle
+    from sidrec.serving.store import Store
+
+MICROSECONDS_PER_HOUR = 3_600_000_000
+
+
+@dataclass
+class DriftConfig:
+    """Put a store's events and served lists beside what a model was trained on."""
+
+    store: str = field(metadata={"help": STORE_HELP})
+    run_dir: Path | None = field(
+        default=None, metadata={"help": "Run directory of the model that is served, or of which a bundle was made."}
+    )
+    bundle: Path | None = field(
+        default=None,
+        metadata={
+            "help": "In place of --run_dir: the bundle. It has no log, so it knows neither users nor which events are new."
+        },
+    )
+    days: float | None = field(
+        default=None,
+        metadata={
+            "help": "Only events that arrived, and lists that were served, in the last so many days before the newest event."
+        },
+    )
+    within_hours: float = field(
+        default=24.0,
+        metadata={
+            "help": "What a user takes within this time after a list counts as what they took of it, or beside it."
+        },
+    )
+    output: Path | None = field(default=None, metadata={"help": "JSON file to write the figures to."})
+    seed: int = field(
+        default=0, metadata={"help": "Seed of the intervals and of the divergence that chance alone would give."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.run_dir is None) == (self.bundle is None):
+            raise InputError("name one of --run_dir and --bundle, whose training the events are put beside.")
+        for name, value in (("days", self.days), ("within_hours", self.within_hours)):
+            if value is not None and not 0 < value < float("inf"):
+                raise InputError(f"--{name} is {value:g}; it must be above 0 and finite.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    config = parse_config(DriftConfig, arguments)
+    require_store()
+    from sidrec.serving.drift_figures import (
+        in_words,
+        list_figures,
+        reasons_to_train,
+        shift_figures,
+    )  # polars and torch, for which --help does not wait
+    from sidrec.serving.store import Store
+
+    bundle, dataset = trained_on(config)
+    with closing(Store.open(config.store, must_exist=True)) as store:
+        events, lists = tables_of(store, config.days)
+    new = events if dataset is None else without_known(events, dataset)
+    if new.is_empty():
+        raise InputError("--store holds no event that the run lacks; wait for some, or widen --days.")
+    within = config.within_hours * MICROSECONDS_PER_HOUR
+    figures: dict[str, Any] = shift_figures(new, bundle, dataset, config.seed) | list_figures(
+        events, lists, within, config.seed
+    )
+    reasons = reasons_to_train(figures)
+    figures |= {"retrain": bool(reasons), "reasons": reasons}
+    Screen("drift").summary("drift", in_words(figures))
+    if config.output is not None:
+        write_json(config.output, figures)
+        sys.stdout.write(f"{config.output}\n")
+
+
+def trained_on(config: DriftConfig) -> tuple[Bundle, Dataset | None]:
+    from sidrec.data.dataset import Dataset
+    from sidrec.serving.bundle import Bundle, last_trained
+
+    if config.run_dir is None:
+        assert config.bundle is not None
+        return Bundle.load(config.bundle), None
+    dataset = Dataset.load(config.run_dir)
+    return Bundle.of_run(config.run_dir, last_trained(config.run_dir), dataset), dataset
+
+
+def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events (user_id, item_id, timestamp, received_at) in the order of arrival, and lists (user_id, time, k, history, items), oldest
+    first; of the last `days` before the newest event."""
+    import polars as pl
+    from sqlalchemy import select
+
+    from sidrec.serving.schema import EVENTS, LIST_ITEMS, LISTS
+
+    of_events = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "received_at": pl.Int64}
+    of_lists: dict[str, Any] = {
+        "request_id": pl.String,
+        "user_id": pl.String,
+        "time": pl.Int64,
+        "k": pl.Int64,
+        "history": pl.List(pl.String),
+    }
+    of_items = {"request_id": pl.String, "rank": pl.Int64, "item_id": pl.String}
+    events, lists, items = (
+        pl.concat(
+            [
+                pl.DataFrame(schema=schema),
+                *(pl.DataFrame(rows, schema=schema, orient="row") for rows in store.blocks(query)),
+            ]
+        )
+        for schema, query in (
+            (of_events, select(*(EVENTS.c[name] for name in of_events)).order_by(EVENTS.c.arrival)),
+            (of_lists, select(*(LISTS.c[name] for name in of_lists))),
+            (of_items, select(*(LIST_ITEMS.c[name] for name in of_items))),
+        )
+    )
+    shown = items.sort("request_id", "rank").group_by("request_id", maintain_order=True).agg(items="item_id")
+    lists = lists.join(shown, on="request_id", how="left").sort("time", "request_id").drop("request_id")
+    lists = lists.with_columns(pl.col("items").fill_null([]))
+    if days is not None and len(events):
+        first = int(events["received_at"].max()) - round(24 * days * MICROSECONDS_PER_HOUR)  # type: ignore[arg-type]
+        events, lists = events.filter(pl.col("received_at") >= first), lists.filter(pl.col("time") >= first)
+    return events, lists
+
+
+def without_known(events: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """The events that the run's log has not."""
+    import polars as pl
+
+    log = dataset.interactions.join(dataset.items.select("item_index", "item_id"), on="item_index")
+    known = log.select(pl.col("user_id", "item_id").cast(pl.String), pl.col("timestamp").cast(pl.Int64))
+    return events.join(known, on=["user_id", "item_id", "timestamp"], how="anti", maintain_order="left")
+
+
+if __name__ == "__main__":
+    run_as_command(main)
