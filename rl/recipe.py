@@ -54,7 +54,9 @@ def settings_by_size(named: Mapping[str, Any]) -> dict[str, Any]:
     if asks_for_groups or not has_exact_model(run_dir):
         return {name: value for name, value in rate_after_pretraining(run_dir).items() if name not in named}
     left_to_user = {name for group in TOGETHER if any(name in named for name in group) for name in group} | set(named)
-    chosen = EXACT | {"reward_weights": [1.0] * len(rewards), "sft_loss_weight": float(not set(rewards) & HITS)}
+    pretrained = read_json(run_dir / "sft" / "config.json").get("spatial") is not None
+    rate = rate_after_pretraining(run_dir) if pretrained else {}
+    chosen = EXACT | rate | {"reward_weights": [1.0] * len(rewards), "sft_loss_weight": float(not set(rewards) & HITS)}
     return {name: value for name, value in chosen.items() if name not in left_to_user}
 
 

@@ -93,6 +93,7 @@ class RqTransformerForCausalLM(PreTrainedModel, GenerationMixin):
 
     codes: Tensor
     popularity: Tensor
+    spatial: SpatialTransformer | PretrainedDecoder
     depth: DepthHead
     config_class = RqTransformerConfig
     base_model_prefix = "spatial"

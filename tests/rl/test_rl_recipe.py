@@ -77,3 +77,13 @@ def test_a_pretrained_model_has_a_rate_of_its_kind(tmp_path, before, rate):
     chosen = settings_by_size({"run_dir": run_dir})
     assert chosen == ({} if rate is None else {"learning_rate": pytest.approx(rate)})
     assert settings_by_size({"run_dir": run_dir, "learning_rate": 1.0}) == {}
+
+
+def test_a_pretrained_decoder_with_one_position_an_item_has_every_item_at_its_own_rate(tmp_path):
+    run_dir = make_run(tmp_path)
+    write_json(run_dir / "sft" / "config.json", {"model_type": "rq_transformer", "spatial": {"model_type": "llama"}})
+    before = {"model_name_or_path": "a/model", "learning_rate": 3e-4, "train_weights": "full"}
+    write_json(run_dir / "sft" / "manifest.json", {"fingerprint": before})
+    chosen = settings_by_size({"run_dir": run_dir})
+    assert chosen["draw"] == "every_item"
+    assert chosen["learning_rate"] == pytest.approx(1.5e-5)

@@ -124,6 +124,8 @@ def test_a_pretrained_model_has_rates_and_a_vocabulary_term_of_its_kind(tmp_path
     told = read(run_dir, *pretrained, "--learning_rate", "0.004", "--vocabulary_loss_weight", "0")
     assert (told["learning_rate"], told["vocabulary_loss_weight"]) == (0.004, 0)
     assert read(run_dir, *pretrained, "--normaliser", "full")["vocabulary_loss_weight"] == 0
+    one_position = read(run_dir, *pretrained, "--layout", "one_position")
+    assert (one_position["learning_rate"], one_position["vocabulary_loss_weight"]) == (3e-4, 0), "it writes no words"
     assert read(run_dir, "--architecture", "qwen3")["vocabulary_loss_weight"] == 0
     assert read(run_dir)["vocabulary_loss_weight"] == 0
 
