@@ -39,16 +39,16 @@ class ColdRows:
         """None where too few items were taken. texts: float [N, D], of the training catalogue. counts: int64 [N], how often each item was
         taken in training."""
         assert len(texts) == len(counts) == model.trie.n_items, f"{len(texts)} texts, {model.trie.n_items} items"
-        was_taken = counts > 0
-        if was_taken.sum() < FEWEST_ROWS:
+        is_warm = counts > 0
+        if is_warm.sum() < FEWEST_ROWS:
             return None
         with torch.no_grad():
             table, leaves = (
                 model.table(),
-                model.trie.leaf_of_item(torch.from_numpy(was_taken.nonzero()[0]).to(model.device)),
+                model.trie.leaf_of_item(torch.from_numpy(is_warm.nonzero()[0]).to(model.device)),
             )
             rows, bias = table.item_rows[leaves].float().cpu().numpy(), float(table.item_bias[leaves].mean())
-        ridge = Ridge.fit(texts[was_taken], rows)
+        ridge = Ridge.fit(texts[is_warm], rows)
         return cls(ridge.weights.astype(np.float32), ridge.intercept.astype(np.float32), bias)
 
     @classmethod

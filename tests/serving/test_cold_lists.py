@@ -60,13 +60,13 @@ def test_cold_items_have_the_embeddings_that_their_texts_say(bundle: Bundle, run
     texts, counts = np.load(run_dir / "embeddings" / "text.npy"), bundle.training_counts
     table = model.table()
     rows = table.item_rows[model.trie.leaf_of_item(torch.arange(62))].detach().numpy()
-    was_taken = counts[:62] > 0
-    ridge = Ridge.fit(texts[was_taken], rows[was_taken])
+    is_warm = counts[:62] > 0
+    ridge = Ridge.fit(texts[is_warm], rows[is_warm])
     new_table = given.table(bundle.trie)
     leaves = bundle.trie.leaf_of_item(torch.arange(len(bundle.items)))
     new_rows, new_bias = new_table.item_rows[leaves].detach().numpy(), new_table.item_bias[leaves].detach().numpy()
-    np.testing.assert_allclose(new_rows[:62][~was_taken], ridge.predict(texts[~was_taken]), atol=1e-5)
-    np.testing.assert_allclose(new_rows[:62][was_taken], rows[was_taken], atol=1e-6)
+    np.testing.assert_allclose(new_rows[:62][~is_warm], ridge.predict(texts[~is_warm]), atol=1e-5)
+    np.testing.assert_allclose(new_rows[:62][is_warm], rows[is_warm], atol=1e-6)
     assert np.ptp(new_bias[bundle.is_cold]) < 1e-5
     assert np.isfinite(new_rows[62:]).all()  # items that came later
     assert np.ptp(new_rows[62:64], axis=0).any()
