@@ -8,8 +8,9 @@ python -m benchmarks.pretrained --run_dir outputs/ml-100k --work_dir outputs/pre
 
 Every row but the last trains on the same batches for the same steps. Cases are valid ones, drawn once; seen items are left out.
 
-* `ours` has the product's defaults; its neighbours change one thing each: rows as they were before `sft/quiet_rows.py`, rows at the mean
-  of the words' (what `resize_token_embeddings` does), no share of the loss over the vocabulary, weights drawn at random.
+* `ours` has the settings of configs/sft/smollm2_135m.yaml: adapters, and texts of the model's own. Its neighbours change one thing each:
+  rows as they were before `sft/quiet_rows.py`, rows at the mean of the words' (what `resize_token_embeddings` does), no share of the loss over
+  the vocabulary, no text of its own. `all weights` and `random weights`, which have learnt nothing before, train without adapters.
 * `with words` learns texts and a person's questions beside the next item, and is asked: which item has this text, as it was learnt, edited
   without changing what it says, and with another item's title in the place of its own (then either of the two may be meant); and which
   item follows on a question. Recall@10 of all items.
@@ -52,15 +53,18 @@ from sidrec.sft.validation import sample_cases
 from sidrec.tokenizer.semantic_ids import SemanticIds
 
 NOT_QUIETED = "from sidrec.sft import fine_tuning, train; fine_tuning.quiet_rows = lambda *_: None; train.main()"
-PRETRAINED = ["--model_name_or_path", NAME]
+ALL_WEIGHTS = ["--model_name_or_path", NAME]
+PRETRAINED = [*ALL_WEIGHTS, "--train_weights", "lora", "--own_text", "0.3"]
 ROWS: dict[str, list[str]] = {
     "ours": [*SFT, *PRETRAINED],
     "rows not quieted": ["-c", NOT_QUIETED, *PRETRAINED],
     "mean rows": [*SFT, *PRETRAINED, "--embedding_init", "mean"],
     "no vocabulary loss": [*SFT, *PRETRAINED, "--vocabulary_loss_weight", "0"],
+    "no text of its own": [*SFT, *ALL_WEIGHTS, "--train_weights", "lora"],
+    "all weights": [*SFT, *ALL_WEIGHTS],
     "random weights": [*SFT, "--model_name_or_path", "RANDOM"],
+    "one position an item": [*SFT, *ALL_WEIGHTS, "--layout", "one_position"],
     "with words": [*SFT, *PRETRAINED, "--text_to_item", "0.5", "--question_to_item", "0.02", "--next_item", "0.5"],
-    "one position an item": [*SFT, *PRETRAINED, "--layout", "one_position"],
     "scratch": SFT,
 }
 HEADER = "row|NLL|R@10|first loss / uniform|perplexity before|after|first code|whole SID|CPU s"
