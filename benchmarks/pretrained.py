@@ -9,8 +9,8 @@ python -m benchmarks.pretrained --run_dir outputs/ml-100k --work_dir outputs/pre
 Every row but the last trains on the same batches for the same steps. Cases are valid ones, drawn once; seen items are left out.
 
 * `ours` has the settings of configs/sft/smollm2_135m.yaml: adapters, and texts of the model's own. Its neighbours change one thing each:
-  rows as they were before `sft/quiet_rows.py`, rows at the mean of the words' (what `resize_token_embeddings` does), no share of the loss over
-  the vocabulary, no text of its own. `all weights` and `random weights`, which have learnt nothing before, train without adapters.
+  rows as they were before `sft/quiet_rows.py`, rows at the mean of the words' (what `resize_token_embeddings` does), no share of the loss
+  over the vocabulary, no text of its own. `all weights` and `random weights`, which have learnt nothing before, train without adapters.
 * `with words` learns texts and a person's questions beside the next item, and is asked: which item has this text, as it was learnt, edited
   without changing what it says, and with another item's title in the place of its own (then either of the two may be meant); and which
   item follows on a question. Recall@10 of all items.

@@ -161,7 +161,8 @@ class TaskConfig:
         default=0.0,
         metadata={
             "help": "Texts that a pretrained model writes before training and learns again, so that its language stays (arXiv 2403.01244), "
-            "as a share of the histories; 0: none."
+            "as a share of the histories; 0: none.",
+            "rare": True,
         },
     )
     replay: float | None = field(

@@ -16,6 +16,7 @@ from sidrec.rl.group_log_probs import group_log_probs, pack_groups
 from sidrec.rl.rewards import exact_hit, prefix_credit
 from sidrec.sft.backbone import add_dropout
 from sidrec.sft.examples import ExampleCollator, ExampleRenderer
+from sidrec.sft.own_text import TOKENS
 from sidrec.sft.settings import TASKS, TaskConfig
 from sidrec.sft.tasks import task_rows
 from sidrec.sft.trainer import answer_loss
@@ -43,12 +44,18 @@ def test_answer_loss_is_the_cross_entropy_of_the_answers_words_and_codes(recomme
     renderer = replace(recommender.renderer, normaliser=normaliser)
     words = [[10 + item % 7, 30, 40 + item % 11] for item in range(40)]
     render = ExampleRenderer(renderer, words, [row[:2] for row in words], end_token=1, openings={})
+    render = replace(render, own_texts=[[10 + place % 40 for place in range(TOKENS)]])
     tasks = TaskConfig(
-        text_to_item=0.1, item_to_text=0.1, titles_to_next_item=1, history_to_next_title=1, next_item_windows=0.5
+        text_to_item=0.1,
+        item_to_text=0.1,
+        titles_to_next_item=1,
+        history_to_next_title=1,
+        next_item_windows=0.5,
+        own_text=1,
     )
     sequences = [np.array([3, 1, 7, 9, 2]), np.array([5, 6])]
-    rows = task_rows(sequences, render.words, 3, 4, tasks, seed=0)
-    assert set(rows["task"]) == set(TASKS)
+    rows = task_rows(sequences, render.words, 3, 4, tasks, seed=0, own_texts=1)
+    assert set(rows["task"]) == set(TASKS) - {"question_to_item"}  # an answer as that of titles_to_next_item
     batch = ExampleCollator(render, pad_token=0)(list(rows))
     loss = answer_loss(model, OutputHead.of(model), batch, renderer, trie)
     loss.backward()
