@@ -97,7 +97,8 @@ def joined_in_words(info: dict[str, Any], file: Path) -> list[str]:
         more = ", …" if told["unknown_items"] > len(told["unknown_first"]) else ""
         sentences.append(
             f"{file}: {told['unknown_events']:,} events are left out, since the catalogue lacks their {told['unknown_items']:,} items "
-            f"({', '.join(told['unknown_first'])}{more}); give the items semantic IDs with `sidrec add-items`, or prepare and train anew."
+            f"({', '.join(told['unknown_first'])}{more}); a bundle can have them at once (`sidrec add-items`), and to train on them "
+            "prepare and train anew"
         )
     return sentences
 

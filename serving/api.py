@@ -83,8 +83,8 @@ class Recommender:
     @property
     def ids(self) -> pl.DataFrame:
         """The three names of every item: item_id, sid as it is written, tokens (its ids in the model's vocabulary); item i in row i."""
-        renderer = self.bundle.first_recommender.renderer
-        tokens = pl.Series("tokens", renderer.item_tokens[: len(self.bundle.items)].tolist(), dtype=pl.List(pl.Int64))
+        first_tokens = np.array(self.bundle.first_recommender.renderer.vocabulary.first_tokens)
+        tokens = pl.Series("tokens", (self.bundle.sids.codes + first_tokens).tolist(), dtype=pl.List(pl.Int64))
         return self.bundle.shelf.select("item_id", "sid").with_columns(tokens)
 
     def _asked_of(self, histories: Sequence[Sequence[str]]) -> pl.DataFrame:

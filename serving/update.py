@@ -85,7 +85,10 @@ def update(config: UpdateConfig, how: ContinuedConfig) -> bool:
     stage = data_stage(out, start, config.interactions, how)
     if config.overwrite or not stage.is_finished():
         joined = joined_data(start, config.interactions)
-        for sentence in joined_in_words(joined.info, config.interactions):
+        sentences = joined_in_words(joined.info, config.interactions)
+        if not joined.info[JOINED]["events"] and joined.info[JOINED]["unknown_events"]:
+            raise InputError(f"{'; '.join(sentences)}.")
+        for sentence in sentences:
             screen.say(f"{UPDATE}: {sentence}")
         if not joined.info[JOINED]["events"]:
             screen.say(f"{UPDATE}: nothing is new to {start}, so nothing is to do")

@@ -17,6 +17,7 @@ import torch
 from run_dirs import ROOT, RQ_FLAGS, assert_one_sentence, exit_code, run_stage
 from shop_runs import SMALL, call, shop_run
 
+import sidrec
 from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
@@ -95,6 +96,9 @@ def test_new_items_are_reachable_at_once_and_old_ones_keep_their_ids(bundle: Pat
     assert {"n1", "n2", "n3"} <= set(ids_of(after, lists.items[0]))
     assert np.array_equal(after.sids.codes[:62], before.sids.codes)
     assert after.sids.n_distinct == 65
+    ids = sidrec.Recommender.load(bundle).ids
+    assert ids["item_id"].to_list() == after.items["item_id"].to_list()
+    assert ids["sid"].to_list() == [after.sids.text(item) for item in range(65)]
     assert after.items[:62].equals(before.items)
     assert after.items[62:].rows() == [
         ("n1", 62, "The red kettle", "The red kettle. year: 1999", 1999),

@@ -232,6 +232,12 @@ def test_a_folder_of_ones_own_and_what_is_refused(
         error = capsys.readouterr().err
         assert sentence in error
         assert_one_sentence(error)
+    unknown = tmp_path / "unknown.csv"
+    unknown.write_text(f"user_id,item_id,timestamp\nu3,i{N_ITEMS + 5},20\n")
+    assert updated(copy, unknown) == 2
+    error = capsys.readouterr().err
+    assert "1 events are left out, since the catalogue lacks their 1 items" in error
+    assert_one_sentence(error)
 
 
 def test_compare_gives_the_verdict_again_and_takes_a_log(
