@@ -86,7 +86,7 @@ def update(config: UpdateConfig, how: ContinuedConfig) -> bool:
     if config.overwrite or not stage.is_finished():
         joined = joined_data(start, config.interactions)
         sentences = joined_in_words(joined.info, config.interactions)
-        if not joined.info[JOINED]["events"] and joined.info[JOINED]["unknown_events"]:
+        if joined.info[JOINED]["unknown_events"] == joined.info[JOINED]["rows"]:
             raise InputError(f"{'; '.join(sentences)}.")
         for sentence in sentences:
             screen.say(f"{UPDATE}: {sentence}")
