@@ -17,7 +17,7 @@ from sidrec.serving.requests import EventsCall, ItemsCall, ListRequest, Recommen
 
 BODY_SECONDS = 30  # for which a client may take to send its request
 RETRY_AFTER = (b"retry-after", b"1")  # seconds
-ALWAYS = ("/healthz", "/readyz", "/metrics")  # answered however many requests there are
+ALWAYS = ("/healthz", "/readyz", "/metrics")  # answered however many requests there are, and not counted among them
 METHODS = ("GET", "POST", "DELETE")  # which have a count of their own
 CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
@@ -109,7 +109,9 @@ class Gate:
             return await refuse(send, 408, f"the body took longer than {BODY_SECONDS} seconds.")
         if body is None:
             return await refuse(send, 413, f"the body is above {self.limits.max_body_bytes:,} bytes.")
-        if self._answering >= self.limits.max_concurrency and scope["path"] not in ALWAYS:
+        if scope["path"] in ALWAYS:
+            return await self.app(scope, replaying(body, receive), send)
+        if self._answering >= self.limits.max_concurrency:
             return await refuse(send, 429, f"{self._answering} requests are being answered; try again.", [RETRY_AFTER])
         self._answering += 1
         self.metrics.in_flight.set(self._answering)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,8 +113,9 @@ def test_more_requests_than_are_answered_at_one_time_are_429(client: TestClient,
     service.batcher.work = waiting
     with ThreadPoolExecutor(3) as threads:
         answers = [threads.submit(client.post, "/recommend", json=asked()) for _ in range(3)]
-        while "sidrec_requests_in_flight 4.0" not in client.get("/metrics").text:  # with the one that asks
-            pass
+        give_up = time.monotonic() + 20
+        while "sidrec_requests_in_flight 3.0" not in client.get("/metrics").text:  # which is not one of them
+            assert time.monotonic() < give_up
         refused = client.post("/recommend", json=asked())
         assert refused.status_code == 429
         assert refused.headers["retry-after"] == "1"
