@@ -107,6 +107,7 @@ class ResultsConfig:
         default=True,
         metadata={"help": "Choose each neural baseline's settings from a grid of 4 on valid; false: the grid's first."},
     )
+    rl: bool = field(default=True, metadata={"help": "Train and measure our rows with RL as well."})
     threads: int = field(default=1, metadata={"help": "Threads of each stage, so that two pieces can run at once."})
     json: bool = field(default=False, metadata={"help": "Print one JSON object as the last line."})
 
@@ -168,8 +169,11 @@ def made_from(piece: str, config: ResultsConfig, data: str) -> Row:
 
 
 def models_of(piece: str, config: ResultsConfig) -> dict[str, str]:
-    """Of one of our pieces, what is trained and measured: no ensemble of a single seed."""
-    return {name: row for name, row in OURS[piece].models.items() if config.seeds > 1 or name not in ENSEMBLES}
+    """Of one of our pieces, what is trained and measured: no ensemble of a single seed, no RL without --rl."""
+    left_out = set() if config.seeds > 1 else set(ENSEMBLES)
+    if not config.rl:
+        left_out |= {"rl", "rl_blend", "rl_ensemble"}
+    return {name: row for name, row in OURS[piece].models.items() if name not in left_out}
 
 
 def row_file(work_dir: Path, piece: str) -> FinishedRows:

@@ -170,12 +170,13 @@ def test_a_piece_is_prepared_trained_and_measured_once(
     assert evaluated.valid_cases == PLANS["ml-100k"].valid_cases
 
 
-def test_what_a_single_seed_cannot_have_is_left_out() -> None:
-    def models(seeds: str) -> list[str]:
-        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", "ml-1m", "--seeds", seeds])))
+def test_what_a_single_seed_cannot_have_and_rl_when_it_is_not_wanted_are_left_out() -> None:
+    def models(*flags: str) -> list[str]:
+        return list(models_of("both", parse_config(ResultsConfig, ["--dataset", "ml-1m", "--seeds", *flags])))
 
     assert models("1") == ["sft", "rl", "sft_blend", "rl_blend"]
     assert models("2") == [*models("1"), "sft_ensemble", "rl_ensemble"]
+    assert models("2", "--rl", "false") == ["sft", "sft_blend", "sft_ensemble"]
 
 
 def test_a_stopped_run_goes_on(stages: Stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
