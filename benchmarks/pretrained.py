@@ -205,15 +205,15 @@ def asked_in_words(recommender: Recommender, run_dir: Path, dataset: Dataset, ca
 
     def recall(lines: list[str], wanted: np.ndarray) -> float:
         prompts = [[control("<text>"), *ids, control("<item>")] for ids in token_ids(lines, tokenizer, 64)]
-        return float((answers(recommender, prompts, 10) == wanted[:, None]).any(1).mean())
+        return float((answers(recommender, prompts, 10).items == wanted[:, None]).any(1).mean())
 
     swapped = [texts[item].replace(titles[item], titles[other]) for item, other in zip(items, others, strict=True)]
-    questions = Questions(titles, item_traits(dataset.items), tokenizer, chat=bool(tokenizer.chat_template))
+    questions = Questions(titles, item_traits(dataset.items), tokenizer)
     prompts = [
         questions.prompt(questions.text(int(history[-1]), int(target)))
         for history, target in zip(cases.histories, cases.targets, strict=True)
     ]
-    following = answers(recommender, prompts, 10) == np.asarray(cases.targets)[:, None]
+    following = answers(recommender, prompts, 10).items == np.asarray(cases.targets)[:, None]
     return {
         "text_recall10": recall([texts[item] for item in items], items),
         "edited_text_recall10": recall([edited(texts[item]) for item in items], items),

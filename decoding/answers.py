@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from sidrec.decoding.beam_search import beam_search
-from sidrec.decoding.recommender import FEWEST_BEAMS, Recommender
+from sidrec.decoding.recommender import FEWEST_BEAMS, Recommendations, Recommender
 
 PROMPTS_PER_BATCH = 32
 
 
-def answers(recommender: Recommender, prompts: list[list[int]], k: int) -> np.ndarray:
-    """int64 [B, k]: the items whose SIDs the model most probably writes after each prompt, best first, -1 where there are fewer.
+def answers(recommender: Recommender, prompts: list[list[int]], k: int) -> Recommendations:
+    """The k items whose SIDs the model most probably writes after each prompt.
 
     prompts: token ids, as training wrote them (`sft/examples.py`), none of them empty. Only a language model reads words.
     """
@@ -21,6 +21,8 @@ def answers(recommender: Recommender, prompts: list[list[int]], k: int) -> np.nd
     trie, device = recommender.trie, recommender.model.device
     vocabulary, normaliser = recommender.renderer.vocabulary, recommender.renderer.normaliser
     best = np.full((len(prompts), k), -1, dtype=np.int64)
+    log_probs = np.full(best.shape, -np.inf, dtype=np.float32)
+    reachable = np.zeros(len(prompts), dtype=np.int64)
     for first in range(0, len(prompts), PROMPTS_PER_BATCH):
         batch = prompts[first : first + PROMPTS_PER_BATCH]
         input_ids, attention_mask = (tensor.to(device) for tensor in left_padded(batch))
@@ -28,9 +30,11 @@ def answers(recommender: Recommender, prompts: list[list[int]], k: int) -> np.nd
         beams = beam_search(
             recommender.model, input_ids, attention_mask, vocabulary, trie, width, normaliser=normaliser
         )
-        items = beams.items[:, :k].cpu().numpy()
-        best[first : first + len(batch), : items.shape[1]] = items
-    return best
+        rows, width = slice(first, first + len(batch)), min(k, beams.items.shape[1])
+        best[rows, :width] = beams.items[:, :width].cpu().numpy()
+        log_probs[rows, :width] = beams.log_probs[:, :width].cpu().numpy()
+        reachable[rows] = beams.reachable.cpu().numpy()
+    return Recommendations(best, log_probs, reachable)
 
 
 def left_padded(prompts: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,14 @@ def show(rows: pl.DataFrame, history: list[str], model: str, console: Console | 
         console.print(Text(f"user: {user}"), soft_wrap=True)
     earlier = f"… {len(history) - SHOWN_HISTORY} more, " if len(history) > SHOWN_HISTORY else ""
     console.print(Text(f"history: {earlier}{' → '.join(history[-SHOWN_HISTORY:]) or 'none'}"), soft_wrap=True)
-    items = rows.drop_nulls("item_id")
     console.print(Text(f"next, by the {model} model:" if history else "next, by popularity:"))
+    show_items(rows.drop_nulls("item_id"), console)
+    if reason is not None:
+        console.print(Text(f"{reason}."), soft_wrap=True)
+
+
+def show_items(items: pl.DataFrame, console: Console) -> None:
+    """items: rank, title, item_id, sid and score (log probability, or null)."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", justify="right", no_wrap=True)
     for name in ("title", "item_id", "semantic ID"):
@@ -36,5 +42,3 @@ def show(rows: pl.DataFrame, history: list[str], model: str, console: Console | 
         table.add_row(str(row["rank"]), *names, "" if row["score"] is None else f"{math.exp(row['score']):.2%}")
     console.width = max(console.width, console.measure(table, options=console.options.update(max_width=WIDEST)).maximum)
     console.print(table)
-    if reason is not None:
-        console.print(Text(f"{reason}."), soft_wrap=True)

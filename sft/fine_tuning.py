@@ -273,7 +273,7 @@ def example_renderer(
     title_ids, questions = token_ids(titles, tokenizer, longest), None
     if tasks.question_to_item:
         in_questions = tokenizer.batch_decode(title_ids)
-        questions = Questions(in_questions, item_traits(dataset.items), tokenizer, chat=bool(tokenizer.chat_template))
+        questions = Questions(in_questions, item_traits(dataset.items), tokenizer)
     return ExampleRenderer(
         renderer,
         token_ids(texts, tokenizer, longest),

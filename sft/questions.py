@@ -26,13 +26,11 @@ FEWEST_ITEMS = 2  # that share a trait
 
 @dataclass(frozen=True)
 class Questions:
-    """titles: of every item. traits: of every item what its columns list, such as its genres. tokenizer: the model's. chat: whether a
-    question is the user's turn in the tokenizer's chat template."""
+    """titles: of every item. traits: of every item what its columns list, such as its genres. tokenizer: the model's."""
 
     titles: Sequence[str]
     traits: Sequence[frozenset[str]]
     tokenizer: PreTrainedTokenizerBase
-    chat: bool
 
     def text(self, item: int, answer: int) -> str:
         """The question that asks for `answer` by what it has and `item` has not; always the same one of a pair."""
@@ -50,11 +48,15 @@ class Questions:
         return max(len(self.prompt(text.format(title="", trait=trait))) for text in (*WITH_A_WISH, *WITHOUT))
 
     def prompt(self, question: str) -> list[int]:
-        """Token ids of a question as the model is asked it: in its chat template up to the assistant's turn, or bare."""
-        if not self.chat:
-            return self.tokenizer(question, add_special_tokens=False)["input_ids"]
-        turns = [{"role": "user", "content": question}]
-        return self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        return question_prompt(question, self.tokenizer)
+
+
+def question_prompt(question: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a question as a model is asked it: as the user's turn, up to the assistant's, where there is a chat template."""
+    if not tokenizer.chat_template:
+        return tokenizer(question, add_special_tokens=False)["input_ids"]
+    turns = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
 
 
 def item_traits(items: pl.DataFrame) -> list[frozenset[str]]:

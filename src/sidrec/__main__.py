@@ -34,6 +34,7 @@ COMMANDS = {
     "compare": Command(("sidrec.serving.compare_models",), "compare two models, or two rows of tables, case by case"),
     "off-policy": Command(("sidrec.evaluation.policy_value",), "estimate what a model's lists would earn, from served ones"),
     "recommend": Command(("sidrec.serving.recommend",), "recommend for a user or a history of items"),
+    "ask": Command(("sidrec.serving.ask",), "ask a language model for items in words"),
     "serve": Command(("sidrec.serving.serve",), "serve a bundle over HTTP: lists, items, events"),
     "bundle": Command(("sidrec.serving.make_bundle",), "put what recommending needs into one folder, to be copied"),
     "update": Command(("sidrec.serving.update",), "join new events, train the model further, keep it unless it is worse"),

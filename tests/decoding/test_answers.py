@@ -21,7 +21,8 @@ def test_answers_are_the_most_probable_items_after_each_prompt(tmp_path):
     best = answers(recommender, prompts, 5)
     tokens, model = recommender.renderer.item_tokens, recommender.model
     first = recommender.renderer.vocabulary.first_tokens
-    for prompt, items in zip(prompts, best, strict=True):
+    assert (best.reachable == len(tokens)).all()
+    for prompt, items, log_probs in zip(prompts, best.items, best.log_probs, strict=True):
         scores = torch.zeros(len(tokens))
         for item, sid in enumerate(tokens):
             with torch.no_grad():
@@ -33,4 +34,5 @@ def test_answers_are_the_most_probable_items_after_each_prompt(tmp_path):
                 scores[item] += (at - at.logsumexp(0))[children == token].item()
         expected = scores.sort(descending=True, stable=True)
         np.testing.assert_allclose(scores[items], expected.values[:5], atol=1e-5)
+        np.testing.assert_allclose(log_probs, expected.values[:5], atol=1e-5)
     assert min(first) > 40

@@ -43,7 +43,7 @@ def make_renderer(n_items: int = N_ITEMS, max_items: int = 20, openings: dict | 
     renderer = Renderer.build(sids, vocabulary, max_items, opening=openings.get("next_item", ()))
     tokenizer, titles = byte_tokenizer(), [f"Title {item}!" for item in range(n_items)]
     texts = [f"{title} and what there is to say of it" for title in titles]
-    questions = Questions(titles, [frozenset({f"kind {item % 3}"}) for item in range(n_items)], tokenizer, chat=False)
+    questions = Questions(titles, [frozenset({f"kind {item % 3}"}) for item in range(n_items)], tokenizer)
     words = token_ids(texts, tokenizer, 30), token_ids(titles, tokenizer, 30)
     return ExampleRenderer(renderer, *words, 1, openings, questions, own_texts=OWN_TEXTS)
 

@@ -24,8 +24,9 @@ ITEMS = pl.DataFrame(
 
 def questions(chat: bool = False) -> Questions:
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}[assistant] "
-    return Questions(ITEMS["title"].to_list(), item_traits(ITEMS), tokenizer, chat)
+    if chat:
+        tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}[assistant] "
+    return Questions(ITEMS["title"].to_list(), item_traits(ITEMS), tokenizer)
 
 
 def test_traits_are_what_columns_list_and_several_items_share():
