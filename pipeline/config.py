@@ -29,6 +29,7 @@ PACKAGED = Path(__file__).resolve().parent.parent / "configs"
 HELP_FLAGS, HELP_ALL = ("-h", "--help"), "--help-all"
 WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 GREATEST_SEED = 2**32 - 1  # of NumPy's old generator, which libraries seed
+GREATEST_INTEGER = 2**63 - 1  # that arrays, tensors and databases hold
 NOTHING = object()  # where neither a file nor a flag names a setting
 
 
@@ -219,9 +220,16 @@ def checked(setting: Setting, value: Any) -> Any:
     converted = _converted(setting.kind, value)
     if converted is NOTHING or (setting.choices and converted is not None and converted not in setting.choices):
         wanted = " or ".join(map(str, setting.choices)) if setting.choices else describe(setting.kind)
+        if not all(
+            _is_plain(each) for each in (value if isinstance(value, list) else [value]) if isinstance(each, str)
+        ):
+            wanted += " in UTF-8, without zero bytes"
         raise InputError(f"{setting.name} is {_shown(value)}; it must be {wanted}.")
-    if setting.name == "seed" and isinstance(converted, int) and converted > GREATEST_SEED:
-        raise InputError(f"seed is {converted}; it must be at most {GREATEST_SEED}.")
+    least, most = (0, GREATEST_SEED) if setting.name == "seed" else (-GREATEST_INTEGER, GREATEST_INTEGER)
+    for number in converted if isinstance(converted, list) else [converted]:
+        if isinstance(number, int) and not least <= number <= most:
+            wanted = f"at least {least}" if number < least else f"at most {most}"
+            raise InputError(f"{setting.name} is {number}; it must be {wanted}.")
     return converted
 
 
@@ -281,16 +289,19 @@ def _scalar_converted(kind: Any, value: Any) -> Any:
             return kind(value)  # YAML 1.1 reads 1e-3 as text
         except (ValueError, OverflowError, TypeError):  # a date, which YAML makes by itself, is no number
             return NOTHING
+    if not _is_plain(str(value)):
+        return NOTHING
     if kind is str:
         return str(value)
-    return Path(str(value)) if kind is Path and _names_a_path(str(value)) else NOTHING
+    # an empty path would mean the working directory, as when a shell's variable is unset
+    return Path(str(value)) if kind is Path and str(value) else NOTHING
 
 
-def _names_a_path(text: str) -> bool:
-    """Whether `text` can be a path: an empty one would mean the working directory, as when a shell's variable is unset."""
+def _is_plain(text: str) -> bool:
+    """Whether `text` is such as files, databases and terminals take: no zero byte, and no byte of a flag that is no UTF-8."""
     try:
-        return bool(text.encode("utf-8")) and "\0" not in text
-    except UnicodeEncodeError:  # a name in bytes that are no UTF-8
+        return b"\0" not in text.encode("utf-8")
+    except UnicodeEncodeError:
         return False
 
 

@@ -183,6 +183,36 @@ def test_a_seed_that_no_generator_takes_is_refused() -> None:
     assert parse_config(Some, ["--seed", "4294967295"]).seed == 2**32 - 1
     with pytest.raises(InputError, match="seed is 4294967296; it must be at most 4294967295"):
         parse_config(Some, ["--seed", "4294967296"])
+    with pytest.raises(InputError, match="seed is -1; it must be at least 0"):
+        parse_config(Some, ["--seed", "-1"])
+
+
+def test_numbers_that_no_array_holds_are_refused() -> None:
+    assert parse_config(Typed, ["--count", str(2**63 - 1), "--sizes", str(-(2**63) + 1)]).count == 2**63 - 1
+    for flag, number in (("count", 2**63), ("count", -(2**63)), ("sizes", 10**30)):
+        with pytest.raises(InputError, match=f"{flag} is {number}; it must be at "):
+            parse_config(Typed, [f"--{flag}", str(number)])
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\udcff", "\ud800x"])
+def test_a_text_that_no_file_or_database_takes_is_refused(tmp_path: Path, text: str) -> None:
+    """A flag's bytes that are no UTF-8 come as half characters."""
+
+    @dataclass
+    class Some:
+        run_dir: Path = Path("outputs/demo")
+        user: str | None = None
+        words: list[str] = field(default_factory=list)
+
+    for flag in ("user", "words"):
+        with pytest.raises(
+            InputError, match=f"{flag} is .*; it must be .*text.*in UTF-8, without zero bytes"
+        ) as raised:
+            parse_config(Some, [f"--{flag}", text])
+        assert str(raised.value).isprintable()
+    (tmp_path / "some.yaml").write_text(f"user: {json.dumps(text)}\n")
+    with pytest.raises(InputError, match="user is "):
+        parse_config(Some, ["--config", str(tmp_path / "some.yaml")])
 
 
 def test_help_shows_the_usual_settings_and_help_all_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
