@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import signal
@@ -25,14 +26,22 @@ UNUSABLE_PATH = {  # what to do where the file system says no
     errno.EIO: "the disk reports a fault, so choose another one",
 }
 WITHOUT_PATH = {errno.EFBIG, errno.EROFS, errno.EMFILE, errno.EIO}  # which say enough where no path is known
+READER_GONE = 128 + signal.SIGPIPE  # as a shell says it of other programs
 OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def run_as_command(main: Callable[[], None]) -> None:
-    """Run an entry point: 0 at success; 2 and one sentence at bad input, or when disk or memory are full; 130 at Ctrl-C."""
+    """Run an entry point: 0 at success; 2 and one sentence at bad input, or when disk or memory are full; 130 at Ctrl-C; 141 where whoever
+    read its output, such as `head`, has gone. A character that the terminal's encoding lacks is printed as a question mark."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(READER_GONE)
     except InputError as error:
         sys.exit(_one_sentence(f"error: {error}", 2))
     except Exception as error:
@@ -59,10 +68,12 @@ def refused_by_system(error: BaseException) -> tuple[int, str | None]:
     """
     if isinstance(error, OSError) and error.errno:
         return error.errno, error.filename
+    if isinstance(error, OSError) and (said := OS_ERROR.search(str(error))):  # Polars', with the path behind the number
+        return int(said[1]), str(error)[said.end() :].split("\n")[0].strip(": ") or None
     cause: BaseException | None = error
     while cause is not None:
         match = OS_ERROR.search(str(cause))
-        number = cause.errno if isinstance(cause, OSError) else int(match[1]) if match else None
+        number = cause.errno if isinstance(cause, OSError) and cause.errno else int(match[1]) if match else None
         if number in WITHOUT_PATH:
             return number, None
         cause = cause.__cause__ or cause.__context__
@@ -92,8 +103,16 @@ def means_memory_full(error: BaseException) -> bool:
     )
 
 
+def _drop_output() -> None:
+    """Let what is still to be printed go nowhere: flushing it would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _one_sentence(sentence: str, code: int) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # the output is what has failed
+        _drop_output()
     sys.stderr.write(f"\n{sentence}\n")
     sys.stderr.flush()
     return code

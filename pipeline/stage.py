@@ -413,7 +413,7 @@ def seed_runs(run_dir: Path, stage: str) -> list[Path]:
 
     Raises InputError for one that was trained otherwise than the run's own stage, but for the seed.
     """
-    folders = [folder for folder in (run_dir / SEEDS).glob("*") if folder.name.isdigit()]
+    folders = [folder for folder in (run_dir / SEEDS).glob("*") if folder.name.isdecimal()]
     runs = []
     for folder in sorted(folders, key=lambda folder: int(folder.name)):
         manifest, first = read_manifest(folder / stage), read_manifest(run_dir / stage)

@@ -356,6 +356,12 @@ def raising(error: BaseException) -> Callable[[], None]:
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "/x cannot be used (Permission denied)"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "/y"), 2, "choose a shorter name"),
         (OSError(errno.EFBIG, "File too large"), 2, "a file cannot be used (File too large)"),
+        (OSError("Too many open files (os error 24): /x/a.parquet"), 2, "/x/a.parquet cannot be used (Too many open"),
+        (
+            OSError("Permission denied (os error 13): /x/b.parquet\n\nsaid"),
+            2,
+            "/x/b.parquet cannot be used (Permission",
+        ),
         (ValueError("parquet: underlying IO error: File too large (os error 27)"), 2, "larger than this account"),
         (
             ValueError("I/O error: Read-only file system (os error 30)"),
@@ -405,6 +411,28 @@ def test_sigterm_ends_a_process_like_ctrl_c() -> None:
         _, message = process.communicate(timeout=10)
     assert process.returncode == 130
     assert "interrupted" in message
+
+
+def printing(words: str, output: int, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A command that prints, with an output of its own."""
+    code = f"from sidrec.pipeline.command import run_as_command as run; run(lambda: print({words!r}))"
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, stdout=output, stderr=subprocess.PIPE, env=os.environ | environment, check=False)
+
+
+def test_an_output_that_takes_nothing_ends_a_command_without_a_traceback() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    ended = printing("words", full)
+    os.close(full)
+    assert (ended.returncode, ended.stderr.count(b"\n")) == (2, 2)
+    assert b"error: the disk is full" in ended.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = printing("words", writer)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+    ended = printing("Café ☕", subprocess.PIPE, PYTHONIOENCODING="latin-1")
+    assert (ended.returncode, ended.stdout) == (0, "Café ?\n".encode("latin-1"))
 
 
 def test_a_full_disk_is_known_by_what_libraries_raise() -> None:
