@@ -16,6 +16,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
+from sidrec.pipeline.output_path import check_output
 from sidrec.pipeline.screen import Screen
 
 if TYPE_CHECKING:
@@ -76,6 +77,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sidrec.evaluation.off_policy import doubts, estimates, slot_weights
     from sidrec.evaluation.served_lists import ServedLists
 
+    if config.write is not None:
+        config.write.parent.mkdir(parents=True, exist_ok=True)
+        check_output("--write", config.write, [config.log])
     screen = Screen("off-policy")
     dataset = Dataset.load(config.run_dir)
     lists = ServedLists.read(config.log, dataset.items["item_id"].to_list())
@@ -98,7 +102,6 @@ def main(arguments: list[str] | None = None) -> None:
     slots, clipped = slot_figures(whole, lists), float((whole > weights).any(axis=1).mean())
     show(screen, by_name, slots, clipped, config.clip, warnings)
     if config.write is not None:
-        config.write.parent.mkdir(parents=True, exist_ok=True)
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
         figures: dict[str, Any] = {name: asdict(estimate) for name, estimate in by_name.items()}
         about = {"lists": len(lists), "users": n_users, "slots": slots, "clipped": clipped, "warnings": warnings}

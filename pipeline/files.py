@@ -31,10 +31,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def temporary_of(path: Path) -> Path:
+    """The path beside it that this process writes to first. Raises InputError for a device or a pipe, in whose place a file would come."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise InputError(f"{path} is a device or a pipe, and a file would take its place; name a file.")
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when it does not.
+
+    Raises InputError as `temporary_of` does.
+    """
+    temporary = temporary_of(path)
     try:
         yield temporary
         let_others_read(temporary)

@@ -5,7 +5,6 @@ A list is short only with its reason. A history without items is answered by wha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from sidrec.serving.bundle import Bundle
 from sidrec.serving.cold_lists import recommend_with_cold
 
 USERS_TOGETHER = 1024  # their rows are in memory at once
+MOST_BIAS = 1e6  # nats, which leaves no item its place
 NO_HISTORY = "no history"
 COLUMNS = {
     "user_id": pl.String,
@@ -52,7 +52,7 @@ class Question:
 
     def __post_init__(self) -> None:
         at_least_one(self.k, "k")
-        if self.cold_bias is not None and not math.isfinite(self.cold_bias):
+        if self.cold_bias is not None and not abs(self.cold_bias) <= MOST_BIAS:
             raise InputError(f"cold_bias={self.cold_bias} is no number of nats; leave it out, or give one such as 2.5.")
         if self.diversity is not None:
             at_least_one(self.diversity, "diversity")

@@ -17,6 +17,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
+from sidrec.pipeline.output_path import check_output
 from sidrec.pipeline.screen import Screen
 
 if TYPE_CHECKING:
@@ -66,8 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
     if words and not words[0].startswith("-"):  # `compare A B` is `compare --models A B`
         words.insert(0, "--models")
     config = parse_config(CompareModelsConfig, words)
+    if config.output is not None:
+        check_output("--output", config.output, [] if config.log is None else [config.log])
+    from sidrec.data.tables import require_file
     from sidrec.serving.model_comparison import compared, in_lists, lines
 
+    if config.log is not None:
+        require_file(config.log)
     screen = Screen("compare")
     (first, data), (second, second_data) = (opened(place) for place in config.models)
     if config.log is None:

@@ -7,22 +7,9 @@ from pathlib import Path
 
 import polars as pl
 
-from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
-
-
-def check_output(path: Path) -> None:
-    """Raise InputError for a file that cannot be written, before any work begins."""
-    if path.suffix.lower() not in ENDINGS:
-        raise InputError(
-            f"--output {path} must end in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, which says the format."
-        )
-    if not path.parent.is_dir():
-        raise InputError(f"--output {path}: there is no folder {path.parent}; make it first.")
-    if path.is_dir():
-        raise InputError(f"--output {path} is a folder; name a file in it.")
 
 
 def write_parts(path: Path, parts: Iterable[pl.DataFrame]) -> int:

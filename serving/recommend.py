@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.output_path import check_output
 from sidrec.pipeline.screen import Screen
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 RUN_DIR = Path("outputs/demo")
 MODELS = ("sft", "rl", "sft_blend", "rl_blend", "sft_ensemble", "rl_ensemble")
+MOST_AHEAD = 10_000  # items of --next, each of which is a search
 OF_LOG, OF_ITEMS = (
     ("user", "users", "all_users"),
     ("items", "titles", "history"),
@@ -120,6 +122,10 @@ class RecommendConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name}={value} items cannot be recommended; ask for 1 or more.")
+        if self.next is not None and self.next > MOST_AHEAD:
+            raise InputError(
+                f"next={self.next} items one after the other are too many; ask for {MOST_AHEAD:,} or fewer."
+            )
         asked = [name for name in (*OF_LOG, *OF_ITEMS) if getattr(self, name) not in (None, False)]
         if len(asked) != 1:
             raise InputError(
@@ -132,6 +138,8 @@ class RecommendConfig:
             raise InputError("--next asks for items that follow one another; leave --diversity out.")
         if self.cold_share is not None and self.cold_bias is not None:
             raise InputError("give --cold_share, or the --cold_bias that a call with it printed: one of the two.")
+        if self.cold_share is not None and not 0 < self.cold_share < 1:
+            raise InputError(f"cold_share={self.cold_share:g} is no share of lists; give more than 0 and less than 1.")
         if self.bundle is not None and self.run_dir is not None:
             raise InputError(f"give either --bundle {self.bundle} or --run_dir {self.run_dir}: one model is asked.")
         if self.bundle is not None and self.model is not None:
@@ -148,15 +156,19 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(RecommendConfig, arguments)
     import numpy as np
 
+    from sidrec.data.tables import require_file
     from sidrec.serving.answer import Question, answers  # with torch and polars, for which --help does not wait
     from sidrec.serving.cold_lists import calibrated_bias
     from sidrec.serving.item_filter import allowed_by_sql
-    from sidrec.serving.output import check_output, write_parts
+    from sidrec.serving.output import ENDINGS, write_parts
     from sidrec.serving.source import Source
 
-    screen = Screen("recommend")
+    screen, tables = Screen("recommend"), [path for path in (config.log, config.users) if path is not None]
+    for path in tables:
+        require_file(path)
     if config.output is not None:
-        check_output(config.output)
+        inputs = tables if config.bundle is None else [*tables, config.bundle]
+        check_output("--output", config.output, inputs, ENDINGS)
     folder = config.bundle or config.run_dir or RUN_DIR
     source = Source.open(folder, config.log, config.model, is_bundle=config.bundle is not None)
     bundle, asked = source.bundle, asked_about(source, config)

@@ -12,6 +12,7 @@ from pathlib import Path
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
+from sidrec.pipeline.output_path import check_output
 from sidrec.pipeline.screen import Screen
 
 MOST_NAMED = 10  # duplicates in the summary
@@ -53,6 +54,7 @@ def code_vectors(config: AddItemsConfig) -> None:
     from sidrec.tokenizer.new_items import read_catalogue, read_new
     from sidrec.tokenizer.semantic_ids import SemanticIds
 
+    check_output("--write_file", Path(config.write_file), [Path(path) for path in (*config.vectors, *config.catalogue)])
     screen = Screen("new items")
     sids = SemanticIds.load(config.run_dir)
     if sids.quantizer is None or not sids.quantizer.scales:

@@ -153,6 +153,11 @@ def test_what_is_an_items_id_is_no_title():
         (["--all_users", "--diversity", "2", "--next", "2"], ["leave --diversity out"]),
         (["--all_users", "--output", "lists.xlsx"], ["--output lists.xlsx must end in .csv, .jsonl or .parquet"]),
         (["--all_users", "--output", "nowhere/lists.csv"], ["there is no folder nowhere; make it first"]),
+        (["--all_users", "--next", "100000"], ["next=100000 items one after the other are too many"]),
+        (["--all_users", "--k", str(2**63)], ["k is 9223372036854775808; it must be at most"]),
+        (["--all_users", "--cold_share", "nan"], ["cold_share=nan is no share of lists"]),
+        (["--user", "u1", "--cold_bias", "1e300"], ["cold_bias=1e+300 is no number of nats"]),
+        (["--log", "nowhere.csv", "--all_users"], ["nowhere.csv does not exist"]),
         (["--log", "log.csv", "--items", "i1"], ["--log holds the histories of users"]),
         (
             ["--user", "u1", "--where", "colour = 3"],
