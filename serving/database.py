@@ -6,6 +6,7 @@ SQLite writes ahead (WAL) and waits for the disk before a transaction counts (sy
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,13 +19,16 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, TimeoutError
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError, TimeoutError
 
+from sidrec.data.dialect import listed
 from sidrec.pipeline.errors import InputError
+from sidrec.serving.schema import METADATA
 
 MIGRATIONS = Path(__file__).resolve().parent / "migrations"
 VERSION_TABLE = "sidrec_version"
+CONNECT_SECONDS = 10  # for which a server may be silent
 BUSY_SECONDS = 30  # for which a writer waits for others, and a thread for a connection
 FIRST_STATEMENTS = {
     "sqlite": (
@@ -50,18 +54,16 @@ def open_database(location: str, must_exist: bool) -> Engine:
     InputError for another kind of database, one that cannot be reached, and one that is newer than this sidrec.
     """
     url = url_of(location)
-    file = Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
-    if must_exist and file is not None and not file.is_file():
-        raise InputError(f"--store {location}: there is no such file; check the path.")
+    if url.get_backend_name() == "sqlite":
+        _check_file(Path(url.database or ""), must_exist)
     engine = _engine(url)
     try:
         with taking_turn(engine) as connection:
             _migrate(connection, url, must_exist)
-    except DBAPIError as error:
+    except (SQLAlchemyError, CommandError) as error:
         engine.dispose()
-        reason = " ".join(str(error.orig).split()).rstrip(".")
         raise InputError(
-            f"--store {shown(url)} cannot be opened ({reason}); check the path or the server, and who may use it."
+            f"--store {shown(url)} cannot be opened ({reason_of(error)}); check the path or the server, and who may use it."
         ) from error
     except InputError:
         engine.dispose()
@@ -69,17 +71,47 @@ def open_database(location: str, must_exist: bool) -> Engine:
     return engine
 
 
+def reason_of(error: Exception) -> str:
+    """What a database says, on one line."""
+    said = getattr(error, "orig", None) or error  # without SQLAlchemy's words around it
+    return " ".join(str(said).split()).rstrip(".") or type(said).__name__
+
+
+def _check_file(file: Path, must_exist: bool) -> None:
+    """Raise InputError for what is no SQLite file, and for another program's, before a byte of it is changed."""
+    if file.is_dir():
+        raise InputError(f"--store {file} is a folder; name a file in it.")
+    if not file.is_file():
+        if must_exist or file.exists():
+            raise InputError(f"--store {file}: there is no such file; check the path.")
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as opened:
+            tables = [name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    except sqlite3.Error as error:
+        raise InputError(
+            f"--store {file} cannot be opened ({error}); check the path, and who may use it, or put back a copy."
+        ) from error
+    if tables and VERSION_TABLE not in tables:
+        raise InputError(
+            f"--store {file} holds no store of sidrec, but another program's tables ({listed(tables)}); name another file."
+        )
+
+
 def url_of(location: str) -> URL:
     """The URL with its driver, of what a user writes. Raises InputError for what is neither SQLite nor PostgreSQL, or lacks its driver."""
     if "://" not in location:
+        _refuse_memory(location)
         return URL.create("sqlite", database=location)
     try:
         url = make_url(location)
     except (ArgumentError, ValueError) as error:
         raise InputError("--store is no URL; write sqlite:///store.db or postgresql://user@host/name.") from error
     backend = url.drivername.partition("+")[0]
-    if backend == "sqlite" and (not url.database or url.database == ":memory:"):
-        raise InputError(f"--store {location} would be lost with the process; name a file, as in sqlite:///store.db.")
+    if backend == "sqlite" and (url.username or url.host or url.port or url.query):
+        raise InputError(f"--store {shown(url)} has more than the path of a file; write sqlite:///store.db.")
+    if backend == "sqlite":
+        _refuse_memory(url.database)
     if backend in ("postgresql", "postgres"):
         if find_spec("psycopg") is None:
             raise InputError(
@@ -89,6 +121,17 @@ def url_of(location: str) -> URL:
     if url.drivername != "sqlite":
         raise InputError(f"--store {shown(url)} is neither sqlite:// nor postgresql://; name one of them, or a file.")
     return url
+
+
+def files_of(location: str) -> list[Path]:
+    """The SQLite file of a store; none of a server's. Raises InputError as `url_of` does."""
+    url = url_of(location)
+    return [Path(url.database or "")] if url.get_backend_name() == "sqlite" else []
+
+
+def _refuse_memory(database: str | None) -> None:
+    if not (database or "").strip() or database == ":memory:":
+        raise InputError("--store would be lost with the process; name a file, such as store.db or sqlite:///store.db.")
 
 
 def shown(url: URL) -> str:
@@ -125,8 +168,11 @@ def empty_wal(engine: Engine) -> None:
 def _engine(url: URL) -> Engine:
     wait: dict[str, Any] = {"timeout": BUSY_SECONDS}
     if url.get_backend_name() == "postgresql":
-        wait = {"connect_timeout": BUSY_SECONDS}
-    engine = create_engine(url, connect_args=wait, pool_timeout=BUSY_SECONDS, pool_pre_ping=True)
+        wait = {"connect_timeout": CONNECT_SECONDS}
+    try:
+        engine = create_engine(url, connect_args=wait, pool_timeout=BUSY_SECONDS, pool_pre_ping=True)
+    except ArgumentError as error:
+        raise InputError(f"--store {shown(url)} is no URL of a database ({reason_of(error)}); correct it.") from error
     is_sqlite = engine.dialect.name == "sqlite"
 
     @event.listens_for(engine, "connect")
@@ -157,12 +203,27 @@ def _migrate(connection: Connection, url: URL, must_exist: bool) -> None:
     newest = script.get_current_head()
     if version is None and must_exist:
         raise InputError(f"--store {shown(url)} holds no store of sidrec; check the URL.")
-    if version == newest:
-        return
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:  # a version that this code does not have
+    if version is not None and version not in [each.revision for each in script.walk_revisions()]:
         raise InputError(
             f"--store {shown(url)} has version {version}, and this sidrec knows versions up to {newest}; install the newer sidrec, or "
             "name another store."
-        ) from error
+        )
+    if version != newest:
+        command.upgrade(config, "head")
+    _refuse_other_tables(connection, url)
+
+
+def _refuse_other_tables(connection: Connection, url: URL) -> None:
+    """Raise InputError where a table or a column of the newest version is not there."""
+    of_tables = inspect(connection)
+    for table in METADATA.sorted_tables:
+        names = (
+            {column["name"] for column in of_tables.get_columns(table.name)}
+            if of_tables.has_table(table.name)
+            else set()
+        )
+        lost = [column.name for column in table.columns if column.name not in names]
+        if lost:
+            raise InputError(
+                f"--store {shown(url)} has lost {table.name}.{lost[0]}: something else changed its tables; put back a copy."
+            )

@@ -7,7 +7,6 @@ sidrec drift --store store.db --bundle outputs/mine/bundle --days 7 --output dri
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +15,9 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
+from sidrec.pipeline.output_path import check_output
 from sidrec.pipeline.screen import Screen
-from sidrec.serving.extra import STORE_HELP, require_store
+from sidrec.serving.extra import MICROSECONDS_PER_HOUR, STORE_HELP, check_hours, require_store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sidrec.serving.bundle import Bundle
     from sidrec.serving.store import Store
 
-MICROSECONDS_PER_HOUR = 3_600_000_000
+HOURS_PER_DAY = 24
 
 
 @dataclass
@@ -63,14 +63,15 @@ class DriftConfig:
     def __post_init__(self) -> None:
         if (self.run_dir is None) == (self.bundle is None):
             raise InputError("name one of --run_dir and --bundle, whose training the events are put beside.")
-        for name, value in (("days", self.days), ("within_hours", self.within_hours)):
-            if value is not None and not 0 < value < float("inf"):
-                raise InputError(f"--{name} is {value:g}; it must be above 0 and finite.")
+        check_hours("within_hours", self.within_hours)
+        if self.days is not None:
+            check_hours("days", self.days, HOURS_PER_DAY)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(DriftConfig, arguments)
     require_store()
+    from sidrec.serving.database import files_of
     from sidrec.serving.drift_figures import (
         in_words,
         list_figures,
@@ -79,9 +80,12 @@ def main(arguments: list[str] | None = None) -> None:
     )  # polars and torch, for which --help does not wait
     from sidrec.serving.store import Store
 
-    bundle, dataset = trained_on(config)
-    with closing(Store.open(config.store, must_exist=True)) as store:
+    if config.output is not None:
+        inputs = files_of(config.store) if config.bundle is None else [*files_of(config.store), config.bundle]
+        check_output("--output", config.output, inputs)
+    with Store.in_use(config.store, must_exist=True) as store:
         events, lists = tables_of(store, config.days)
+    bundle, dataset = trained_on(config)
     new = events if dataset is None else without_known(events, dataset)
     if new.is_empty():
         raise InputError("--store holds no event that the run lacks; wait for some, or widen --days.")
@@ -115,6 +119,7 @@ def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFr
     from sqlalchemy import select
 
     from sidrec.serving.schema import EVENTS, LIST_ITEMS, LISTS
+    from sidrec.serving.store_frame import store_frame
 
     of_events = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "received_at": pl.Int64}
     of_lists: dict[str, Any] = {
@@ -126,12 +131,7 @@ def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFr
     }
     of_items = {"request_id": pl.String, "rank": pl.Int64, "item_id": pl.String}
     events, lists, items = (
-        pl.concat(
-            [
-                pl.DataFrame(schema=schema),
-                *(pl.DataFrame(rows, schema=schema, orient="row") for rows in store.blocks(query)),
-            ]
-        )
+        store_frame(store, query, schema)
         for schema, query in (
             (of_events, select(*(EVENTS.c[name] for name in of_events)).order_by(EVENTS.c.arrival)),
             (of_lists, select(*(LISTS.c[name] for name in of_lists))),
@@ -142,7 +142,7 @@ def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFr
     lists = lists.join(shown, on="request_id", how="left").sort("time", "request_id").drop("request_id")
     lists = lists.with_columns(pl.col("items").fill_null([]))
     if days is not None and len(events):
-        first = int(events["received_at"].max()) - round(24 * days * MICROSECONDS_PER_HOUR)  # type: ignore[arg-type]
+        first = int(events["received_at"].max()) - round(HOURS_PER_DAY * days * MICROSECONDS_PER_HOUR)  # type: ignore[arg-type]
         events, lists = events.filter(pl.col("received_at") >= first), lists.filter(pl.col("time") >= first)
     return events, lists
 

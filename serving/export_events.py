@@ -6,9 +6,7 @@ sidrec prepare --dataset own --interactions log.parquet --items catalogue.csv --
 
 from __future__ import annotations
 
-import json
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
+from sidrec.pipeline.output_path import check_output
 from sidrec.serving.extra import STORE_HELP, require_store
 
 if TYPE_CHECKING:
@@ -34,21 +33,19 @@ class ExportEventsConfig:
     store: str = field(metadata={"help": STORE_HELP})
     output: Path = field(metadata={"help": "CSV (.csv) or Parquet (.parquet) file; one that is there is replaced."})
 
-    def __post_init__(self) -> None:
-        if not self.output.name.lower().endswith(ENDINGS):
-            raise InputError(f"--output {self.output} is neither {' nor '.join(ENDINGS)}; name a file of one of them.")
-
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(ExportEventsConfig, arguments)
     require_store()
-    from sidrec.serving.store import Store  # with SQLAlchemy, for which --help does not wait
+    from sidrec.serving.database import files_of  # with SQLAlchemy, for which --help does not wait
+    from sidrec.serving.store import Store
 
-    with closing(Store.open(config.store, must_exist=True)) as store:
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--output", config.output, files_of(config.store), ENDINGS)
+    with Store.in_use(config.store, must_exist=True) as store:
         log = events_table(store)
     if log.is_empty():
         raise InputError("--store holds no events; add some first.")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(config.output) as temporary:
         if config.output.name.lower().endswith(".csv"):
             log.write_csv(temporary)
@@ -64,6 +61,7 @@ def events_table(store: Store) -> pl.DataFrame:
     from sqlalchemy import select
 
     from sidrec.serving.schema import EVENTS
+    from sidrec.serving.store_frame import store_frame
 
     columns = EVENTS.c
     query = select(columns.user_id, columns.item_id, columns.timestamp, columns.value, columns.extra)
@@ -74,11 +72,7 @@ def events_table(store: Store) -> pl.DataFrame:
         "value": pl.Float64,
         "extra": pl.String,
     }
-    frames = [pl.DataFrame(schema=schema)]
-    for rows in store.blocks(query.order_by(columns.arrival)):
-        texts = [(*row[:4], None if row[4] is None else json.dumps(row[4], ensure_ascii=False)) for row in rows]
-        frames.append(pl.DataFrame(texts, schema=schema, orient="row"))
-    return pl.concat(frames)
+    return store_frame(store, query.order_by(columns.arrival), schema, json_column="extra")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ sidrec off-policy --log served.parquet --run_dir outputs/ml-100k --model rl
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,8 @@ from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path
-from sidrec.serving.extra import STORE_HELP, require_store
+from sidrec.pipeline.output_path import check_output
+from sidrec.serving.extra import MICROSECONDS_PER_HOUR, STORE_HELP, check_hours, require_store
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from sidrec.serving.store import Store
 
 ENDINGS = (".jsonl", ".parquet")
-MICROSECONDS_PER_HOUR = 3_600_000_000
 
 
 @dataclass
@@ -51,25 +50,24 @@ class ExportListsConfig:
     )
 
     def __post_init__(self) -> None:
-        if not self.output.name.lower().endswith(ENDINGS):
-            raise InputError(f"--output {self.output} is neither {' nor '.join(ENDINGS)}; name a file of one of them.")
-        if not 0 < self.within_hours < float("inf"):
-            raise InputError(f"within_hours is {self.within_hours}; it must be above 0 and finite.")
+        check_hours("within_hours", self.within_hours)
 
 
 def main(arguments: list[str] | None = None) -> None:
     config = parse_config(ExportListsConfig, arguments)
     require_store()
-    from sidrec.serving.store import Store  # with SQLAlchemy, for which --help does not wait
+    from sidrec.serving.database import files_of  # with SQLAlchemy, for which --help does not wait
+    from sidrec.serving.store import Store
 
-    with closing(Store.open(config.store, must_exist=True)) as store:
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--output", config.output, files_of(config.store), ENDINGS)
+    with Store.in_use(config.store, must_exist=True) as store:
         n_lists, lists = store.counts().lists, lists_table(store, config.reward, config.within_hours)
     left_out = f"{n_lists - len(lists):,} of {n_lists:,} lists are left out: not drawn at random, or without a user, a history or items"
     if lists.is_empty():
         raise InputError(
             f"--store holds no list to export ({left_out}); log drawn lists with their propensities first."
         )
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(config.output) as temporary:
         if config.output.name.lower().endswith(".jsonl"):
             lists.write_ndjson(temporary)
@@ -85,7 +83,9 @@ def lists_table(store: Store, reward: str, within_hours: float) -> pl.DataFrame:
     `sidrec.evaluation.served_lists`. reward: "event" or "value"."""
     import polars as pl
 
-    lists, slots, events = (_frame(store, *each) for each in _queries())
+    from sidrec.serving.store_frame import store_frame
+
+    lists, slots, events = (store_frame(store, *each) for each in _queries())
     events = events.with_columns(reward=pl.lit(1.0) if reward == "event" else pl.col("value").fill_null(0.0))
     shown = slots.join(lists.select("request_id", "user_id", "time"), on="request_id").sort("time", "request_id")
     earned = events.sort("received_at").join_asof(
@@ -139,13 +139,6 @@ def _queries() -> list[tuple[Select[Any], dict[str, Any]]]:
     queries = [select(*(table.c[name] for name in schema)) for table, schema in tables]
     queries[0] = queries[0].where(LISTS.c.user_id.is_not(None))
     return list(zip(queries, (schema for _, schema in tables), strict=True))
-
-
-def _frame(store: Store, query: Select[Any], schema: dict[str, Any]) -> pl.DataFrame:
-    import polars as pl
-
-    blocks = [pl.DataFrame(rows, schema=schema, orient="row") for rows in store.blocks(query)]
-    return pl.concat([pl.DataFrame(schema=schema), *blocks])
 
 
 if __name__ == "__main__":

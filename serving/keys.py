@@ -8,7 +8,6 @@ sidrec keys --store store.db --revoke 1f2e3d4c
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -44,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     require_store()
     from sidrec.serving.store import Store  # with SQLAlchemy, for which --help does not wait
 
-    with closing(Store.open(config.store, must_exist=config.create is None)) as store:
+    with Store.in_use(config.store, must_exist=config.create is None) as store:
         if config.create is not None:
             key = store.create_key(config.create)
             sys.stdout.write(f"{key}\nThis is shown once; the store keeps a salted hash. Scope: {config.create}.\n")
@@ -63,7 +62,12 @@ def described(key: ApiKey) -> str:
 
 
 def _second(microseconds: int) -> str:
-    return f"{datetime.fromtimestamp(microseconds // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    try:
+        return f"{datetime.fromtimestamp(microseconds // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise InputError(
+            f"--store has a key with the time {str(microseconds)[:60]!r}, which is none: something else wrote it; put back a copy."
+        ) from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from sqlalchemy.exc import DataError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DatabaseError, DataError, InterfaceError, TimeoutError
 from starlette.concurrency import run_in_threadpool
 
 from sidrec.pipeline.errors import InputError
@@ -28,7 +28,7 @@ from sidrec.serving.versions import versions
 
 PAGE = Path(__file__).resolve().parent / "page"
 MOST_LISTED, FARTHEST = 1_000, 2**40  # items of an answer of /items, and its offset
-AWAY = (OperationalError, InterfaceError, TimeoutError)
+AWAY = (DatabaseError, InterfaceError, TimeoutError)  # damaged ones too
 routes = APIRouter()
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PACKAGES = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 BACKLOG = 1024  # connections that wait to be accepted
+MOST = 2**31 - 1  # of a setting that counts
 
 
 @dataclass
@@ -82,8 +83,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         positive = ("batch_most", "max_concurrency", "max_body_bytes", "max_k", "max_history", "max_requests")
         for name in (*positive, "max_events", "shutdown_seconds"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)} is below 1; give 1 or more.")
+            if not 1 <= getattr(self, name) <= MOST:
+                raise InputError(f"--{name} {getattr(self, name)} is not from 1 to {MOST:,}; give such a number.")
         if not 0 <= self.batch_ms <= 1000:
             raise InputError(f"--batch_ms {self.batch_ms} is not from 0 to 1000 milliseconds.")
         if not 0 <= self.port <= 65535:
@@ -101,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from sidrec.serving.routes import create_app
 
+    listening(config.host, config.port).close()  # what cannot be is said before the model is loaded
     screen, service = Screen("serve"), service_of(config)
     with listening(config.host, config.port) as listener:
         app = create_app(service, hosts=None if service.needs_keys else LOOPBACK_NAMES | {config.host.lower()})
@@ -140,14 +142,23 @@ def service_of(config: ServeConfig) -> Service:
 
     limits = Limits(**{name: getattr(config, name) for name in Limits.__dataclass_fields__})
     needs_keys = config.require_keys or not is_loopback(config.host)
-    store = Store.open(config.store)
-    if needs_keys and not any(key.revoked is None for key in store.api_keys()):
-        store.close()
+    with Store.in_use(config.store) as store:
+        has_keys = any(key.revoked is None for key in store.api_keys())
+    if needs_keys and not has_keys:
         raise InputError(
             f"--host {config.host} needs keys, and the store has none; run `sidrec keys --store STORE --create read` first."
         )
     wait = config.batch_ms / 1000
-    return Service(config.bundle, store, limits, wait, config.batch_most, needs_keys, config.bundles, config.beside)
+    return Service(
+        config.bundle,
+        Store.open(config.store),
+        limits,
+        wait,
+        config.batch_most,
+        needs_keys,
+        config.bundles,
+        config.beside,
+    )
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -155,10 +166,9 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise InputError(
-            f"--host {host} --port {port} cannot be listened on ({error.strerror}); name another."
-        ) from error
+    except (OSError, UnicodeError) as error:  # the second one for names that no host has
+        reason = getattr(error, "strerror", None) or "no name of a host"
+        raise InputError(f"--host {host} --port {port} cannot be listened on ({reason}); name another.") from error
 
 
 if __name__ == "__main__":

@@ -16,16 +16,18 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.api_keys import SCOPES, fits, new_key, parts_of
-from sidrec.serving.database import empty_wal, open_database, taking_turn
+from sidrec.serving.database import empty_wal, open_database, reason_of, shown, taking_turn
 from sidrec.serving.schema import CATALOGUES, EVENTS, KEYS, LIST_ITEMS, LISTS
 
 MOST_CHARACTERS = 512  # of an id; an index of PostgreSQL takes no more than 2,704 bytes
@@ -127,6 +129,20 @@ class Store:
         Raises InputError for a database that cannot be opened, and for one that is newer than this sidrec.
         """
         return cls(open_database(location, must_exist))
+
+    @classmethod
+    @contextmanager
+    def in_use(cls, location: str, *, must_exist: bool = False) -> Iterator[Store]:
+        """`open`, for a block, at whose end it is closed. Raises InputError, too, where the database fails in it: damaged, full, away."""
+        store = cls.open(location, must_exist=must_exist)
+        try:
+            yield store
+        except SQLAlchemyError as error:
+            raise InputError(
+                f"--store {shown(store.engine.url)} fails ({reason_of(error)}); check the disk or the server, or put back a copy."
+            ) from error
+        finally:
+            store.close()
 
     def close(self) -> None:
         """Close the connections that no thread uses."""

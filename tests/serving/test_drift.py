@@ -174,6 +174,12 @@ def test_what_is_missing_is_said(run_dir: Path, tmp_path: Path, capsys: pytest.C
         (["--run_dir", run_dir], "--store holds no event that the run lacks"),
         ([], "name one of --run_dir and --bundle"),
         (["--run_dir", run_dir, "--days", "0"], "--days is 0; it must be above 0"),
+        (["--run_dir", run_dir, "--days", "1e9"], "--days is 1e+09; it must be above 0 and at most 41,667"),
+        (["--run_dir", run_dir, "--within_hours", "inf"], "--within_hours is inf"),
+        (["--run_dir", run_dir, "--seed", "-1"], "seed is -1; it must be at least 0"),
+        (["--run_dir", run_dir, "--output", tmp_path], "is a folder"),
+        (["--run_dir", run_dir, "--output", tmp_path / "empty.db"], "which this command reads"),
+        (["--run_dir", run_dir, "--output", run_dir / "data" / "dataset.json"], "is a file of the stage in"),
     ):
         assert exit_code(DRIFT, "--store", tmp_path / "empty.db", *flags) == 2
         error = capsys.readouterr().err

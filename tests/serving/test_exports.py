@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from sidrec.decoding.eligibility import Eligibility
 from sidrec.decoding.plackett_luce import draw_list
 from sidrec.decoding.recommender import Recommender
 from sidrec.evaluation.served_lists import ServedLists
+from sidrec.serving.database import VERSION_TABLE
 from sidrec.serving.export_events import events_table
-from sidrec.serving.export_lists import MICROSECONDS_PER_HOUR, lists_table
+from sidrec.serving.export_lists import lists_table
+from sidrec.serving.extra import MICROSECONDS_PER_HOUR
 from sidrec.serving.store import Event, ServedList, Store
 
 KEYS, EVENTS, LISTS = "serving/keys.py", "serving/export_events.py", "serving/export_lists.py"
@@ -217,13 +221,17 @@ def test_a_key_is_made_listed_and_revoked(location: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("script", "arguments", "says"),
     [
-        (EVENTS, ["--store", "STORE", "--output", "log.txt"], "neither .csv nor .parquet"),
+        (EVENTS, ["--store", "STORE", "--output", "log.txt"], "must end in .csv or .parquet"),
         (EVENTS, ["--store", "absent.db", "--output", "log.csv"], "no such file"),
         (EVENTS, ["--store", "STORE", "--output", "log.csv"], "holds no events"),
         (EVENTS, ["--output", "log.csv"], "--store is missing"),
-        (LISTS, ["--store", "STORE", "--output", "log.csv"], "neither .jsonl nor .parquet"),
+        (LISTS, ["--store", "STORE", "--output", "log.csv"], "must end in .jsonl or .parquet"),
         (LISTS, ["--store", "STORE", "--output", "log.jsonl"], "no list to export (0 of 0"),
         (LISTS, ["--store", "STORE", "--output", "log.jsonl", "--within_hours", "0"], "above 0"),
+        (LISTS, ["--store", "STORE", "--output", "log.jsonl", "--within_hours", "1e300"], "at most 1,000,000"),
+        (EVENTS, ["--store", "held.csv", "--output", "held.csv"], "is held.csv, which this command reads"),
+        (EVENTS, ["--store", "STORE", "--output", "folder.csv"], "is a folder"),
+        (EVENTS, ["--store", "STORE", "--output", "null.csv"], "is a device"),
         (KEYS, ["--store", "STORE"], "give one of"),
         (KEYS, ["--store", "STORE", "--list", "--create", "read"], "give one of"),
         (KEYS, ["--store", "STORE", "--create", "root"], "read or write or admin"),
@@ -239,13 +247,60 @@ def test_a_mistake_is_told_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Store.open("STORE").close()
+    for name in ("STORE", "held.csv"):
+        Store.open(name).close()
+    Path("folder.csv").mkdir()
+    Path("null.csv").symlink_to("/dev/null")
     before = sorted(tmp_path.iterdir())
     assert exit_code(script, *arguments) == 2
     said = capsys.readouterr().err
     assert_one_sentence(said)
     assert says in said
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "of", "says"),
+    [
+        ("UPDATE events SET timestamp = 'soon'", "events", "holds 'soon' as timestamp"),
+        ("UPDATE events SET value = x'00'", "events lists", "as value"),
+        ("UPDATE events SET extra = '[1'", "events", "holds a row that cannot be read"),
+        ("UPDATE events SET user_id = x'ff'", "events lists", "as user_id"),
+        ("UPDATE served_lists SET history = '{}'", "lists", "as history"),
+        ("UPDATE served_lists SET history = '[1]'", "lists", "as history"),
+        ("UPDATE served_lists SET history = 'x'", "lists", "holds a row that cannot be read"),
+        ("UPDATE served_items SET propensity = 'much'", "lists", "holds 'much' as propensity"),
+        ("UPDATE api_keys SET created = 'once'", "keys", "the time 'once', which is none"),
+        ("UPDATE api_keys SET created = 9223372036854775807", "keys", "which is none"),
+        ("DROP TABLE events", "events lists keys", "has lost events.arrival: something else changed its tables"),
+        ("ALTER TABLE api_keys RENAME COLUMN scope TO theirs", "events keys", "has lost api_keys.scope"),
+        (f"UPDATE {VERSION_TABLE} SET version_num = ''", "events keys", "has version , and this sidrec knows"),
+        (f"INSERT INTO {VERSION_TABLE} VALUES ('0')", "events lists keys", "more than one head"),
+    ],
+)
+def test_what_something_else_wrote_into_a_store_is_named(
+    change: str, of: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "store.db"
+    store, _ = filled(str(file))
+    store.log_list(ServedList("r", "u1", "sft", 1, 1, ["i1"], True, ["i2"], [0.5]))
+    store.create_key("read")
+    store.close()
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(change)
+        connection.commit()
+    commands = {
+        "events": (EVENTS, "--output", tmp_path / "log.csv"),
+        "lists": (LISTS, "--output", tmp_path / "log.jsonl"),
+        "keys": (KEYS, "--list"),
+    }
+    for name in of.split():
+        script, *flags = commands[name]
+        assert exit_code(str(script), "--store", file, *flags) == 2
+        said = capsys.readouterr().err
+        assert_one_sentence(said)
+        assert says in said
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

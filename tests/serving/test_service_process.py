@@ -90,10 +90,15 @@ def test_what_was_acknowledged_outlives_kill_9_and_sigterm_ends_in_order(bundle:
         (["--host", "0.0.0.0"], "--host 0.0.0.0 needs keys, and the store has none"),
         (["--port", "70000"], "--port 70000 is no port"),
         (["--batch_ms", "-1"], "--batch_ms -1.0 is not from 0 to 1000 milliseconds"),
-        (["--max_k", "0"], "--max_k 0 is below 1"),
+        (["--max_k", "0"], "--max_k 0 is not from 1 to 2,147,483,647"),
+        (["--max_history", str(2**40)], f"--max_history {2**40} is not from 1"),
+        (["--host", "a..b"], "--host a..b --port 8000 cannot be listened on (no name of a host)"),
+        (["--host", "x" * 300], "cannot be listened on"),
+        (["--store", ""], "--store would be lost with the process"),
+        (["--store", ":memory:"], "--store would be lost with the process"),
         (["--bundles", "nowhere"], "--bundles nowhere: there is no such folder"),
         (["--bundle", "nowhere"], "nowhere"),
-        (["--host", "no.such.host.invalid", "--require_keys", "false"], "needs keys"),
+        (["--host", "no.such.host.invalid", "--require_keys", "false"], "cannot be listened on"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_a_sentence(
@@ -101,7 +106,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(
 ) -> None:
     named = [] if "--bundle" in flags else ["--bundle", bundle]
     capsys.readouterr()
-    assert exit_code(SERVE, *named, "--store", tmp_path / "store.db", *flags) == 2
+    free = [] if "--port" in flags or "a..b" in flags else ["--port", "0"]
+    assert exit_code(SERVE, *named, "--store", tmp_path / "store.db", *free, *flags) == 2
     said = capsys.readouterr().err
     assert_one_sentence(said)
     assert words in said
@@ -115,6 +121,7 @@ def test_a_port_in_use_is_said(bundle: Path, tmp_path: Path, capsys: pytest.Capt
         flags = ["--bundle", bundle, "--store", tmp_path / "store.db", "--port", str(port)]
         assert exit_code(SERVE, *flags) == 2
     assert f"--port {port} cannot be listened on" in capsys.readouterr().err
+    assert not (tmp_path / "store.db").exists(), "it is said before anything is made"
 
 
 def test_a_missing_extra_is_named(

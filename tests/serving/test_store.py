@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from sidrec.pipeline.errors import InputError
@@ -306,10 +307,35 @@ def test_a_database_of_another_program_is_refused(location: str) -> None:
     engine.dispose()
     with pytest.raises(InputError, match="holds no store"):
         Store.open(location, must_exist=True)
-    with pytest.raises(InputError, match=r"events.* already exists"):
+    with pytest.raises(InputError, match=r"events.* already exists|another program's tables \(events\)"):
         Store.open(location)
     with create_engine(url_of(location)).connect() as connection:
         assert connection.exec_driver_sql("SELECT * FROM events").all() == []
+
+
+@pytest.mark.parametrize("must_exist", [True, False])
+def test_a_sqlite_file_of_another_program_stays_as_it_is(tmp_path: Path, must_exist: bool) -> None:
+    """Byte by byte, also where no table has a name of ours: not even its way of writing is changed."""
+    file = tmp_path / "places.sqlite"
+    with closing(sqlite3.connect(file)) as theirs:
+        theirs.execute("CREATE TABLE moz_places (url TEXT)")
+        theirs.commit()
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"another program's tables \(moz_places\); name another file"):
+        Store.open(str(file), must_exist=must_exist)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_store_that_fails_while_it_is_used_is_said_and_closed(tmp_path: Path) -> None:
+    file = tmp_path / "store.db"
+    Store.open(str(file)).close()
+    with (
+        pytest.raises(InputError, match=r"store.db fails \(no such table: nonsense\); check the disk"),
+        Store.in_use(str(file)) as store,
+    ):
+        store.blocks(text("SELECT * FROM nonsense")).__next__()  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == [file], "nothing is open that would keep a -wal file"
 
 
 def test_a_store_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
@@ -318,6 +344,15 @@ def test_a_store_that_cannot_be_opened_is_named_without_its_password(tmp_path: P
         str(tmp_path / "text.db"): "not a database",
         str(tmp_path / "no folder" / "store.db"): "unable to open",
         "sqlite://": "lost with the process",
+        "": "lost with the process",
+        ":memory:": "lost with the process",
+        "sqlite:///:memory:": "lost with the process",
+        f"sqlite:///{tmp_path}/new.db?mode=memory&uri=true": "more than the path of a file",
+        "sqlite://host/store.db": "more than the path of a file",
+        str(tmp_path): "is a folder",
+        "/dev/null": "no such file",
+        "postgresql://localhost:1/name?nonsense=1": "cannot be opened",
+        "postgresql://localhost:1,localhost:2,localhost:3/name?host=a&port=1": "no URL",
         "mysql://host/name": "neither sqlite:// nor postgresql://",
         "postgresql://ann:secret@localhost:1/name": "cannot be opened",
         "postgresql://host:port/name": "no URL",
