@@ -9,7 +9,7 @@ import polars as pl
 
 from sidrec.data.dialect import listed
 from sidrec.data.item_text import one_line, with_text, words_of
-from sidrec.data.json_lines import read_objects
+from sidrec.data.json_lines import NO_TABLE, read_objects
 from sidrec.data.readers import refuse_blank, text_ids
 from sidrec.data.tables import collect, read_table
 from sidrec.pipeline.errors import InputError
@@ -59,7 +59,7 @@ def items_of_records(records: list[dict[str, Any]], source: pl.DataFrame) -> pl.
             raise InputError(f"items row {number} has no item_id; add it.")
     try:
         table = pl.DataFrame(records, infer_schema_length=None, strict=False)
-    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+    except NO_TABLE as error:
         raise InputError(f"items make no table: {' '.join(str(error).split())}") from error
     return _fitted(where, table, source)
 
@@ -95,7 +95,12 @@ def _refuse_twice(path: Path, ids: pl.Series) -> None:
 
 
 def _converted(path: Path, cells: pl.Series, dtype: pl.DataType) -> pl.Series:
-    """A column in the catalogue's type. Raises InputError for the first cell that has no such value."""
+    """A column in the catalogue's type, NaN as an empty cell. Raises InputError for the first cell that has no such value."""
+    if cells.dtype.is_float():
+        cells = cells.fill_nan(None)
+        if cells.is_infinite().any():
+            row = int(cells.is_infinite().arg_true()[0])
+            raise InputError(f"{path} row {row + 1}: column {cells.name!r} is infinite; write a number, or nothing.")
     if cells.dtype == dtype:
         return cells
     if cells.null_count() == len(cells):

@@ -19,6 +19,12 @@ from sidrec.data.tables import require_file
 from sidrec.pipeline.errors import InputError
 
 BLOCK_BYTES = 1 << 24
+NO_TABLE = (
+    pl.exceptions.PolarsError,
+    TypeError,
+    ValueError,
+    OverflowError,
+)  # of objects that make no columns, or hold half a character
 
 
 def read_columns(path: Path, schema: dict[str, Any]) -> pl.DataFrame:
@@ -51,7 +57,7 @@ def read_objects(path: Path) -> pl.DataFrame:
     ]
     try:
         return pl.DataFrame(records, infer_schema_length=None, strict=False)
-    except (pl.exceptions.PolarsError, TypeError, OverflowError) as error:
+    except NO_TABLE as error:
         raise InputError(
             f"{path} cannot be read as JSON lines ({' '.join(str(error).split())}); repair or export it again."
         ) from error

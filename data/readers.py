@@ -86,7 +86,13 @@ def read_user_ids(path: Path) -> list[str]:
         refuse_blank(path, ids, "row")
         return ids.unique(maintain_order=True).to_list()
     require_file(path)
-    lines = [line for line in read_text(path).lstrip("\ufeff").splitlines() if line.strip()]
+    text = read_text(path).lstrip("\ufeff")
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise InputError(
+            f"{path} line {line} holds a zero byte, so it is no list of ids in UTF-8; write one user_id a line."
+        )
+    lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError(f"{path} has only empty lines; write one user_id a line.")
     return list(dict.fromkeys(lines))
@@ -113,7 +119,7 @@ def _with_text_ids(path: Path, items: pl.DataFrame, unit: str) -> pl.DataFrame:
 
 def text_ids(path: Path, name: str, dtype: pl.DataType) -> pl.Expr:
     """Ids as strings; of decimal numbers, whole ones without the decimals that a program gives a column with gaps."""
-    if dtype.is_nested() or dtype in (pl.Boolean, pl.Binary):
+    if dtype.is_nested() or dtype in (pl.Boolean, pl.Binary, pl.Object):
         raise InputError(f"{path}: column {name!r} has type {dtype}; ids must be numbers or strings.")
     text = pl.col(name).cast(pl.String)
     return text.str.replace(r"\.0$", "").replace("NaN", None) if dtype.is_float() else text

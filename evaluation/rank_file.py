@@ -69,13 +69,20 @@ class RankFile:
         try:
             with safe_open(path, framework="np") as stored:
                 about = json.loads((stored.metadata() or {}).get("about", "{}"))
-                if about.get("format") != FORMAT:
-                    raise InputError(f"{path} has format {about.get('format')}, and this version reads {FORMAT}.")
+                version = about.get("format") if isinstance(about, dict) else None
+                if version != FORMAT:
+                    raise InputError(f"{path} has format {version}, and this version reads {FORMAT}.")
                 ranks = stored.get_tensor("ranks")
                 name, masked, cases = about["name"], about["masked"], about["cases"]
                 users = stored.get_tensor("users") if "users" in stored.keys() else np.arange(ranks.shape[1])  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a file of ranks ({error}); write it again.") from error
+        fits = isinstance(name, str) and Path(name).name == name and isinstance(masked, bool) and isinstance(cases, str)
+        fits_too = ranks.ndim == 2 and ranks.size and ranks.dtype == np.uint8 and users.shape == ranks.shape[1:]
+        if not (fits and fits_too and users.dtype.kind in "iu"):
+            raise InputError(
+                f"{path} holds other things than ranks; write it again with `sidrec compare ranks … --write`."
+            )
         return cls(name, masked, cases, users, ranks)
 
     def save(self, path: Path) -> None:

@@ -8,7 +8,9 @@ text_columns    what items' texts are made of, title first; null where an earlie
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,39 @@ from sidrec.pipeline.stage import read_manifest, require_whole
 FORMAT_VERSION = 2  # 1 had no training counts and no encoders
 ABOUT, ITEMS = "bundle.json", "items.parquet"
 BUNDLE_AGAIN = "sidrec bundle --run_dir RUN"
+AGAIN = f"run `{BUNDLE_AGAIN} --overwrite true` to make it again"
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What bundle.json says. Raises InputError where it is no bundle, an older one, or a file of it has changed."""
     require_whole(folder, "bundle", BUNDLE_AGAIN)
     about = read_json(folder / ABOUT)
-    version = about.get("format_version", 1)
+    version = about.get("format_version", 1) if isinstance(about, dict) else None
     if version != FORMAT_VERSION:
-        raise InputError(
-            f"{folder / ABOUT} has format {version}, this version reads {FORMAT_VERSION}; run `{BUNDLE_AGAIN} --overwrite true` to make it "
-            "again."
-        )
+        cure = "install the newer sidrec" if isinstance(version, int) and version > FORMAT_VERSION else AGAIN
+        raise InputError(f"{folder / ABOUT} has format {version}, this version reads {FORMAT_VERSION}; {cure}.")
+    odd = next((name for name, fits in SHAPE.items() if name not in about or not fits(about[name])), None)
+    if odd is not None:
+        raise InputError(f"{folder / ABOUT} has {odd} = {str(about.get(odd))[:60]}, which no bundle has; {AGAIN}.")
     return about
+
+
+def _is_texts(value: Any) -> bool:
+    """Whether it is a list of texts, or null."""
+    return value is None or (isinstance(value, list) and all(isinstance(each, str) for each in value))
+
+
+def _is_weight(value: Any) -> bool:
+    """Whether it is a number of at least 0, or null."""
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf)
+
+
+SHAPE: dict[str, Callable[[Any], bool]] = {  # of bundle.json
+    "model": lambda name: isinstance(name, str),
+    "weight": _is_weight,
+    "sources": _is_texts,
+    "text_columns": _is_texts,
+}
 
 
 def copy_encoders(run_dir: Path, folder: Path) -> dict[str, Any]:

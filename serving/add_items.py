@@ -59,7 +59,8 @@ class AddItemsConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     words = first_named("items", sys.argv[1:] if arguments is None else arguments)
-    if "--run_dir" in words or ("--vectors" in words and "--bundle" not in words):
+    names = {word.partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+    if "__run_dir" in names or ("__vectors" in names and "__bundle" not in names):
         of_run.code_vectors(parse_config(of_run.AddItemsConfig, words))
     else:
         add(parse_config(AddItemsConfig, words))

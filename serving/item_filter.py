@@ -1,7 +1,7 @@
 """Which items may be recommended, by their columns: conditions as data, as a service takes them, and SQL expressions for the command line.
 
 A condition is {"column": "stock", "op": ">", "value": 0}; an item passes when it passes all of them. An empty cell passes no condition, and
-no SQL expression that compares it.
+no SQL expression that compares it; nor does one that is no number (NaN).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.selectors as cs
 
 from sidrec.pipeline.errors import InputError
 
@@ -55,7 +56,7 @@ def allowed_by_sql(items: pl.DataFrame, where: str) -> np.ndarray:
     columns = ", ".join(items.columns)
     try:
         expression = pl.sql_expr(where)
-        verdict = items.lazy().select(expression).collect().to_series()
+        verdict = items.lazy().with_columns(cs.float().fill_nan(None)).select(expression).collect().to_series()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")
         raise InputError(f"--where {where!r}: {reason}; the items' columns are {columns}.") from error
@@ -80,6 +81,8 @@ def _expression(items: pl.DataFrame, column: Any, op: Any, value: Any) -> pl.Exp
     if op not in OPS:
         raise InputError(f"column {column!r}: {op!r} is no op; there are {' '.join(OPS)}.")
     dtype, cells = items.schema[column], pl.col(column)
+    if dtype.is_float():
+        cells = cells.fill_nan(None)
     if isinstance(dtype, pl.Categorical | pl.Enum):
         dtype, cells = pl.String(), cells.cast(pl.String)
     if op == "contains":

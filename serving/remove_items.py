@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import first_named, parse_config
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 
 
@@ -18,6 +19,10 @@ class RemoveItemsConfig:
 
     ids: list[str] = field(metadata={"help": "The items' ids (item_id of the catalogue)."})
     bundle: Path = field(metadata={"help": "Folder that `sidrec bundle` has written, or a copy of it."})
+
+    def __post_init__(self) -> None:
+        if not self.ids:
+            raise InputError("--ids names no item; give the item_id of one at least.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

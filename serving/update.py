@@ -83,6 +83,7 @@ def update(config: UpdateConfig, how: ContinuedConfig) -> bool:
     model = start / last_trained(start)
     out = config.out or next_place(config, start, how)
     stage = data_stage(out, start, config.interactions, how)
+    training = continued_configs(start, model, out, how, config.overwrite)
     if config.overwrite or not stage.is_finished():
         joined = joined_data(start, config.interactions)
         sentences = joined_in_words(joined.info, config.interactions)
@@ -96,7 +97,7 @@ def update(config: UpdateConfig, how: ContinuedConfig) -> bool:
         write_data(stage, joined, start, config.overwrite)
     link_semantic_ids(start, out)
     screen.begin(f"the model of {model} is trained further, into {out}")
-    fine_tune(*continued_configs(start, model, out, how, config.overwrite))
+    fine_tune(*training)
     verdict = judged(out, model, how, config.overwrite, screen)
     if config.out is None:
         point_to(config.run_dir, out if verdict["accepted"] else start)
@@ -108,9 +109,23 @@ def update(config: UpdateConfig, how: ContinuedConfig) -> bool:
 
 
 def latest_run(run_dir: Path) -> Path:
-    """The run directory of the newest accepted update of a run; the run's own where there is none."""
+    """The run directory of the newest accepted update of a run; the run's own where there is none.
+
+    Raises InputError for what stands in the link's place, as when a copy has followed it, and for a link that leads nowhere.
+    """
     link = run_dir / UPDATES / LATEST
-    return link.parent / link.readlink() if link.is_symlink() and str(link.readlink()) != os.pardir else run_dir
+    if not link.is_symlink() and link.exists():
+        raise InputError(
+            f"{link} is no link any more, as after a copy that follows links; delete it, and link it to the update that is used."
+        )
+    if not link.is_symlink() or str(link.readlink()) == os.pardir:
+        return run_dir
+    latest = link.parent / link.readlink()
+    if not latest.is_dir():
+        raise InputError(
+            f"{link} leads to {latest}, which is not there; put it back, or delete the link to go on from {run_dir}."
+        )
+    return latest
 
 
 def point_to(run_dir: Path, run: Path) -> None:
@@ -128,7 +143,7 @@ def next_place(config: UpdateConfig, start: Path, how: ContinuedConfig) -> Path:
     What one of other events left half-done is deleted: no model of it was ever used.
     """
     folder = config.run_dir / UPDATES
-    numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    numbers = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
     last = folder / f"{numbers[-1] if numbers else 1:04d}"
     if not last.is_dir() or is_of(last, start, config.interactions, how):
         return last

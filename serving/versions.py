@@ -89,20 +89,24 @@ def live_catalogue(folder: Path, sids: SemanticIds, device: torch.device) -> Liv
     return LiveCatalogue(open_trie(folder / SIDS_FOLDER / TRIE_FILE).to(device), torch.from_numpy(sids.codes))
 
 
-def versions(bundle: Path) -> tuple[list[Version], int]:
-    """Every version, and the current one's number. Raises InputError where what says so is damaged or of another format."""
+def versions(bundle: Path, of_other_codes: bool = False) -> tuple[list[Version], int]:
+    """Every version, and the current one's number. Raises InputError where what says so is damaged, of another format or, unless
+    of_other_codes, of other semantic IDs than the bundle's."""
     path = bundle / FOLDER / RECORD
     if not path.exists():
         n_items = pl.scan_parquet(bundle / ITEMS, glob=False).select(pl.len()).collect().item()
         return [Version(FIRST, 0, "", n_items, 0, 0, n_items)], FIRST
-    record = read_json(path)
+    record, back = read_json(path), f"put back a copy, or delete it to go back to version {FIRST}"
     if not isinstance(record, dict) or record.get("sha256") != digest_of(record):
+        raise InputError(f"{path} is not as it was written; {back}.")
+    if record.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path} is not as it was written; put back a copy, or delete it to go back to version {FIRST}."
+            f"{path} has format {record.get('format_version')}, this version reads {FORMAT_VERSION}; {BUNDLE_AGAIN}."
         )
-    if record["format_version"] != FORMAT_VERSION:
+    if not of_other_codes and record.get("codes", _codes_hash(bundle)) != _codes_hash(bundle):
         raise InputError(
-            f"{path} has format {record['format_version']}, this version reads {FORMAT_VERSION}; {BUNDLE_AGAIN}."
+            f"{path}: version {record['current']:04d} is of other semantic IDs than the bundle's model, which was made again since, or of "
+            f"another bundle; go back with `sidrec catalogue --bundle {bundle} --rollback {FIRST}`."
         )
     return [Version(**made) for made in record["versions"]], record["current"]
 
@@ -145,7 +149,7 @@ def write_version(bundle: Path, catalogue: Catalogue, added: int = 0, removed: i
 def roll_back(bundle: Path, number: int) -> None:
     """Make a version current again. Raises InputError where there is none of that number, or a file of it has changed."""
     with only_one(bundle / ".locks", FOLDER):
-        made, _ = versions(bundle)
+        made, _ = versions(bundle, of_other_codes=True)
         if number not in [version.number for version in made]:
             raise InputError(f"{bundle} has no version {number} of its catalogue; it has {FIRST} to {len(made)}.")
         _refuse_if_changed(bundle, number)
@@ -153,9 +157,16 @@ def roll_back(bundle: Path, number: int) -> None:
 
 
 def _record(bundle: Path, made: list[Version], current: int) -> None:
-    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "current": current}
+    content: dict[str, Any] = {"format_version": FORMAT_VERSION, "current": current, "codes": _codes_hash(bundle)}
     (bundle / FOLDER).mkdir(exist_ok=True)
     write_manifest(bundle / FOLDER / RECORD, content | {"versions": [asdict(version) for version in made]})
+
+
+def _codes_hash(bundle: Path) -> str | None:
+    """sha256 of the semantic IDs that the bundle was made with, as its manifest has it."""
+    outputs = (read_manifest(bundle, BUNDLE_AGAIN) or {"outputs": {}})["outputs"]
+    codes: str | None = outputs.get(f"{SIDS_FOLDER}/codes_all.npy", {}).get("sha256")
+    return codes
 
 
 def _digest(bundle: Path) -> str:

@@ -78,6 +78,14 @@ def test_the_catalogues_types_hold(tmp_path: Path) -> None:
         ("new.jsonl", b'{"item_id": "x"}\n[1]\n', "line 2 holds no object"),
         ("new.jsonl", b'{"item_id": "x"}\n{"item_id": \n', "line 2 is neither JSON"),
         ("new.jsonl", b'{"title": "x"}\n', "has no field 'item_id'"),
+        ("new.csv", b"item_id,title,price\nx,A,1.5\ny,B,inf\n", "row 2: column 'price' is infinite; write a number"),
+        ("new.jsonl", b'{"item_id": "x", "price": 1.5}\n{"item_id": "y", "price": -Infinity}\n', "row 2: column 'price' is inf"),
+        ("new.jsonl", b'{"item_id": "x\\ud800"}\n', "cannot be read as JSON lines"),
+        ("new.jsonl", b'{"item_id": {"a": 1}}\n', "column 'item_id' has type Struct"),
+        ("new.jsonl", b"{'item_id': {1}}\n", "column 'item_id' has type Object"),
+        ("new.jsonl", b"{'item_id': 'x', 'price': {1}}\n", "row 1: column 'price' holds"),
+        ("new.jsonl", b'{"item_id": "x", "year": 1e400}\n', "row 1: column 'year' is infinite"),
+        ("new.jsonl", b'{"item_id": "x", "year": 99999999999999999999}\n', "row 1: column 'year' holds"),
         ("new.xlsx", b"PK", "is neither .csv nor .parquet"),
         ("new.parquet", b"PAR1", "cannot be read as parquet"),
     ],
@@ -86,6 +94,15 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: bytes, messa
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_item_file(tmp_path / name, SOURCE)
+
+
+def test_a_number_that_is_none_is_an_empty_cell(tmp_path: Path) -> None:
+    (tmp_path / "new.csv").write_text("item_id,price,year\nx,NaN,\ny,2.5,1999\n")
+    (tmp_path / "new.jsonl").write_text(
+        '{"item_id": "x", "price": NaN, "year": NaN}\n{"item_id": "y", "price": 2.5, "year": 1999}\n'
+    )
+    for name in ("new.csv", "new.jsonl"):
+        assert read_item_file(tmp_path / name, SOURCE).rows() == [("x", None, None), ("y", 2.5, 1999)]
 
 
 def test_another_encoding_is_read_where_it_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from sidrec.evaluation import table
 from sidrec.evaluation.rank_file import BEYOND, RankFile
 from sidrec.evaluation.statistics import paired_test
+from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import write_json
 from sidrec.pipeline.stage import Stage
 
@@ -101,6 +102,32 @@ def test_what_cannot_be_compared_is_refused(run_dir: Path, tmp_path: Path, capsy
         said = capsys.readouterr().err
         assert_one_sentence(said)
         assert words in said
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors"),
+    [
+        ({"name": "../../a"}, {}),
+        ({"name": 3}, {}),
+        ({"masked": "yes"}, {}),
+        ({"cases": None}, {}),
+        ({}, {"ranks": np.zeros(4, np.uint8)}),
+        ({}, {"ranks": np.full((1, 4), np.nan)}),
+        ({}, {"ranks": np.zeros((0, 4), np.uint8)}),
+        ({}, {"users": np.zeros(3, np.uint32)}),
+        ({}, {"users": np.zeros(4)}),
+    ],
+)
+def test_a_file_of_ranks_that_something_else_wrote_is_refused(tmp_path: Path, about: dict, tensors: dict) -> None:
+    """One whose name leads elsewhere would be written there."""
+    path = tmp_path / "a.ranks"
+    whole = {"format": 1, "name": "a", "masked": True, "cases": "x"}
+    arrays = {"ranks": np.zeros((1, 4), np.uint8), "users": np.zeros(4, np.uint32)}
+    save_file(arrays, path, metadata={"about": json.dumps(whole)})
+    assert RankFile.read(str(path)).name == "a"
+    save_file(arrays | tensors, path, metadata={"about": json.dumps(whole | about)})
+    with pytest.raises(InputError, match="holds other things than ranks"):
+        RankFile.read(str(path))
 
 
 def test_a_file_of_another_format_is_refused(run_dir: Path, tmp_path: Path) -> None:

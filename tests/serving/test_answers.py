@@ -194,6 +194,7 @@ def test_a_bundle_and_a_log_of_ones_own_give_the_runs_lists(
     [
         ("users.txt", "", "users.txt is empty"),
         ("users.txt", "\n \n", "has only empty lines; write one user_id a line"),
+        ("users.txt", "ann\nb\0o\0b\n", "line 2 holds a zero byte, so it is no list of ids in UTF-8"),
         ("users.csv", "name\nann\n", "the columns user_id; add the columns' names"),
         ("users.csv", "user_id\n", "has a header but no rows"),
         ("users.csv", "user_id,n\nann,1\n,2\n", "row 2 has an empty user_id"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -264,6 +265,7 @@ def test_a_new_domain_with_an_old_codebook(bundle: Path, run_dir: Path) -> None:
         (["add-items", "missing.csv"], "missing.csv does not exist"),
         (["add-items", "many.csv"], "200 new items need semantic IDs, but only 194 of the 256 are free"),
         (["add-items", "new.csv", "--vectors", "new.npy"], "names 1 files, but 0 of the sources text collaborative are files"),
+        (["remove-items", "--ids"], "--ids names no item; give the item_id of one at least"),
         (["remove-items", "i333"], "the catalogue has no item 'i333'; near it are i33"),
         (["remove-items", *[f"i{i}" for i in range(62)]], "all 62 items would be removed"),
     ],
@@ -333,6 +335,28 @@ def test_an_older_bundle_and_one_without_encoders_are_refused(bundle: Path) -> N
     rewrite(bundle, "bundle.json", about | {"sources": None})
     with pytest.raises(InputError, match="does not say how its items' texts and vectors are made"):
         call(add_items.main, bundle.parent / "new.csv", "--bundle", bundle)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 3}, "has format 3, this version reads 2; install the newer sidrec"),
+        ({"format_version": "2"}, "has format 2, this version reads 2; run `sidrec bundle"),
+        ({"model": None}, "has model = None, which no bundle has"),
+        ({"weight": "much"}, "has weight = much, which no bundle has"),
+        ({"weight": float("nan")}, "has weight = nan"),
+        ({"sources": "text"}, "has sources = text"),
+        ({"text_columns": [1]}, "has text_columns = "),
+    ],
+)
+def test_a_bundle_that_says_what_none_says_is_refused(bundle: Path, change: dict, message: str) -> None:
+    about = json.loads((bundle / "bundle.json").read_text())
+    rewrite(bundle, "bundle.json", about | change)
+    with pytest.raises(InputError, match=re.escape(message)):
+        Bundle.load(bundle)
+    rewrite(bundle, "bundle.json", [1])
+    with pytest.raises(InputError, match="has format None"):
+        Bundle.load(bundle)
 
 
 def test_a_damaged_encoder_is_not_bundled(run_dir: Path, tmp_path: Path) -> None:

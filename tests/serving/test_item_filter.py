@@ -49,6 +49,15 @@ def test_every_comparison_is_the_one_it_says() -> None:
             assert passing(f"stock {op} 3") == wanted
 
 
+def test_a_number_that_is_none_passes_as_an_empty_cell_does() -> None:
+    """Polars orders NaN above every number."""
+    items = pl.DataFrame({"item_id": ["a", "b", "c"], "price": [1.0, float("nan"), None]})
+    for op in (">", ">=", "<", "!="):
+        conditions = [{"column": "price", "op": op, "value": 0.5}]
+        wanted = [op != "<", False, False]
+        assert allowed_by(items, conditions).tolist() == allowed_by_sql(items, f"price {op} 0.5").tolist() == wanted
+
+
 @pytest.mark.parametrize(
     ("conditions", "sql", "wanted"),
     [

@@ -240,6 +240,26 @@ def test_a_folder_of_ones_own_and_what_is_refused(
     assert_one_sentence(error)
 
 
+def test_what_stands_in_the_place_of_the_newest_update_is_named(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy that follows links has a folder there, and a copy of a part of the updates a link that leads nowhere."""
+    latest = copy / "updates" / "latest"
+    latest.parent.mkdir()
+    latest.symlink_to("0007", target_is_directory=True)
+    assert updated(copy, copy.parent / "new.csv") == 2
+    error = capsys.readouterr().err
+    assert_one_sentence(error)
+    assert f"{latest} leads to {latest.parent / '0007'}, which is not there" in error
+    latest.unlink()
+    latest.mkdir()
+    assert updated(copy, copy.parent / "new.csv") == 2
+    error = capsys.readouterr().err
+    assert_one_sentence(error)
+    assert f"{latest} is no link any more" in error
+    assert [path.name for path in latest.parent.iterdir()] == ["latest"]
+
+
 def test_compare_gives_the_verdict_again_and_takes_a_log(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
