@@ -18,7 +18,19 @@ from pathlib import Path
 from benchmarks.harness import ROOT, stage_environment
 
 MEMORY = 6 << 30  # bytes that a child may have beyond what its parent has
+MOST_READ = 1 << 16  # bytes of what it prints, for `until`
 HUNG = -1
+STRANGER = 65534  # the user nobody
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a forked child. file_bytes: of each file that it writes; open_files: how many it has at one time; None: as many as its parent.
+    is_stranger: whether the files are another user's, for which this process must be root's."""
+
+    file_bytes: int | None = None
+    open_files: int | None = None
+    is_stranger: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,10 +49,15 @@ class Ended:
 
 
 def run_child(
-    command: list[str], seconds: float, as_process: bool = False, until: Callable[[], bool] = lambda: False
+    command: list[str],
+    seconds: float,
+    as_process: bool = False,
+    until: Callable[[str], bool] = lambda said: False,
+    limits: Limits | None = None,
 ) -> Ended:
-    """Run what stands behind `python`, killed after `seconds`, or when `until` holds. as_process: by an interpreter of its own, as a user
-    does it."""
+    """Run what stands behind `python`, killed after `seconds`, or when `until` holds of what it has printed. as_process: by an interpreter
+    of its own, as a user does it. limits: it runs under these, and as a fork."""
+    as_process = as_process and limits is None
     with tempfile.TemporaryFile() as output:
         if as_process:
             process = subprocess.Popen(
@@ -56,9 +73,9 @@ def run_child(
         else:
             pid = os.fork()
             if pid == 0:
-                _become(command, output.fileno())
-        code = _wait(pid, seconds, until)
-        if not as_process and code < 0 and code != HUNG:
+                _become(command, output.fileno(), limits or Limits())
+        code = _wait(pid, seconds, lambda: until(os.pread(output.fileno(), MOST_READ, 0).decode("utf-8", "replace")))
+        if not as_process and limits is None and code < 0 and code != HUNG:
             return replace(run_child(command, seconds, True, until), repeated=True)
         output.seek(0)
         return Ended(code, output.read().decode("utf-8", "replace")[-4000:])
@@ -76,7 +93,7 @@ def _wait(pid: int, seconds: float, until: Callable[[], bool]) -> int:
     return HUNG
 
 
-def _become(command: list[str], output: int) -> None:
+def _become(command: list[str], output: int, limits: Limits) -> None:
     """Run the command in this forked process, and end it."""
     os.setsid()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -86,6 +103,7 @@ def _become(command: list[str], output: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8", errors="replace") for number in (1, 2))
     os.chdir(ROOT)
+    _obey(limits)
     code = 1
     try:
         if command[0] == "-m":
@@ -103,3 +121,14 @@ def _become(command: list[str], output: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _obey(limits: Limits) -> None:
+    """Let them hold for this process."""
+    for kind, most in ((resource.RLIMIT_FSIZE, limits.file_bytes), (resource.RLIMIT_NOFILE, limits.open_files)):
+        if most is not None:
+            resource.setrlimit(kind, (most, most))
+    if limits.is_stranger:
+        os.setgroups([])
+        os.setgid(STRANGER)
+        os.setuid(STRANGER)

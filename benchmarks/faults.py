@@ -2,13 +2,16 @@
 
 python -m benchmarks.faults --work_dir outputs/faults --json
 python -m benchmarks.faults --work_dir outputs/faults --artefacts 200 --settings 200 --byte_strings 200 --kills 0 --processes 5
+python -m benchmarks.faults --work_dir outputs/faults --commands serve drift export-events --kills 0
 
-On a run directory of a small catalogue, for every stage:
+On a run directory of a small catalogue, for every stage and command:
 
     artefacts     one file that the project wrote is cut, mixed up, emptied, exchanged for another valid one, or lost; then a stage that
                   reads it, or wrote it, runs
     settings      one to three settings, by flags or by YAML, have odd values
     byte strings  one of the files that the project reads from others is damaged
+    stores        the service's database is what something else made of it, is another program's, or is not there
+    outputs       what a command writes is to go where it cannot, or where something is that would be lost
     kills         a stage is killed at its work (SIGKILL) and run again
 
 Faults are counted: `tracebacks`, where a command ends with neither success nor one sentence and exit code 2; `silent`, where it ends with
@@ -46,11 +49,20 @@ PRELOADED = (
     "sidrec.evaluation.evaluate",
     "sidrec.evaluation.report.page",
     "sidrec.rl.practice",
+    "sidrec.serving.answer",
     "sidrec.serving.bundle",
+    "sidrec.serving.changes",
+    "sidrec.serving.drift_figures",
+    "sidrec.serving.routes",
+    "sidrec.serving.source",
+    "sidrec.serving.store_frame",
     "sidrec.sft.seeds",
     "sidrec.tokenizer.interchange",
     "sidrec.tokenizer.report.comparison",
     "sidrec.tokenizer.report.page",
+    "uvicorn.lifespan.on",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
 )
 
 
@@ -64,18 +76,24 @@ class FaultsConfig:
     )
     settings: int = field(default=2000, metadata={"help": "Trials with odd settings."})
     byte_strings: int = field(default=2000, metadata={"help": "Trials with a damaged file of somebody else's."})
+    stores: int = field(default=500, metadata={"help": "Trials with a damaged store of the service."})
+    outputs: int = field(default=500, metadata={"help": "Trials with an odd place for what is written."})
     kills: int = field(default=100, metadata={"help": "Trials with a stage that is killed."})
     processes: int = field(
         default=50, metadata={"help": "Of each kind's trials, the first so many run as processes of their own."}
+    )
+    commands: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Of all these trials, only those of commands with one of these words in their names; none: all."
+        },
     )
     workers: int = field(default=2, metadata={"help": "Trials at once."})
     seed: int = field(default=0, metadata={"help": "Seed of all that is drawn: trial n of a kind is always the same."})
     json: bool = field(default=False, metadata={"help": "Print one JSON object as the last line."})
 
     def __post_init__(self) -> None:
-        check_at_least(
-            0, artefacts=self.artefacts, settings=self.settings, byte_strings=self.byte_strings, kills=self.kills
-        )
+        check_at_least(0, **{kind: getattr(self, kind) for kind in TRIALS})
         check_at_least(0, processes=self.processes, seed=self.seed)
         check_at_least(1, workers=self.workers)
 
@@ -102,7 +120,8 @@ def main(arguments: list[str] | None = None) -> None:
         importlib.import_module(module)
     small = SmallRun(config.work_dir.resolve())
     small.make()
-    wanted = [(kind, number) for kind in TRIALS for number in range(getattr(config, kind))]
+    units = [(kind, number) for kind in TRIALS for number in range(getattr(config, kind))]
+    wanted = [unit for unit in units if any(word in drawn(config, *unit)[0] for word in config.commands or [""])]
     done = {(verdict.kind, verdict.number): verdict for verdict in verdicts(config)}
     left = [unit for unit in wanted if unit not in done]
     console.print(f"{len(wanted):,} trials, {len(left):,} of them left")
@@ -128,14 +147,20 @@ def work(config: FaultsConfig, small: SmallRun, units: list[tuple[str, int]], wo
     """Do every `workers`-th trial, and note what came of it."""
     with (config.work_dir / f"verdicts-{worker}.jsonl").open("a", encoding="utf-8") as notes:
         for kind, number in units[worker :: config.workers]:
-            rng = np.random.default_rng([config.seed, list(TRIALS).index(kind), number])
+            name, rng = drawn(config, kind, number)
             with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
-                outcome = TRIALS[kind](rng, small, Path(folder), number < config.processes)
+                outcome = TRIALS[kind][0](rng, name, small, Path(folder), number < config.processes)
             ended, faults = outcome.ended, outcome.faults
             printed = ended.printed if faults else ""
             verdict = Verdict(kind, number, outcome.about, ended.code, faults, printed, ended.repeated)
             notes.write(json.dumps(asdict(verdict)) + "\n")
             notes.flush()
+
+
+def drawn(config: FaultsConfig, kind: str, number: int) -> tuple[str, np.random.Generator]:
+    """What a trial is of: a command, or a reader; and what the rest of it is drawn by."""
+    rng = np.random.default_rng([config.seed, list(TRIALS).index(kind), number])
+    return str(rng.choice(TRIALS[kind][1])), rng
 
 
 def verdicts(config: FaultsConfig) -> Iterator[Verdict]:

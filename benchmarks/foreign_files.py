@@ -13,7 +13,11 @@ import numpy as np
 import polars as pl
 
 from benchmarks.small_run import N_ITEMS, write_raw
+from benchmarks.store_damages import write_store
+from sidrec.evaluation.rank_file import RankFile
 from sidrec.pipeline.files import write_json
+from sidrec.serving.export_lists import lists_table
+from sidrec.serving.store import Store
 from sidrec.tokenizer.semantic_ids import tokens_by_item
 
 USERS = 12
@@ -21,23 +25,29 @@ USERS = 12
 
 @dataclass(frozen=True)
 class Reader:
-    """A command, {} in it the folder of its files, which are named below that. starts_from: stages that the run directory has. has_run:
-    whether it takes one."""
+    """A command, {} in it the folder of its files, which are named below that, and {run} the run directory. starts_from: folders that this
+    has. has_run: whether it is named by --run_dir. writes: what the command changes in those folders."""
 
     name: str
     command: str
     files: tuple[str, ...]
     starts_from: tuple[str, ...] = ()
     has_run: bool = True
+    writes: tuple[str, ...] = ()
 
     def on(self, folder: Path, run_dir: Path) -> list[str]:
-        words = [word.replace("{}", str(folder)) for word in shlex.split(self.command)]
+        words = [word.replace("{run}", str(run_dir)).replace("{}", str(folder)) for word in shlex.split(self.command)]
         return [*words, "--run_dir", str(run_dir)] if self.has_run else words
 
 
 OWN = "-m sidrec prepare --dataset own --k_user 1 --k_item 1 --interactions"
 PUBLISHED = "-m sidrec prepare --k_user 1 --k_item 1 --raw_dir {} --dataset"
 QUANTIZED = "-m sidrec.tokenizer.quantize --sources {}/vectors.npy --weights 1"
+MODEL = ("data", "embeddings", "sid", "sft")
+TO_USERS = "-m sidrec recommend --bundle {run}/bundle --output {}/out.csv"
+ADD = "-m sidrec add-items --bundle {run}/bundle --items"
+COMPARE = "-m sidrec compare {run}:sft {run}:sft --newest 1"
+OF_STORE = "-m sidrec {} --store {{}}/store.db"
 READERS = (
     Reader("own CSV", f"{OWN} {{}}/log.csv --items {{}}/items.csv", ("log.csv", "items.csv")),
     Reader("own gzip", f"{OWN} {{}}/log.csv.gz --items {{}}/items.csv", ("log.csv.gz",)),
@@ -81,6 +91,64 @@ READERS = (
         ("codes.npy", "codes.index.json", "vectors.npy"),
         has_run=False,
     ),
+    Reader(
+        "untaken items",
+        f"{OWN} {{}}/log.csv --items {{}}/items.csv --keep_untaken_items true --encoding utf-8",
+        ("log.csv", "items.csv"),
+    ),
+    Reader("recommend: log", f"{TO_USERS} --log {{}}/log.csv --all_users", ("log.csv",), ("bundle",), False),
+    Reader(
+        "recommend: log, Parquet",
+        f"{TO_USERS} --log {{}}/log.parquet --all_users",
+        ("log.parquet",),
+        ("bundle",),
+        False,
+    ),
+    Reader(
+        "recommend: users", f"{TO_USERS} --log {{}}/log.csv --users {{}}/users.txt", ("users.txt",), ("bundle",), False
+    ),
+    Reader(
+        "recommend: users, CSV",
+        f"{TO_USERS} --log {{}}/log.csv --users {{}}/users.csv",
+        ("users.csv",),
+        ("bundle",),
+        False,
+    ),
+    *(
+        Reader(
+            f"add-items: {kind}", f"{ADD} {{}}/new.{kind}", (f"new.{kind}",), ("bundle",), False, ("bundle/catalogue",)
+        )
+        for kind in ("csv", "jsonl", "parquet")
+    ),
+    Reader("update: log", "-m sidrec update --passes 0.1 --interactions {}/later.csv", ("later.csv",), MODEL),
+    Reader("compare: log", f"{COMPARE} --log {{}}/later.csv", ("later.csv",), MODEL, False),
+    Reader("compare: ranks", "-m sidrec compare ranks {}/a.ranks {}/b.ranks", ("a.ranks",), has_run=False),
+    Reader("drift: store", "-m sidrec drift --store {}/store.db", ("store.db",), MODEL),
+    Reader(
+        "export-events: store",
+        f"{OF_STORE.format('export-events')} --output {{}}/out.csv",
+        ("store.db",),
+        has_run=False,
+    ),
+    Reader(
+        "export-lists: store",
+        f"{OF_STORE.format('export-lists')} --output {{}}/out.jsonl",
+        ("store.db",),
+        has_run=False,
+    ),
+    Reader("keys: store", f"{OF_STORE.format('keys')} --list true", ("store.db",), has_run=False),
+    Reader(
+        "serve: store", "-m sidrec serve {run}/bundle --store {}/store.db --port 0", ("store.db",), ("bundle",), False
+    ),
+    *(
+        Reader(
+            f"off-policy: {kind}",
+            f"-m sidrec off-policy --model sft --log {{}}/served.{kind}",
+            (f"served.{kind}",),
+            MODEL,
+        )
+        for kind in ("jsonl", "parquet")
+    ),
 )
 
 
@@ -97,6 +165,34 @@ def write_foreign(folder: Path) -> None:
     _write_amazon(folder, few)
     _write_minionerec(folder, few)
     _write_codes(folder)
+    _write_of_service(folder, log)
+
+
+def _write_of_service(folder: Path, log: pl.DataFrame) -> None:
+    """What comes to a model that is used: users to ask about, new items, new events, a store and the lists in it."""
+    users = log["user_id"].unique(maintain_order=True).to_list()[:USERS]
+    _write(folder / "users.txt", users)
+    _write(folder / "users.csv", ["user_id,name", *(f"{user},Ann" for user in users)])
+    new = pl.DataFrame({"item_id": ["n1", "n2", "i5"], "title": ["tea number 90", "drum number 91", "boot number 1"]})
+    new.write_csv(folder / "new.csv")
+    new.write_ndjson(folder / "new.jsonl")
+    new.write_parquet(folder / "new.parquet")
+    rng = np.random.default_rng(1)
+    later = [
+        (user, f"i{item}", 1_600_000_000 + 60 * place)
+        for place in range(4)
+        for user, item in zip(users, rng.permutation(N_ITEMS), strict=False)
+    ]
+    pl.DataFrame(later, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "later.csv")
+    for name in ("a", "b"):
+        RankFile(name, True, "cases", np.arange(30), rng.integers(0, 50, (2, 30)).astype(np.uint8)).save(
+            folder / f"{name}.ranks"
+        )
+    write_store(folder / "store.db")
+    with Store.in_use(str(folder / "store.db"), must_exist=True) as store:
+        served = lists_table(store, "event", 24.0)
+    served.write_ndjson(folder / "served.jsonl")
+    served.write_parquet(folder / "served.parquet")
 
 
 def _write_movielens(folder: Path, log: list[tuple[int, int, int]]) -> None:

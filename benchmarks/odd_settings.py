@@ -9,11 +9,24 @@ import numpy as np
 import yaml
 
 from sidrec.data.settings import PrepareConfig
+from sidrec.evaluation.compare import CompareConfig
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.config import Setting, settings_of
 from sidrec.rl.settings import CONFIGS as RL_CONFIGS
+from sidrec.serving.add_items import AddItemsConfig
+from sidrec.serving.catalogue import CatalogueConfig
+from sidrec.serving.compare_models import CompareModelsConfig
+from sidrec.serving.drift import DriftConfig
+from sidrec.serving.export import ExportConfig
+from sidrec.serving.export_events import ExportEventsConfig
+from sidrec.serving.export_lists import ExportListsConfig
+from sidrec.serving.keys import KeysConfig
 from sidrec.serving.make_bundle import BundleConfig
 from sidrec.serving.recommend import RecommendConfig
+from sidrec.serving.remove_items import RemoveItemsConfig
+from sidrec.serving.serve import ServeConfig
+from sidrec.serving.update import UpdateConfig
+from sidrec.sft.continued import ContinuedConfig
 from sidrec.sft.settings import CONFIGS as SFT_CONFIGS
 from sidrec.tokenizer.config import TokenizerConfig
 from sidrec.tokenizer.quantizers import QUANTIZERS
@@ -23,25 +36,43 @@ NO_NUMBERS = "true none null maybe [] {} é☃ ../x /dev/null /proc/self/mem sft
 WORDS = ("", " ", '{"a": 1}', "a" * 300, *NUMBERS.split(), *NO_NUMBERS.split())
 OF_YAML = "null true false -1 0 1 2 2147483648 9223372036854775808 0.5 -0.5 .nan .inf '' x no 2026-01-01 [] [1] [a] [[1]] {} {a: 1}"
 VALUES: tuple[Any, ...] = tuple(yaml.safe_load(f"[{', '.join(OF_YAML.replace('{a: 1}', '{a:1}').split())}]"))
-TOO_LONG = ("max_steps", "num_train_epochs", "seeds")  # of which a large number is no mistake, and takes its time
+PLACES = ("run_dir", "quantizer", "bundle", "store", "out")
+TOO_LONG = (
+    "max_steps",
+    "num_train_epochs",
+    "seeds",
+    "passes",
+    "next",
+)  # of which a large number is no mistake, and takes its time
 
 
-def settings_of_stages() -> dict[str, list[Setting]]:
-    """By command, and for `sid` by quantizer too: every setting that it has."""
+def settings_of_commands() -> dict[str, list[Setting]]:
+    """By command, and for `sid` by quantizer too: every setting that it has but for the place of what is read."""
     kinds: dict[str, list[type]] = {
         "data": [PrepareConfig],
         "embeddings": [TokenizerConfig],
         "sft": list(SFT_CONFIGS),
         "rl": list(RL_CONFIGS),
         "evaluation": [EvaluateConfig],
-        "recommend": [RecommendConfig],
+        **{name: [RecommendConfig] for name in ("recommend", "recommend to all", "recommend by bundle to users")},
+        "compare": [CompareConfig],
+        "compare models": [CompareModelsConfig],
+        "drift": [DriftConfig],
+        "drift by bundle": [DriftConfig],
+        "export-events": [ExportEventsConfig],
+        "export-lists": [ExportListsConfig],
+        "keys": [KeysConfig],
+        "catalogue": [CatalogueConfig],
+        "add-items": [AddItemsConfig],
+        "remove-items": [RemoveItemsConfig],
+        "update": [UpdateConfig, ContinuedConfig],
+        "export": [ExportConfig],
+        "serve": [ServeConfig],
         "bundle": [BundleConfig],
         **{f"sid {name}": [TokenizerConfig, kind] for name, kind in QUANTIZERS.items()},
     }
     return {
-        name: [
-            setting for kind in classes for setting in settings_of(kind) if setting.name not in ("run_dir", "quantizer")
-        ]
+        name: [setting for kind in classes for setting in settings_of(kind) if setting.name not in PLACES]
         for name, classes in kinds.items()
     }
 

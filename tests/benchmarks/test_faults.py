@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import faults
-from benchmarks.child import HUNG, Ended, run_child
+from benchmarks.answering_commands import ANSWERING, Served
+from benchmarks.child import HUNG, Ended, Limits, run_child
 from benchmarks.damages import damage_file, other_bytes
 from benchmarks.fault_trials import Outcome, SmallRun, byte_string, changed, differs, state_of, without
 from benchmarks.foreign_files import READERS, write_foreign
-from benchmarks.odd_settings import odd_flags, odd_yaml, settings_of_stages
+from benchmarks.odd_settings import odd_flags, odd_yaml, settings_of_commands
+from benchmarks.output_places import odd_place
+from benchmarks.store_damages import damage_store, write_store
 from sidrec.pipeline.files import write_json
 
 
@@ -40,8 +46,10 @@ def test_how_a_command_ends(tmp_path: Path, program: str, code: int, is_tracebac
 
 def test_a_command_without_end_is_killed(tmp_path: Path) -> None:
     file, mark = tmp_path / "program.py", tmp_path / "mark"
-    file.write_text(f"import time; open({str(mark)!r}, 'w').close(); time.sleep(100)", encoding="utf-8")
-    ended = run_child([str(file)], 30, until=mark.exists)
+    file.write_text(
+        f"import time; open({str(mark)!r}, 'w').close(); print('begun', flush=True); time.sleep(100)", encoding="utf-8"
+    )
+    ended = run_child([str(file)], 30, until=lambda said: "begun" in said and mark.exists())
     assert (ended.code, ended.is_traceback) == (HUNG, False)
     assert run_child([str(file)], 0.2).code == HUNG
 
@@ -79,8 +87,8 @@ def test_a_damaged_file_differs_from_before(tmp_path: Path) -> None:
 
 
 def test_odd_settings_name_what_there_is(tmp_path: Path) -> None:
-    stages = settings_of_stages()
-    assert {"data", "sft", "rl", "evaluation", "sid lora"} <= stages.keys()
+    stages = settings_of_commands()
+    assert {"data", "sft", "rl", "evaluation", "sid lora", "serve", "keys", "update"} <= stages.keys()
     for seed in range(100):
         rng = np.random.default_rng(seed)
         settings = list(stages.values())[seed % len(stages)]
@@ -91,6 +99,94 @@ def test_odd_settings_name_what_there_is(tmp_path: Path) -> None:
         odd_yaml(rng, settings, tmp_path / "odd.yaml")
         content = yaml.safe_load((tmp_path / "odd.yaml").read_text(encoding="utf-8"))
         assert set(content) & names
+
+
+def test_a_damaged_store_is_another_file_and_every_kind_of_damage_comes(tmp_path: Path) -> None:
+    write_store(tmp_path / "whole.db")
+    before, said = (tmp_path / "whole.db").read_bytes(), []
+    for seed in range(120):
+        file = tmp_path / "store.db"
+        shutil.copyfile(tmp_path / "whole.db", file)
+        said.append(damage_store(np.random.default_rng(seed), file))
+        is_same = file.is_file() and file.read_bytes() == before
+        assert not is_same or "(" in said[-1], said[-1]  # a cell that must not be null stays
+        shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+    for kind in (
+        "UPDATE",
+        "DROP TABLE",
+        "RENAME COLUMN",
+        "version_num",
+        "DELETE",
+        "CREATE",
+        "random bytes",
+        "cut to",
+        "folder",
+        "lost",
+    ):
+        assert any(kind in one for one in said), kind
+
+
+def test_an_odd_place_is_none_where_an_answer_lies_already(tmp_path: Path) -> None:
+    said = set()
+    for seed in range(150):
+        run_dir = tmp_path / str(seed) / "run"
+        (run_dir / "data").mkdir(parents=True)
+        for name in ("manifest.json", "log.csv"):
+            (run_dir / "data" / name).write_text("theirs", encoding="utf-8")
+        odd = odd_place(np.random.default_rng(seed), run_dir / "answer.csv", run_dir, [run_dir / "data" / "log.csv"])
+        said.add(odd.said)
+        assert odd.path.suffix == ".csv" or "ending" in odd.said
+    assert {
+        "a folder is there",
+        "below a file",
+        "a link to /dev/null",
+        "of another user",
+        "in the place of log.csv",
+    } <= said
+
+
+@pytest.mark.parametrize("name", list(ANSWERING))
+def test_a_command_names_its_run_directory_and_what_it_reads(tmp_path: Path, name: str) -> None:
+    command = ANSWERING[name].command(tmp_path / "run", tmp_path / "raw")
+    assert command[:2] == ["-m", "sidrec"]
+    assert any(str(tmp_path / "run") in word for word in command)
+    assert not any("{" in word for word in command)
+
+
+def test_a_service_is_asked_when_it_listens() -> None:
+    with http.server.HTTPServer(("127.0.0.1", 0), Answerer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        served = Served()
+        assert not served("settings: …")
+        assert served(f"serve: sft at http://127.0.0.1:{server.server_port}, its description at …\n")
+        server.shutdown()
+        thread.join()
+    assert served.answer == '[["i1", "i2"]]'
+
+
+class Answerer(http.server.BaseHTTPRequestHandler):
+    """Gives one list, whatever is asked."""
+
+    def do_POST(self) -> None:
+        body = json.dumps({"lists": [{"items": [{"item_id": "i1"}, {"item_id": "i2"}]}]}).encode()
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+def test_limits_hold_for_a_child(tmp_path: Path) -> None:
+    file = tmp_path / "program.py"
+    file.write_text(
+        f"import pathlib; pathlib.Path({str(tmp_path / 'large')!r}).write_bytes(bytes(5000))", encoding="utf-8"
+    )
+    ended = run_child([str(file)], 30, limits=Limits(file_bytes=4000))
+    assert "File too large" in ended.printed
+    assert run_child([str(file)], 30).code == 0
 
 
 def test_flags_that_a_file_names_are_left_out() -> None:
@@ -105,8 +201,8 @@ def test_what_is_lost(tmp_path: Path) -> None:
     (tmp_path / "data" / "items").unlink()
     (tmp_path / "sid" / "codes").write_text("other", encoding="utf-8")
     (tmp_path / "sid" / "log.txt").write_text("other", encoding="utf-8")
-    assert changed(before, state_of(tmp_path), "sid") == ["data/items"]
-    assert sorted(changed(before, state_of(tmp_path), None)) == ["data/items", "sid/codes"]
+    assert changed(before, state_of(tmp_path), ("sid",)) == ["data/items"]
+    assert sorted(changed(before, state_of(tmp_path), ())) == ["data/items", "sid/codes"]
 
 
 def test_a_silent_difference_is_one_that_two_whole_runs_do_not_have(tmp_path: Path) -> None:
@@ -148,7 +244,7 @@ def test_trials_are_counted_and_gone_on_with(
     calls = tmp_path / "calls"
     calls.touch()
 
-    def trial(rng: np.random.Generator, small: SmallRun, folder: Path, as_process: bool) -> Outcome:
+    def trial(rng: np.random.Generator, name: str, small: SmallRun, folder: Path, as_process: bool) -> Outcome:
         with calls.open("a", encoding="utf-8") as handle:
             handle.write(f"{as_process}\n")
         number = len(calls.read_text(encoding="utf-8").splitlines()) - 1
@@ -159,11 +255,11 @@ def test_trials_are_counted_and_gone_on_with(
     monkeypatch.setattr(
         faults,
         "TRIALS",
-        {"artefacts": trial, "settings": byte_string, "byte_strings": byte_string, "kills": byte_string},
+        {"artefacts": (trial, ("data",)), "settings": (byte_string, ("x",)), "byte_strings": (byte_string, ("x",))},
     )
     monkeypatch.setattr(faults, "PRELOADED", ())
     monkeypatch.setattr(SmallRun, "make", lambda small: small.folder.mkdir(exist_ok=True))
-    flags = f"--work_dir {tmp_path / 'work'} --settings 0 --byte_strings 0 --kills 0 --processes 2 --workers 1 --json".split()
+    flags = f"--work_dir {tmp_path / 'work'} --settings 0 --byte_strings 0 --processes 2 --workers 1 --json".split()
     for artefacts in ("2", "4", "4"):
         with pytest.raises(SystemExit) as end:
             faults.main([*flags, "--artefacts", artefacts])
