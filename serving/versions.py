@@ -11,6 +11,7 @@ every code and, for nodes of the trie that it has not seen, the rows of their co
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -150,6 +151,30 @@ def roll_back(bundle: Path, number: int) -> None:
             raise InputError(f"{bundle} has no version {number} of its catalogue; it has {FIRST} to {len(made)}.")
         _refuse_if_changed(bundle, number)
         _record(bundle, made, number)
+
+
+def take_over(bundle: Path, source: Path) -> Version:
+    """Give a bundle the versions of another bundle's catalogue, in place of its own; the current one.
+
+    So items that were added, changed and removed since training stay so with a model that was trained further on the same semantic IDs.
+    Raises InputError where the other bundle is of other items or semantic IDs, or its current version is not as it was written.
+    """
+    with only_one(source / ".locks", FOLDER), only_one(bundle / ".locks", FOLDER):
+        current_folder(source)
+        made, current = versions(source)
+        ids = [pl.read_parquet(folder / ITEMS, columns=["item_id"], glob=False) for folder in (bundle, source)]
+        if not ids[0].equals(ids[1]) or _digest(bundle) != _digest(source):
+            raise InputError(
+                f"{source} was made with other items or semantic IDs than {bundle}, so its catalogue is not taken over; give the items to "
+                "`sidrec add-items` again."
+            )
+        if (source / FOLDER).is_dir():
+            coming = bundle / f".{FOLDER}.coming"
+            shutil.rmtree(coming, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(source / FOLDER, coming, ignore=shutil.ignore_patterns(".*"))
+            shutil.rmtree(bundle / FOLDER, ignore_errors=True)
+            coming.rename(bundle / FOLDER)
+        return next(version for version in made if version.number == current)
 
 
 def _record(bundle: Path, made: list[Version], current: int) -> None:
