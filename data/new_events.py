@@ -37,7 +37,7 @@ def join_events(dataset: Dataset, file: Path) -> Dataset:
     """
     old = _without_mark(dataset)
     rows = log_rows(file, old.columns)
-    _refuse_another_unit(file, rows["timestamp"], old["timestamp"])
+    refuse_another_unit(file, rows["timestamp"], old["timestamp"])
     places = dataset.items.select("item_id", pl.col("item_index").cast(old["item_index"].dtype))
     rows = rows.with_columns(pl.col("user_id", "item_id").cast(pl.String))
     rows = rows.join(places, on="item_id", how="left", maintain_order="left")
@@ -151,12 +151,13 @@ def _as_in(old: pl.DataFrame, new: pl.DataFrame, file: Path) -> pl.DataFrame:
     return new.select(columns)
 
 
-def _refuse_another_unit(file: Path, new: pl.Series, old: pl.Series) -> None:
+def refuse_another_unit(file: Path, new: pl.Series, old: pl.Series, owner: str = "run") -> None:
+    """Raise InputError where a file's times are in another unit than the `owner`'s, by their medians."""
     units = [unit_of(float(np.median(times.to_numpy()))) for times in (new, old)]
     if units[0] != units[1]:
         in_words = [unit or "an order and no dates" for unit in units]
         raise InputError(
-            f"{file} has times in {in_words[0]}, and the run's are in {in_words[1]}; write the new ones as the run's."
+            f"{file} has times in {in_words[0]}, and the {owner}'s are in {in_words[1]}; write the new ones as the {owner}'s."
         )
 
 
