@@ -112,7 +112,7 @@ def test_the_verdict_is_a_paired_test_on_the_newest_events(run_dir: Path) -> Non
     for name, metric in (("recall@10", recall_at), ("ndcg@10", ndcg_at)):
         new, old = (metric(rank, 10) for rank in ranks)
         test = paired_test(new, old, 0, users=np.array(cases.user_ids))
-        assert verdict[name] == {"first": new.mean(), "second": old.mean(), **vars(test)}
+        assert verdict[name] == {"first": old.mean(), "second": new.mean(), **vars(test)}
     assert verdict["accepted"] == (verdict["ndcg@10"]["high"] >= 0)
     assert verdict["cases"] == len(cases)
 
@@ -247,8 +247,8 @@ def test_compare_gives_the_verdict_again_and_takes_a_log(
     assert exit_code(COMPARE, run_dir, latest, "--output", file) == 0
     verdict, compared = read_json(latest / "update" / "update.json"), read_json(file)
     for metric in ("recall@10", "ndcg@10"):
-        assert compared[metric]["difference"] == pytest.approx(-verdict[metric]["difference"])
-        assert compared[metric]["first"] == verdict[metric]["second"]
+        assert compared[metric]["difference"] == verdict[metric]["difference"]
+        assert compared[metric]["first"] == verdict[metric]["first"]
         assert compared[metric]["p"] == verdict[metric]["p"]
     later = write_events(tmp_path / "later.csv", first_time=90, seed=5)
     assert exit_code(COMPARE, f"{run_dir}:sft", latest, "--log", later, "--newest", "0.5", "--output", file) == 0
