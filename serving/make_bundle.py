@@ -10,14 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sidrec.evaluation.settings import BUNDLED
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage
 from sidrec.serving.update import UPDATES
-
-BUNDLED = ("sft", "rl", "sft_blend", "rl_blend")
 
 
 @dataclass
@@ -35,8 +34,8 @@ class BundleConfig:
     catalogue_of: Path | None = field(
         default=None,
         metadata={
-            "help": "Bundle whose catalogue it takes over, with the items that were added, changed and removed since. Left out: of an update, "
-            "the newest bundle of the run and its updates before."
+            "help": "Bundle whose catalogue it takes over, with the items that were added, changed and removed since. Left out: of an "
+            "update, the newest bundle of the run and its updates before."
         },
     )
     overwrite: bool = field(default=False, metadata={"help": "Replace a bundle of another model or another training."})
@@ -90,7 +89,7 @@ def with_catalogue(config: BundleConfig, bundle: Path) -> list[str]:
         (made, _), (others, _) = versions(bundle), versions(source)
         if config.catalogue_of is not None and others != made[: len(others)]:
             raise InputError(
-                f"{bundle} has versions of a catalogue already, which those of {source} would replace; pass --overwrite true where they may."
+                f"{bundle} has versions of a catalogue, which those of {source} would replace; pass --overwrite true where they may."
             )
         return []
     version = take_over(bundle, source)
