@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from sidrec.pipeline.errors import InputError
 from sidrec.serving import requests as bodies
 from sidrec.serving.access import needs
+from sidrec.serving.changes import AbsentItemError
 from sidrec.serving.docs_page import docs_page
 from sidrec.serving.generation import Generation
 from sidrec.serving.limits import Gate
@@ -108,7 +109,8 @@ async def add_items(call: bodies.ItemsCall, service: Serving) -> Response:
 
 @routes.delete("/items/{item_id:path}", response_model=bodies.CatalogueChanged, dependencies=WRITE)
 async def remove_item(item_id: str, service: Serving) -> Response:
-    """Take an item out of the catalogue; answers when no list will hold it. Needs a key of scope write."""
+    """Take an item out of the catalogue; answers when no list will hold it, with 404 where it is none of the catalogue, or was taken out
+    before. Needs a key of scope write."""
     return JSONResponse((await service.remove_item(item_id)).model_dump())
 
 
@@ -162,6 +164,7 @@ def create_app(service: Service, hosts: frozenset[str] | None = None, page: Path
     app.state.service = service
     app.include_router(routes)
     app.exception_handler(InputError)(_input_error)
+    app.exception_handler(AbsentItemError)(_absent_item)
     app.exception_handler(RequestValidationError)(_not_valid)
     app.exception_handler(DataError)(_input_error)
     for kind in AWAY:
@@ -174,6 +177,10 @@ def create_app(service: Service, hosts: frozenset[str] | None = None, page: Path
 async def _input_error(_: Request, error: Exception) -> Response:
     said = str(error) if isinstance(error, InputError) else "a value is one that the database does not hold."
     return _said(422, said)
+
+
+async def _absent_item(_: Request, error: Exception) -> Response:
+    return _said(404, str(error))
 
 
 async def _not_valid(_: Request, error: Exception) -> Response:

@@ -63,6 +63,9 @@ def test_new_items_are_recommended_and_are_in_the_bundle(client: TestClient, fol
     removed = client.delete("/items/n%2F1").json()
     assert removed == {"catalogue_version": 3, "added": 0, "changed": 0, "removed": 1, "items": 62}
     assert "n/1" not in listed(client)
+    again = client.delete("/items/n%2F1")
+    assert (again.status_code, again.json()["detail"]) == (404, "item 'n/1' has been removed already; leave it out.")
+    assert client.get("/healthz").json()["catalogue_version"] == 3
     assert client.get("/items?query=kettle").json()["total"] == 0
     lists = client.post("/recommend", json={"requests": [{"history": ["n/1"], "k": 3}]}).json()["lists"]
     assert (len(lists[0]["items"]), lists[0]["reason"]) == (3, None)  # it still says what the user likes
@@ -86,7 +89,7 @@ def test_an_item_that_does_not_fit_changes_nothing(
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
     assert client.get("/healthz").json()["catalogue_version"] == 1
-    assert client.delete("/items/nothing").status_code == 422
+    assert client.delete("/items/nothing").status_code == 404
 
 
 def test_a_removed_item_is_in_no_answer_that_comes_after(client: TestClient) -> None:
