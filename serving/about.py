@@ -23,6 +23,7 @@ BUNDLE_AGAIN = "sidrec bundle --run_dir RUN"
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What bundle.json says. Raises InputError where it is no bundle, an older one, or a file of it has changed."""
+    _refuse_a_run(folder)
     require_whole(folder, "bundle", BUNDLE_AGAIN)
     about = read_json(folder / ABOUT)
     version = about.get("format_version", 1)
@@ -32,6 +33,15 @@ def read_about(folder: Path) -> dict[str, Any]:
             "again."
         )
     return about
+
+
+def _refuse_a_run(folder: Path) -> None:
+    """Raise InputError, naming the bundle that it has, where a folder is a run directory."""
+    if (folder / ABOUT).is_file() or not (folder / "data").is_dir():
+        return
+    bundle = folder / "bundle"
+    cure = f"name its bundle, {bundle}" if (bundle / ABOUT).is_file() else f"run `sidrec bundle --run_dir {folder}`, and name {bundle}"
+    raise InputError(f"{folder} is a run directory, and no bundle; {cure}.")
 
 
 def copy_encoders(run_dir: Path, folder: Path) -> dict[str, Any]:
