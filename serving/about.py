@@ -14,6 +14,7 @@ from typing import Any
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
+from sidrec.pipeline.hashes import FileHashes
 from sidrec.pipeline.stage import read_manifest, require_whole
 
 FORMAT_VERSION = 2  # 1 had no training counts and no encoders
@@ -35,12 +36,25 @@ def read_about(folder: Path) -> dict[str, Any]:
     return about
 
 
+def content_of(folder: Path) -> str:
+    """sha256 of what a bundle's files hold, by its manifest: the same for copies. Versions of the catalogue that were made later are not in
+    it. Raises InputError where there is no manifest, or it was changed."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} holds no bundle; check the path, or run `{BUNDLE_AGAIN}`.")
+    return FileHashes.of_lines(f"{name} {made['sha256']}" for name, made in manifest["outputs"].items())
+
+
 def _refuse_a_run(folder: Path) -> None:
     """Raise InputError, naming the bundle that it has, where a folder is a run directory."""
     if (folder / ABOUT).is_file() or not (folder / "data").is_dir():
         return
     bundle = folder / "bundle"
-    cure = f"name its bundle, {bundle}" if (bundle / ABOUT).is_file() else f"run `sidrec bundle --run_dir {folder}`, and name {bundle}"
+    cure = (
+        f"name its bundle, {bundle}"
+        if (bundle / ABOUT).is_file()
+        else f"run `sidrec bundle --run_dir {folder}`, and name {bundle}"
+    )
     raise InputError(f"{folder} is a run directory, and no bundle; {cure}.")
 
 

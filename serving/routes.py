@@ -128,6 +128,7 @@ async def healthz(service: Serving) -> dict[str, Any]:
     return {
         "status": "ok",
         "model": generation.bundle.name,
+        "policy": generation.policy,
         "catalogue_version": generation.version,
         "beside": None if beside is None else beside.folder.name,
     }

@@ -20,6 +20,7 @@ from starlette.concurrency import run_in_threadpool
 
 from sidrec.data.item_file import items_of_records
 from sidrec.pipeline.errors import InputError
+from sidrec.serving.about import content_of
 from sidrec.serving.answer import Question, may_be_recommended
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, warm_up
 from sidrec.serving.bundle import Bundle
@@ -116,7 +117,7 @@ class Service:
         served = ServedList(
             request_id,
             request.user,
-            generation.bundle.name,
+            generation.policy,
             generation.version,
             request.k,
             known,
@@ -205,7 +206,7 @@ class Service:
         return folder
 
     def _loaded(self, folder: Path) -> Generation:
-        generation = Generation(Bundle.load(folder), folder, versions(folder)[1])
+        generation = Generation(Bundle.load(folder), folder, versions(folder)[1], content_of(folder))
         warm_up(generation)
         return generation
 
@@ -218,7 +219,8 @@ class Service:
 
 
 def _at_version(before: Generation, number: int) -> Generation:
-    generation = Generation(before.bundle.at_version(folder_of(before.folder, number)), before.folder, number)
+    bundle = before.bundle.at_version(folder_of(before.folder, number))
+    generation = Generation(bundle, before.folder, number, before.content)
     warm_up(generation)
     return generation
 
