@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -158,7 +159,9 @@ def create_app(service: Service, hosts: frozenset[str] | None = None, page: Path
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.open()
+        following = asyncio.create_task(service.follow())
         yield
+        following.cancel()
         await run_in_threadpool(service.close)
 
     app = FastAPI(title="sidrec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)

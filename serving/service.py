@@ -31,8 +31,9 @@ from sidrec.serving.list_log import ListLog
 from sidrec.serving.metrics import Metrics
 from sidrec.serving.requests import CatalogueChanged, EventsCall, ItemsCall, ListRequest, RecommendCall
 from sidrec.serving.store import Added, Event, Removed, ServedList, Store
-from sidrec.serving.versions import Version, folder_of, versions
+from sidrec.serving.versions import Version, current_folder, folder_of, versions
 
+SECONDS_BETWEEN_LOOKS = 2.0  # at what commands have made of the bundle's catalogue
 NO_EVENTS = "this user has no events in the store"
 NO_KNOWN_ITEM = "the catalogue has no item of this user's"
 
@@ -172,9 +173,9 @@ class Service:
         return await self._change(lambda folder: remove_ids(folder, [item_id]))
 
     async def _change(self, change: Callable[[Path], Version | None]) -> CatalogueChanged:
-        """Write another version of the catalogue, and serve it. change: what writes it, None where nothing changes."""
+        """Write another version of the catalogue, on the current one, and serve it. change: what writes it, None where nothing changes."""
         async with self._changing:
-            before = self.generations.current
+            before = await self._caught_up()
             version = await run_in_threadpool(change, before.folder)
             if version is None:
                 n_items = before.bundle.trie.n_items
@@ -187,6 +188,31 @@ class Service:
             removed=version.removed,
             items=version.items,
         )
+
+    async def follow(self) -> None:
+        """Serve what `sidrec add-items` and the like make of the bundle's catalogue, until this is cancelled."""
+        said = ""
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            async with self._changing:
+                try:
+                    await self._caught_up()
+                    said = ""
+                except InputError as error:
+                    if str(error) != said:  # each once
+                        said = str(error)
+                        sys.stderr.write(f"the catalogue stays as it is served: {said}\n")
+
+    async def _caught_up(self) -> Generation:
+        """What is served, once it is the current version of the bundle's catalogue; to be awaited while `_changing` is held.
+
+        Raises InputError where another bundle lies in the folder now, or the version is not as it was written.
+        """
+        before = self.generations.current
+        generation = await run_in_threadpool(_current_of, before)
+        if generation is not before:
+            await self._serve(generation)
+        return generation
 
     async def _serve(self, generation: Generation) -> None:
         await self.generations.switch(generation)
@@ -216,6 +242,19 @@ class Service:
             self.store.see_catalogue(generation.version, f"{generation.bundle.name} of {generation.folder.name}")
         except SQLAlchemyError as error:  # what is served does not depend on it
             sys.stderr.write(f"the store did not take the catalogue's version: {type(error).__name__}\n")
+
+
+def _current_of(before: Generation) -> Generation:
+    """The generation with the current version of its catalogue; itself where that is its own."""
+    if content_of(before.folder) != before.content:
+        raise InputError(
+            f"{before.folder} holds another bundle than the one that is served; call POST /admin/bundle, or start again."
+        )
+    number = versions(before.folder)[1]
+    if number == before.version:
+        return before
+    current_folder(before.folder)  # raises where it is damaged
+    return _at_version(before, number)
 
 
 def _at_version(before: Generation, number: int) -> Generation:
