@@ -71,9 +71,11 @@ async def items(
     query: Annotated[str, Query(max_length=200)] = "",
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
+    item_id: Annotated[list[str] | None, Query(max_length=MOST_LISTED)] = None,
 ) -> Response:
-    """Items whose title holds the query in whatever case, or whose id it is; without one all. Needs a key of scope read."""
-    total, part = await run_in_threadpool(service.items, generation, query, limit, offset)
+    """Items whose title holds the query in whatever case, or whose id it is; without one all. Of several item_id, only these items. Needs a
+    key of scope read."""
+    total, part = await run_in_threadpool(service.items, generation, query, limit, offset, item_id)
     return Response(f'{{"total": {total}, "items": {part.write_json()}}}', media_type="application/json")
 
 

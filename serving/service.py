@@ -129,13 +129,18 @@ class Service:
 
     # ---- items, events and users
 
-    def items(self, generation: Generation, query: str, limit: int, offset: int) -> tuple[int, pl.DataFrame]:
-        """How many items there are whose title holds the query, or whose id it is; and some of them, with every column and sid."""
+    def items(
+        self, generation: Generation, query: str, limit: int, offset: int, ids: Sequence[str] | None = None
+    ) -> tuple[int, pl.DataFrame]:
+        """How many items there are whose title holds the query, or whose id it is, of these ids where some are given; and some of them, with
+        every column and sid."""
         bundle = generation.bundle
         held = may_be_recommended(bundle, Question())
         if query:
             title = bundle.items["title"].str.to_lowercase().str.contains(query.lower(), literal=True)
             held &= (title | (bundle.items["item_id"] == query)).fill_null(False).to_numpy()
+        if ids is not None:
+            held &= bundle.items["item_id"].is_in(list(ids)).to_numpy()
         rows = np.flatnonzero(held)
         part = rows[offset : offset + limit]
         return len(rows), bundle.items[part].with_columns(sid=bundle.shelf["sid"][part])

@@ -292,6 +292,8 @@ def test_items_are_listed_and_looked_up(client: TestClient, service: Service) ->
     assert blue["total"] == len(wanted)
     assert [item["title"] for item in blue["items"]] == wanted[2:5]
     assert [item["item_id"] for item in client.get("/items?query=i7").json()["items"]] == ["i7"]
+    some = client.get("/items", params={"item_id": ["i7", "i3", "gone"]}).json()
+    assert (some["total"], [item["item_id"] for item in some["items"]]) == (2, ["i3", "i7"])
     assert client.get("/items?query=%25.*").json() == {"total": 0, "items": []}
 
 
