@@ -134,7 +134,7 @@ def write_version(bundle: Path, catalogue: Catalogue, added: int = 0, removed: i
     """Make `catalogue` the current version. To be called while `changing` is held."""
     before, current = versions(bundle)
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Version(len(before) + 1, current, time, added, removed, changed, int(catalogue.is_held.sum()))
+    made = Version(before[-1].number + 1, current, time, added, removed, changed, int(catalogue.is_held.sum()))
     folder = folder_of(bundle, made.number)
     stage = Stage(folder.parent, folder.name, {"sids": _digest(bundle)}, working=())
     with stage.building(overwrite=True) as building:  # over what a killed writer has left
@@ -148,9 +148,29 @@ def roll_back(bundle: Path, number: int) -> None:
     with only_one(bundle / ".locks", FOLDER):
         made, _ = versions(bundle)
         if number not in [version.number for version in made]:
-            raise InputError(f"{bundle} has no version {number} of its catalogue; it has {FIRST} to {len(made)}.")
+            raise InputError(
+                f"{bundle} has no version {number} of its catalogue; `sidrec catalogue --bundle {bundle}` lists those that it has."
+            )
         _refuse_if_changed(bundle, number)
         _record(bundle, made, number)
+
+
+def prune(bundle: Path, newest: int) -> int:
+    """Delete the versions but for the `newest` ones, the current one and the first, which is the bundle itself; how many were deleted.
+
+    Their numbers are not given again. A process that is killed meanwhile leaves folders that nobody reads, for the next one to delete.
+    """
+    assert newest >= 1, f"the newest {newest} versions stay"
+    with only_one(bundle / ".locks", FOLDER):
+        made, current = versions(bundle)
+        stay = [version for version in made if version.number in (FIRST, current)] + made[-newest:]
+        if len(made) > 1:
+            _record(bundle, [version for version in made if version in stay], current)
+        numbers = {version.number for version in stay}
+        for folder in (bundle / FOLDER).glob("[0-9]*"):
+            if int(folder.name) not in numbers:
+                shutil.rmtree(folder)
+        return len(made) - len(numbers)
 
 
 def take_over(bundle: Path, source: Path) -> Version:

@@ -185,8 +185,38 @@ def test_versions_are_listed_and_gone_back_to(bundle: Path, capsys: pytest.Captu
     assert rows[3][-2:] == ["64", "current"]
     call(catalogue.main, "--bundle", bundle, "--rollback", "1")
     assert Bundle.load(bundle).items["item_id"].to_list()[-2:] == UNTAKEN
-    with pytest.raises(InputError, match="has no version 5 of its catalogue; it has 1 to 4"):
+    with pytest.raises(InputError, match="has no version 5 of its catalogue; `sidrec catalogue"):
         call(catalogue.main, "--bundle", bundle, "--rollback", "5")
+
+
+def test_old_versions_are_pruned_and_never_the_current_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):  # versions 2 to 7
+        call(remove_items.main, f"i{number}", "--bundle", bundle)
+    call(catalogue.main, "--bundle", bundle, "--rollback", "3")
+    for _ in range(2):  # the second time there is nothing to delete
+        call(catalogue.main, bundle, "--prune", "2")
+    said = capsys.readouterr().out
+    assert "catalogue: 3 versions deleted" in said
+    assert "catalogue: 0 versions deleted" in said
+    made, current = versions.versions(bundle)
+    assert ([version.number for version in made], current) == ([1, 3, 6, 7], 3)
+    assert sorted(path.name for path in (bundle / "catalogue").glob("0*")) == ["0003", "0006", "0007"]
+    assert len(Bundle.load(bundle).recommender.catalogue.snapshot.codes) == 62
+    with pytest.raises(InputError, match="has no version 4 of its catalogue"):
+        call(catalogue.main, "--bundle", bundle, "--rollback", "4")
+    call(catalogue.main, "--bundle", bundle, "--rollback", "7")
+    call(remove_items.main, "i9", "--bundle", bundle)
+    assert versions.versions(bundle)[1] == 8
+    with pytest.raises(InputError, match="--prune is 0; so many of the newest versions stay"):
+        call(catalogue.main, bundle, "--prune", "0")
+    call(catalogue.main, bundle, "--prune", "1")
+    assert [version.number for version in versions.versions(bundle)[0]] == [1, 8]
+
+
+def test_pruning_a_bundle_of_one_version_leaves_it(bundle: Path) -> None:
+    before = hashes(bundle)
+    assert versions.prune(bundle, 1) == 0
+    assert {name: digest for name, digest in hashes(bundle).items() if not name.startswith(".")} == before
 
 
 def test_a_reader_that_has_the_old_version_open_is_not_disturbed(bundle: Path) -> None:
@@ -354,7 +384,7 @@ def test_an_update_has_what_was_added_changed_and_removed(
     call(make_bundle.main, "--run_dir", updated, "--catalogue_of", run / "bundle")
     assert versions.versions(updated / "bundle")[1] == 4
     call(remove_items.main, "i5", "--bundle", bundle)
-    with pytest.raises(InputError, match="which those of .* would replace; pass --overwrite true"):
+    with pytest.raises(InputError, match=r"which those of .* would replace; pass --overwrite true"):
         call(make_bundle.main, "--run_dir", updated, "--catalogue_of", bundle)
     call(make_bundle.main, "--run_dir", updated, "--catalogue_of", bundle, "--overwrite", "true")
     assert versions.versions(updated / "bundle") == versions.versions(bundle)
