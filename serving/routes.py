@@ -25,7 +25,7 @@ from sidrec.serving.changes import AbsentItemError
 from sidrec.serving.docs_page import docs_page
 from sidrec.serving.generation import Generation
 from sidrec.serving.limits import Gate
-from sidrec.serving.service import Service
+from sidrec.serving.service import DRIFT_DAYS, Service
 from sidrec.serving.versions import versions
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -90,6 +90,13 @@ async def catalogue_versions(generation: Leased) -> bodies.Versions:
 async def store(service: Serving) -> dict[str, int | None]:
     """How many rows the store has; counting takes a second for tens of millions. Needs a key of scope read."""
     return asdict(await run_in_threadpool(service.store.counts))
+
+
+@routes.get("/drift", dependencies=READ)
+async def drift(service: Serving) -> bodies.Drift:
+    """How far the store's events of the last 7 days are from what the bundle was trained on, in sentences; it reads them all. Needs a key
+    of scope read."""
+    return bodies.Drift(days=DRIFT_DAYS, sentences=await service.drift())
 
 
 @routes.post("/events", response_model=bodies.EventsAnswer, dependencies=WRITE)

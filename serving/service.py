@@ -25,6 +25,8 @@ from sidrec.serving.answer import Question, may_be_recommended
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, warm_up
 from sidrec.serving.bundle import Bundle
 from sidrec.serving.changes import add_table, remove_ids
+from sidrec.serving.drift import drift_of
+from sidrec.serving.drift_figures import in_words
 from sidrec.serving.generation import Generation, Generations
 from sidrec.serving.limits import Limits
 from sidrec.serving.list_log import ListLog
@@ -34,6 +36,7 @@ from sidrec.serving.store import Added, Event, Removed, ServedList, Store
 from sidrec.serving.versions import Version, current_folder, folder_of, versions
 
 SECONDS_BETWEEN_LOOKS = 2.0  # at what commands have made of the bundle's catalogue
+DRIFT_DAYS, WITHIN_HOURS = 7.0, 24.0  # of /drift, before the newest event, and after a list
 NO_EVENTS = "this user has no events in the store"
 NO_KNOWN_ITEM = "the catalogue has no item of this user's"
 
@@ -58,7 +61,7 @@ class Service:
         self.batcher = Batcher(wait, most, self.metrics)
         self.generations = Generations(self._loaded(folder))
         self.beside = None if beside is None else self._loaded(beside)
-        self._changing = asyncio.Lock()
+        self._changing, self._measuring = asyncio.Lock(), asyncio.Lock()
         first = secrets.token_hex(8)  # of this process alone
         self._request_ids = (f"{first}-{number}" for number in itertools.count())
         self._note(self.generations.current)
@@ -132,8 +135,8 @@ class Service:
     def items(
         self, generation: Generation, query: str, limit: int, offset: int, ids: Sequence[str] | None = None
     ) -> tuple[int, pl.DataFrame]:
-        """How many items there are whose title holds the query, or whose id it is, of these ids where some are given; and some of them, with
-        every column and sid."""
+        """How many items there are whose title holds the query, or whose id it is, of these ids where some are given; and some of them,
+        with every column and sid."""
         bundle = generation.bundle
         held = may_be_recommended(bundle, Question())
         if query:
@@ -149,6 +152,14 @@ class Service:
         """Returns when the events are on the disk."""
         self.limits.check_rows(call)
         return self.store.add_events([Event(**event.model_dump()) for event in call.events])
+
+    async def drift(self) -> list[str]:
+        """How far the events of the last DRIFT_DAYS are from what the bundle was trained on, in the sentences of `sidrec drift`; one at a
+        time, for it reads them all."""
+        async with self._measuring:
+            bundle = self.generations.current.bundle  # not leased: no change waits for it
+            figures = await run_in_threadpool(drift_of, self.store, bundle, None, DRIFT_DAYS, WITHIN_HOURS, seed=0)
+        return ["the store has no events"] if figures is None else in_words(figures)
 
     def delete_user(self, user: str) -> Removed:
         return self.log.delete_user(user)
@@ -199,14 +210,15 @@ class Service:
         said = ""
         while True:
             await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
-            async with self._changing:
-                try:
-                    await self._caught_up()
-                    said = ""
-                except InputError as error:
-                    if str(error) != said:  # each once
-                        said = str(error)
-                        sys.stderr.write(f"the catalogue stays as it is served: {said}\n")
+            try:
+                if await run_in_threadpool(_has_moved, self.generations.current):
+                    async with self._changing:
+                        await self._caught_up()
+                said = ""
+            except (InputError, OSError) as error:
+                if str(error) != said:  # each once
+                    said = str(error)
+                    sys.stderr.write(f"the catalogue stays as it is served: {said}\n")
 
     async def _caught_up(self) -> Generation:
         """What is served, once it is the current version of the bundle's catalogue; to be awaited while `_changing` is held.
@@ -249,13 +261,23 @@ class Service:
             sys.stderr.write(f"the store did not take the catalogue's version: {type(error).__name__}\n")
 
 
+def _current_number(served: Generation) -> int:
+    """Of the version of the catalogue that is current in the folder. Raises InputError where another bundle lies there now."""
+    if content_of(served.folder) != served.content:
+        raise InputError(
+            f"{served.folder} holds another bundle than the one that is served; call POST /admin/bundle, or start again."
+        )
+    return versions(served.folder)[1]
+
+
+def _has_moved(served: Generation) -> bool:
+    """Whether another version of the catalogue is current in the folder."""
+    return _current_number(served) != served.version
+
+
 def _current_of(before: Generation) -> Generation:
     """The generation with the current version of its catalogue; itself where that is its own."""
-    if content_of(before.folder) != before.content:
-        raise InputError(
-            f"{before.folder} holds another bundle than the one that is served; call POST /admin/bundle, or start again."
-        )
-    number = versions(before.folder)[1]
+    number = _current_number(before)
     if number == before.version:
         return before
     current_folder(before.folder)  # raises where it is damaged

@@ -242,6 +242,19 @@ def test_served_lists_are_in_the_store_after_the_end(run_dir: Path, store: Store
     again.close()
 
 
+def test_drift_is_said_as_the_command_says_it(
+    run_dir: Path, client: TestClient, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert client.get("/drift").json() == {"days": 7.0, "sentences": ["the store has no events"]}
+    store.add_events([Event(str(n), f"u{n % 5}", f"i{n % 50}", n) for n in range(200)])
+    said = client.get("/drift").json()["sentences"]
+    flags = ["--store", tmp_path / "store.db", "--bundle", run_dir / "bundle", "--days", "7"]
+    capsys.readouterr()
+    assert exit_code("serving/drift.py", *flags) == 0
+    assert [line.strip().removeprefix("drift: ") for line in capsys.readouterr().out.splitlines()] == said
+    assert said[-1].startswith("training")
+
+
 def test_a_policy_is_named_by_what_its_bundle_holds(run_dir: Path, store: Store, tmp_path: Path) -> None:
     """Not by where it lies, nor by the kind of its model alone."""
     shutil.copytree(run_dir / "bundle", tmp_path / "bundles" / "copy")
@@ -306,6 +319,7 @@ def test_keys_and_their_scopes(run_dir: Path, store: Store) -> None:
             ("get", "/items", None),
             ("get", "/metrics", None),
             ("get", "/store", None),
+            ("get", "/drift", None),
             ("get", "/catalogue/versions", None),
             ("post", "/beside/recommend", {"requests": [{"history": ["i1"]}]}),
         ],

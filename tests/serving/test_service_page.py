@@ -122,7 +122,12 @@ def click_together(page: Any, *titles: str) -> None:
         write(page, "#search", title)
         waited(page, lambda title=title: texts(page, "#hits .title")[:1] == [title])
         click(page, "#hits button")
-        waited(page, lambda number=number: f"{number} item{'' if number == 1 else 's'} in the history" in texts(page, "#status")[0])
+        waited(
+            page,
+            lambda number=number: (
+                f"{number} item{'' if number == 1 else 's'} in the history" in texts(page, "#status")[0]
+            ),
+        )
 
 
 def wanted(service: Service, history: list[str], question: Question) -> list[str]:
@@ -376,6 +381,8 @@ def test_health_says_what_the_metrics_say(page: Any, service: Service, url: str)
     assert (figures["Model"], figures["Version of the catalogue"]) == ("sft", str(version))
     lists = service.metrics.registry.get_sample_value("sidrec_request_seconds_count", {"route": "/recommend"})
     assert sum(int(row) for row in texts(page, "#latency td:nth-child(3)")) == lists
+    click(page, "#drift-look")
+    waited(page, lambda: texts(page, "#drift li") == ["the store has no events"])
     batches = service.metrics.registry.get_sample_value("sidrec_batch_size_count")
     assert sum(int(row) for row in texts(page, "#batches td:nth-child(3)")) == batches
 
