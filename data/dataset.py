@@ -128,9 +128,9 @@ class Dataset:
         if not (cells.dtype.is_numeric() or cells.dtype == pl.Boolean):
             what = f"has type {cells.dtype}"
             if cells.dtype == pl.String:
-                what = f"holds text such as {_first_that_is_no_number(cells)!r}"
+                what = _text_in_words(cells, log["user_id"])
             raise InputError(
-                f"{file}: column {column!r} {what} where numbers are needed; correct it and prepare again."
+                f"{file}: column {column!r} {what}, where numbers are needed; correct it and prepare again."
             )
         values = cells.cast(pl.Float64).fill_null(float("nan")).to_numpy()
         if np.isinf(values).any():
@@ -206,8 +206,9 @@ class Dataset:
         )
 
 
-def _first_that_is_no_number(cells: pl.Series) -> str:
-    """The first text that no number can be read from; where all are numbers, the first."""
-    texts = cells.drop_nulls()
-    no_numbers = texts.filter(texts.cast(pl.Float64, strict=False).is_null())
-    return str((no_numbers if len(no_numbers) else texts)[0])
+def _text_in_words(cells: pl.Series, users: pl.Series) -> str:
+    """How many texts no number can be read from, and the first one and its row; where all are numbers, of all texts."""
+    is_text = cells.is_not_null() & cells.cast(pl.Float64, strict=False).is_null()
+    is_text = is_text if is_text.any() else cells.is_not_null()
+    row = int(is_text.arg_true()[0])
+    return f"holds text in {is_text.sum():,} of {len(cells):,} rows, the first {cells[row]!r} in row {row} (user {users[row]})"

@@ -18,7 +18,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.data.readers import log_rows
 from sidrec.data.repeats import count_again
 from sidrec.data.split import by_user_and_time, global_time
-from sidrec.data.timestamps import unit_of
+from sidrec.data.timestamps import as_day, unit_of
 from sidrec.pipeline.errors import InputError
 
 UNTRAINED = "untrained"  # a column of joined data
@@ -32,12 +32,12 @@ def join_events(dataset: Dataset, file: Path) -> Dataset:
 
     Of rows with the same user, item and time the first one counts, the run's before the file's. Events with items that the catalogue lacks
     are left out and counted; users may be new. Of other columns those of the run's log stay, empty where the file lacks them. Raises
-    InputError for a file that does not fit, for times in another unit than the run's, and where the new events are too few to hold some
-    out. Without any new event the data set is as it was, but for `info["joined"]`.
+    InputError for a file that does not fit, for times in another unit than the run's, where every new event is older than the run's newest,
+    and where the new ones are too few to hold some out. Without any new event the data set is as it was, but for `info["joined"]`.
     """
     old = _without_mark(dataset)
     rows = log_rows(file, old.columns)
-    _refuse_another_unit(file, rows["timestamp"], old["timestamp"])
+    refuse_another_unit(file, rows["timestamp"], old["timestamp"])
     places = dataset.items.select("item_id", pl.col("item_index").cast(old["item_index"].dtype))
     rows = rows.with_columns(pl.col("user_id", "item_id").cast(pl.String))
     rows = rows.join(places, on="item_id", how="left", maintain_order="left")
@@ -59,6 +59,7 @@ def join_events(dataset: Dataset, file: Path) -> Dataset:
         return Dataset(dataset.items, dataset.interactions, dataset.info | {JOINED: told}, dataset.left_out)
     was_held_out = (pl.col("split") != "train").alias(UNTRAINED)
     old = old.with_columns(was_held_out).with_columns(split=pl.lit("train"))
+    _refuse_older(file, new["timestamp"], old["timestamp"])
     split = global_time(new.drop("split")).with_columns(pl.col("split").cast(pl.String), pl.lit(True).alias(UNTRAINED))
     log = by_user_and_time(pl.concat([old, split.select(old.columns)]))
     joined = Dataset(
@@ -151,12 +152,24 @@ def _as_in(old: pl.DataFrame, new: pl.DataFrame, file: Path) -> pl.DataFrame:
     return new.select(columns)
 
 
-def _refuse_another_unit(file: Path, new: pl.Series, old: pl.Series) -> None:
+def refuse_another_unit(file: Path, new: pl.Series, old: pl.Series, owner: str = "run") -> None:
+    """Raise InputError where a file's times are in another unit than the `owner`'s, by their medians."""
     units = [unit_of(float(np.median(times.to_numpy()))) for times in (new, old)]
     if units[0] != units[1]:
         in_words = [unit or "an order and no dates" for unit in units]
         raise InputError(
-            f"{file} has times in {in_words[0]}, and the run's are in {in_words[1]}; write the new ones as the run's."
+            f"{file} has times in {in_words[0]}, and the {owner}'s are in {in_words[1]}; write the new ones as the {owner}'s."
+        )
+
+
+def _refuse_older(file: Path, new: pl.Series, old: pl.Series) -> None:
+    """Raise InputError where times are dates and every new event is older than the run's newest: it is an old log, given again."""
+    unit, newest = unit_of(float(np.median(old.to_numpy()))), int(old.to_numpy().max())
+    if unit is not None and new.to_numpy().max() < newest:
+        raise InputError(
+            f"{file} goes on no longer than the run, whose newest event is of {as_day(newest, unit)} ({newest}): the {len(new):,} events "
+            "that the run lacks are older, as those of users whom `sidrec prepare` left out; give a log that goes on after it, or prepare "
+            "and train anew."
         )
 
 

@@ -10,9 +10,10 @@ import polars as pl
 from sidrec.data.codes import codes
 from sidrec.data.readers import RawLog, checked
 from sidrec.data.repeats import first_of_equals
-from sidrec.data.tables import collect, read_table
+from sidrec.data.tables import collect, read_table, texts_among_numbers
 from sidrec.pipeline.errors import InputError
 
+OF_LOG, OF_ITEMS = ["user_id", "item_id", "timestamp"], ["item_id", "title"]
 WRITTEN = ("item_index", "split")
 
 
@@ -24,11 +25,11 @@ def read_own(
     separator, encoding: of the CSV files; None for what fits their first lines, and for UTF-8. Ids of any type become strings.
     Timestamps: integers are kept as they are; floats, datetimes and ISO dates (without an offset: UTC) become seconds, or microseconds
     when some lie between two seconds, so that the order is kept. An empty title becomes the item's id. Of rows with the same user, item
-    and time the first one counts. A log in Parquet is streamed, in CSV read whole. Raises InputError for anything that does not fit,
-    naming the row.
+    and time the first one counts. A column of a CSV that is one of texts for few cells is told. A log in Parquet is streamed, in CSV read
+    whole. Raises InputError for anything that does not fit, naming the row.
     """
-    log = read_table(interactions_file, ["user_id", "item_id", "timestamp"], separator, encoding)
-    items = collect(items_file, read_table(items_file, ["item_id", "title"], separator, encoding))
+    log = read_table(interactions_file, OF_LOG, separator, encoding)
+    items = collect(items_file, read_table(items_file, OF_ITEMS, separator, encoding))
     for file, names in ((interactions_file, log.collect_schema().names()), (items_file, items.columns)):
         written = [name for name in WRITTEN if name in names]
         if written:
@@ -39,7 +40,11 @@ def read_own(
     repeats = int((~is_first).sum())
     log_once = raw.interactions.filter(pl.Series(is_first)) if repeats else raw.interactions
     users = raw.interactions["user_id"].unique().cast(pl.String)
-    notes = (*raw.notes, *alike_note("user_id", users), *alike_note("item_id", raw.items["item_id"]))
+    texts = (
+        *texts_among_numbers(interactions_file, log, OF_LOG),
+        *texts_among_numbers(items_file, items.lazy(), OF_ITEMS),
+    )
+    notes = (*raw.notes, *texts, *alike_note("user_id", users), *alike_note("item_id", raw.items["item_id"]))
     return replace(raw, interactions=log_once, notes=notes, repeats=repeats)
 
 

@@ -66,10 +66,17 @@ def read_log(path: Path) -> pl.DataFrame:
     return log_rows(path).unique(["user_id", "item_id", "timestamp"], keep="first", maintain_order=True)
 
 
-def log_rows(path: Path, others: Collection[str] = ()) -> pl.DataFrame:
-    """`read_log` with every row. others: further columns that are read where the file has them."""
+def log_rows(
+    path: Path,
+    others: Collection[str] = (),
+    separator: str | None = None,
+    encoding: str | None = None,
+    words: Collection[str] = (),
+) -> pl.DataFrame:
+    """`read_log` with every row. others: further columns that are read where the file has them. separator, encoding, words: as of
+    `read_table`."""
     names = ["user_id", "item_id", "timestamp"]
-    table = read_table(path, names, separator=None)
+    table = read_table(path, names, separator, encoding, words)
     further = [name for name in table.collect_schema() if name in others and name not in names]
     log = _coded(path, table.select(*names, *further), "row")
     return log.with_columns(as_integers(path, log["timestamp"], "row"))

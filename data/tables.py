@@ -14,6 +14,7 @@ from sidrec.pipeline.errors import InputError
 
 TAIL_BYTES = 1 << 16
 CSV_ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+NUMBERS_FROM = 0.9  # share of a column's cells that are not empty, from which on the others are held to be mistakes
 DECIMAL_COMMA = r"^\s*(?:[+-]?\d+(?:,\d+)?)?\s*$"  # or nothing
 
 
@@ -60,6 +61,30 @@ def collect(path: Path, table: pl.LazyFrame) -> pl.DataFrame:
         return table.collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
+
+
+def texts_among_numbers(path: Path, table: pl.LazyFrame, ids: Collection[str]) -> list[str]:
+    """A warning for each column of a CSV that is one of texts, while NUMBERS_FROM of its cells that are not empty are numbers.
+
+    table: as `read_table` gives it. ids: columns that are texts whatever they hold.
+    """
+    if not is_csv(path):
+        return []
+    names = [name for name, dtype in table.collect_schema().items() if dtype == pl.String and name not in ids]
+    warnings = []
+    for cells in table.select(names).collect():
+        text = cells.str.strip_chars()
+        is_number = text.str.replace(",", ".", literal=True).cast(pl.Float64, strict=False).is_not_null()
+        is_filled = (text != "").fill_null(False)
+        odd, n_filled = is_filled & ~is_number, int(is_filled.sum())
+        n_odd = int(odd.sum())
+        if n_odd and n_filled - n_odd >= NUMBERS_FROM * n_filled:
+            row = int(odd.arg_true()[0])
+            warnings.append(
+                f"Warning: {path}: column {cells.name!r} is one of texts, since not all of its {n_filled:,} cells are numbers ({n_odd:,} "
+                f"{'is' if n_odd == 1 else 'are'} none, the first in row {row + 1}: {cells[row]!r}); correct or empty what is no number."
+            )
+    return warnings
 
 
 def require_file(path: Path) -> None:

@@ -29,7 +29,7 @@ def click_together(driver: webdriver.Chrome) -> None:
         search.send_keys(title)
         hit = WebDriverWait(driver, 20).until(lambda _, title=title: hit_of(driver, title))
         hit.click()
-        said = f"{number} items in the history"
+        said = f"{number} item{'' if number == 1 else 's'} in the history"
         WebDriverWait(driver, 20).until(lambda _, said=said: said in driver.find_element("id", "status").text)
 
 

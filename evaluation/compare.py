@@ -1,8 +1,8 @@
-"""Two rows of a table, case by case: the paired difference, its interval and p, without any model.
+"""Two rows of a table, case by case: the paired difference, the second less the first, its interval and p, without any model.
 
-sidrec compare ranks outputs/ml-100k:sft outputs/ml-100k:slit
-sidrec compare --ranks outputs/amazon-beauty:sft docs/logs/amazon-beauty/slit.ranks
-sidrec compare --ranks outputs/ml-100k:sft outputs/ml-100k:slit --write logs
+sidrec compare ranks outputs/ml-100k:slit outputs/ml-100k:sft
+sidrec compare --ranks docs/logs/amazon-beauty/slit.ranks outputs/amazon-beauty:sft
+sidrec compare --ranks outputs/ml-100k:slit outputs/ml-100k:sft --write logs
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         if len(self.ranks) != 2:
-            raise InputError(f"--ranks has {len(self.ranks)} rows; give two, the first less the second is shown.")
+            raise InputError(f"--ranks has {len(self.ranks)} rows; give two, the second less the first is shown.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,13 +61,13 @@ def compare_rows(config: CompareConfig) -> None:
         )
     screen = Screen("compare")
     screen.say(
-        f"{first.name} − {second.name}, {first.ranks.shape[1]:,} test cases, seen items {'' if first.masked else 'not '}masked"
+        f"{second.name} − {first.name}, {first.ranks.shape[1]:,} test cases, seen items {'' if first.masked else 'not '}masked"
     )
     for name, metric in METRICS.items():
-        ours, theirs = (metric(rows.ranks.astype(int), 10).mean(axis=0) for rows in (first, second))
-        test = paired_test(ours, theirs, config.seed, users=first.users)
+        old, new = (metric(rows.ranks.astype(int), 10).mean(axis=0) for rows in (first, second))
+        test = paired_test(new, old, config.seed, users=first.users)
         screen.say(
-            f"{METRIC_NAMES[f'{name}@10']}: {ours.mean():.4f} − {theirs.mean():.4f} = {test.difference:+.4f} (95 % interval "
+            f"{METRIC_NAMES[f'{name}@10']}: {new.mean():.4f} − {old.mean():.4f} = {test.difference:+.4f} (95 % interval "
             f"{test.low:+.4f} to {test.high:+.4f}), p {p_in_words(test.p, test.p)}"
         )
     screen.say("p: paired sign flips over users, of this one pair; correct it (Holm) where you compare several pairs")

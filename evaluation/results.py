@@ -7,6 +7,7 @@ from typing import Any
 
 from sidrec.data.dataset import Dataset
 from sidrec.evaluation import table
+from sidrec.evaluation.bundle_command import bundle_command
 from sidrec.evaluation.ranking import Ranking
 from sidrec.evaluation.report.figures import spreads_of, write_report
 from sidrec.pipeline.files import atomic_path, read_json, read_text, write_json
@@ -42,7 +43,7 @@ def table_of(folder: Path) -> str:
 
 
 def show(folder: Path, screen: Screen) -> None:
-    """Say one compact table, of test with seen items masked, what comes out of it, and where the rest is."""
+    """Say one compact table, of test with seen items masked, what comes out of it, where the rest is, and the command that uses it."""
     metrics, comparison = read_json(folder / "metrics.json"), read_json(folder / "comparison.json")
     for line in table.screen_lines(metrics, comparison["models"]):
         screen.say(line)
@@ -51,5 +52,6 @@ def show(folder: Path, screen: Screen) -> None:
         [
             *table.screen_notes(comparison),
             f"unmasked, valid, other cutoffs, tests and notes: {folder / TABLE}; for reading: {folder / 'report.html'}",
+            *(": ".join(said) for said in [bundle_command(folder)] if said is not None),
         ],
     )

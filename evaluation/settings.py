@@ -9,6 +9,7 @@ from pathlib import Path
 from sidrec.pipeline.errors import InputError
 
 DEFAULT_MODELS = ("sft", "rl", "popularity", "recent_popularity", "item_knn", "markov", "sasrec")
+BUNDLED = ("sft", "rl", "sft_blend", "rl_blend")  # of what is measured, what a bundle can hold
 NOT_DECISIVE = ("run_dir", "other_runs", "overwrite")  # paths; the models of the other runs are inputs, by content
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json
+from sidrec.pipeline.hashes import FileHashes
 from sidrec.pipeline.stage import read_manifest, require_whole
 
 FORMAT_VERSION = 2  # 1 had no training counts and no encoders
@@ -26,6 +27,7 @@ AGAIN = f"run `{BUNDLE_AGAIN} --overwrite true` to make it again"
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What bundle.json says. Raises InputError where it is no bundle, an older one, or a file of it has changed."""
+    _refuse_a_run(folder)
     require_whole(folder, "bundle", BUNDLE_AGAIN)
     about = read_json(folder / ABOUT)
     version = about.get("format_version", 1) if isinstance(about, dict) else None
@@ -54,6 +56,28 @@ SHAPE: dict[str, Callable[[Any], bool]] = {  # of bundle.json
     "sources": _is_texts,
     "text_columns": _is_texts,
 }
+
+
+def content_of(folder: Path) -> str:
+    """sha256 of what a bundle's files hold, by its manifest: the same for copies. Versions of the catalogue that were made later are not in
+    it. Raises InputError where there is no manifest, or it was changed."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise InputError(f"{folder} holds no bundle; check the path, or run `{BUNDLE_AGAIN}`.")
+    return FileHashes.of_lines(f"{name} {made['sha256']}" for name, made in manifest["outputs"].items())
+
+
+def _refuse_a_run(folder: Path) -> None:
+    """Raise InputError, naming the bundle that it has, where a folder is a run directory."""
+    if (folder / ABOUT).is_file() or not (folder / "data").is_dir():
+        return
+    bundle = folder / "bundle"
+    cure = (
+        f"name its bundle, {bundle}"
+        if (bundle / ABOUT).is_file()
+        else f"run `sidrec bundle --run_dir {folder}`, and name {bundle}"
+    )
+    raise InputError(f"{folder} is a run directory, and no bundle; {cure}.")
 
 
 def copy_encoders(run_dir: Path, folder: Path) -> dict[str, Any]:

@@ -20,6 +20,10 @@ from sidrec.tokenizer.embeddings.unit_rows import EMPTY_NORM
 from sidrec.tokenizer.new_items import read_new
 
 
+class AbsentItemError(InputError):
+    """An item is to be removed that the catalogue never had, or has no more."""
+
+
 @dataclass(frozen=True)
 class Sources:
     """What vectors of items are made of. names: as `--sources` of the tokenizer had them, in order. encoders: of those that this project
@@ -174,16 +178,16 @@ def _with_rows(codes: np.ndarray, n_items: int) -> np.ndarray:
 def without_items(before: Catalogue, ids: list[str]) -> Catalogue:
     """The catalogue without the items of these ids; their semantic IDs stay theirs, so that histories still mean them.
 
-    Raises InputError for an id that is unknown or removed already, and where no item would be left.
+    Raises AbsentItemError for an id that is unknown or removed already, and InputError where no item would be left.
     """
     for name in ids:
         row = before.index_of.get(name)
         if row is None:
             near = difflib.get_close_matches(name, before.items["item_id"].to_list(), n=3)
             hint = f"near it are {', '.join(near)}" if near else f"ids are such as {before.items['item_id'][0]!r}"
-            raise InputError(f"the catalogue has no item {name!r}; {hint}.")
+            raise AbsentItemError(f"the catalogue has no item {name!r}; {hint}.")
         if not before.is_held[row]:
-            raise InputError(f"item {name!r} has been removed already; leave it out.")
+            raise AbsentItemError(f"item {name!r} has been removed already; leave it out.")
     is_held = before.is_held.copy()
     is_held[[before.index_of[name] for name in ids]] = False
     if not is_held.any():

@@ -1,8 +1,8 @@
-"""Two models on the newest events of a log: the paired difference, its interval and p. `sidrec compare ranks` compares rows of tables.
+"""Two models on the newest events of a log: the paired difference, new less old, its interval and p. `compare ranks`: rows of tables.
 
 sidrec compare outputs/mine outputs/mine/updates/latest
 sidrec compare --models outputs/mine/bundle outputs/other/bundle --log newest.csv --output compared.json
-sidrec compare ranks outputs/ml-100k:sft outputs/ml-100k:slit
+sidrec compare ranks outputs/ml-100k:slit outputs/ml-100k:sft
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sidrec.evaluation.compare import CompareConfig, compare_rows
+from sidrec.evaluation.settings import BUNDLED
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
 from sidrec.pipeline.errors import InputError
@@ -35,7 +36,7 @@ class CompareModelsConfig:
 
     models: list[str] = field(
         metadata={
-            "help": "Two of: a bundle, a run directory (its last trained model), or RUN:MODEL such as outputs/mine:sft."
+            "help": "The old one and the new one, each a bundle, a run directory (its last trained model), or RUN:MODEL (outputs/mine:sft)."
         }
     )
     log: Path | None = field(
@@ -54,7 +55,7 @@ class CompareModelsConfig:
 
     def __post_init__(self) -> None:
         if len(self.models) != 2:
-            raise InputError(f"--models has {len(self.models)} of them; give two, the first less the second is shown.")
+            raise InputError(f"--models has {len(self.models)} of them; give two, the second less the first is shown.")
         if not 0 < self.newest <= 1:
             raise InputError(f"--newest is {self.newest:g}; it is a share, above 0 and at most 1.")
 
@@ -96,7 +97,6 @@ def opened(place: str) -> tuple[Bundle, Dataset | None]:
     """A bundle, or a run directory's model with its data. Raises InputError for what is neither."""
     from sidrec.data.dataset import Dataset
     from sidrec.serving.bundle import ABOUT, Bundle, last_trained
-    from sidrec.serving.make_bundle import BUNDLED
 
     folder, model = Path(place), None
     run, _, name = place.rpartition(":")

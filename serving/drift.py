@@ -72,33 +72,38 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse_config(DriftConfig, arguments)
     require_store()
     from sidrec.serving.database import files_of
-    from sidrec.serving.drift_figures import (
-        in_words,
-        list_figures,
-        reasons_to_train,
-        shift_figures,
-    )  # polars and torch, for which --help does not wait
+    from sidrec.serving.drift_figures import in_words  # polars and torch, for which --help does not wait
     from sidrec.serving.store import Store
 
     if config.output is not None:
         inputs = files_of(config.store) if config.bundle is None else [*files_of(config.store), config.bundle]
         check_output("--output", config.output, inputs)
     with Store.in_use(config.store, must_exist=True) as store:
-        events, lists = tables_of(store, config.days)
-    bundle, dataset = trained_on(config)
-    new = events if dataset is None else without_known(events, dataset)
-    if new.is_empty():
+        bundle, dataset = trained_on(config)
+        figures = drift_of(store, bundle, dataset, config.days, config.within_hours, config.seed)
+    if figures is None:
         raise InputError("--store holds no event that the run lacks; wait for some, or widen --days.")
-    within = config.within_hours * MICROSECONDS_PER_HOUR
-    figures: dict[str, Any] = shift_figures(new, bundle, dataset, config.seed) | list_figures(
-        events, lists, within, config.seed
-    )
-    reasons = reasons_to_train(figures)
-    figures |= {"retrain": bool(reasons), "reasons": reasons}
     Screen("drift").summary("drift", in_words(figures))
     if config.output is not None:
         write_json(config.output, figures)
         sys.stdout.write(f"{config.output}\n")
+
+
+def drift_of(
+    store: Store, bundle: Bundle, dataset: Dataset | None, days: float | None, within_hours: float, seed: int
+) -> dict[str, Any] | None:
+    """The figures of a store beside what a bundle was trained on, or a run directory's `dataset`; None where the store has no event that is
+    new to the latter. days, within_hours, seed: as of DriftConfig."""
+    from sidrec.serving.drift_figures import list_figures, reasons_to_train, shift_figures
+
+    events, lists = tables_of(store, days)
+    new = events if dataset is None else without_known(events, dataset)
+    if new.is_empty():
+        return None
+    figures = shift_figures(new, bundle, dataset, seed)
+    figures |= list_figures(events, lists, within_hours * MICROSECONDS_PER_HOUR, seed)
+    reasons = reasons_to_train(figures)
+    return figures | {"retrain": bool(reasons), "reasons": reasons}
 
 
 def trained_on(config: DriftConfig) -> tuple[Bundle, Dataset | None]:
@@ -116,11 +121,15 @@ def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFr
     """Events (user_id, item_id, timestamp, received_at) in the order of arrival, and lists (user_id, time, k, history, items), oldest
     first; of the last `days` before the newest event."""
     import polars as pl
-    from sqlalchemy import select
+    from sqlalchemy import func, select
 
     from sidrec.serving.schema import EVENTS, LIST_ITEMS, LISTS
     from sidrec.serving.store_frame import store_frame
 
+    ((newest,),) = next(store.blocks(select(func.max(EVENTS.c.received_at))))
+    first = 0
+    if days is not None and isinstance(newest, int):
+        first = newest - round(HOURS_PER_DAY * days * MICROSECONDS_PER_HOUR)
     of_events = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "received_at": pl.Int64}
     of_lists: dict[str, Any] = {
         "request_id": pl.String,
@@ -133,18 +142,19 @@ def tables_of(store: Store, days: float | None) -> tuple[pl.DataFrame, pl.DataFr
     events, lists, items = (
         store_frame(store, query, schema)
         for schema, query in (
-            (of_events, select(*(EVENTS.c[name] for name in of_events)).order_by(EVENTS.c.arrival)),
-            (of_lists, select(*(LISTS.c[name] for name in of_lists))),
-            (of_items, select(*(LIST_ITEMS.c[name] for name in of_items))),
+            (
+                of_events,
+                select(*(EVENTS.c[name] for name in of_events))
+                .where(EVENTS.c.received_at >= first)
+                .order_by(EVENTS.c.arrival),
+            ),
+            (of_lists, select(*(LISTS.c[name] for name in of_lists)).where(LISTS.c.time >= first)),
+            (of_items, select(*(LIST_ITEMS.c[name] for name in of_items)).join(LISTS).where(LISTS.c.time >= first)),
         )
     )
     shown = items.sort("request_id", "rank").group_by("request_id", maintain_order=True).agg(items="item_id")
     lists = lists.join(shown, on="request_id", how="left").sort("time", "request_id").drop("request_id")
-    lists = lists.with_columns(pl.col("items").fill_null([]))
-    if days is not None and len(events):
-        first = int(events["received_at"].max()) - round(HOURS_PER_DAY * days * MICROSECONDS_PER_HOUR)  # type: ignore[arg-type]
-        events, lists = events.filter(pl.col("received_at") >= first), lists.filter(pl.col("time") >= first)
-    return events, lists
+    return events, lists.with_columns(pl.col("items").fill_null([]))
 
 
 def without_known(events: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:

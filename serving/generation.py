@@ -16,13 +16,20 @@ MOST_SECONDS = 30  # for which a switch waits for clients that do not read their
 
 @dataclass(eq=False)
 class Generation:
-    """folder: where the bundle lies. version: of its catalogue. requests: how many are being answered with it."""
+    """folder: where the bundle lies. version: of its catalogue. content: sha256 of the bundle's files. requests: how many are answered with
+    it now."""
 
     bundle: Bundle
     folder: Path
     version: int
+    content: str
     requests: int = 0
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def policy(self) -> str:
+        """By which the log of served lists names what made them: `sft-3f2a9c0d51b7`. Two bundles of one kind have two."""
+        return f"{self.bundle.name}-{self.content[:12]}"
 
 
 class Generations:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime
 from typing import Any
@@ -30,6 +31,8 @@ OPS = (*COMPARISONS, "in", "contains")
 UNORDERED = ("=", "!=", "in")  # all that switches have
 KEYS = {"column", "op", "value"}
 GREATEST_INTEGER = 2**63
+GROUPED = re.compile(r"""'[^']*'|"[^"]*"|\([^()]*\)""")  # in which SQL has commas
+DECIMAL_COMMA = re.compile(r"\d,\d")
 
 
 def allowed_by(items: pl.DataFrame, conditions: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -54,8 +57,15 @@ def allowed_by_sql(items: pl.DataFrame, where: str) -> np.ndarray:
     give one answer an item.
     """
     columns = ", ".join(items.columns)
+    if DECIMAL_COMMA.search(GROUPED.sub("", where)):
+        raise InputError(f"--where {where!r} has a number with a comma; write a decimal point, as in 12.5.")
     try:
         expression = pl.sql_expr(where)
+        unknown = [name for name in expression.meta.root_names() if name not in items.columns]
+        if unknown:
+            raise InputError(
+                f"--where {where!r}: there is no column {unknown[0]!r}; texts stand in single quotes, and the items' columns are {columns}."
+            )
         verdict = items.lazy().with_columns(cs.float().fill_nan(None)).select(expression).collect().to_series()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         reason = " ".join(str(error).split("\n")[0].split()).rstrip(".")

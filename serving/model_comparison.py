@@ -15,6 +15,7 @@ from sidrec.evaluation.statistics import p_in_words, paired_test
 from sidrec.pipeline.screen import Screen
 
 K, DEEPEST = 10, 50
+FEW_CASES = 200  # with fewer, the interval of Recall@10 reaches some .05 to either side
 METRICS = {"recall@10": recall_at, "ndcg@10": ndcg_at}
 NAMES = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 
@@ -27,7 +28,8 @@ def in_lists(model: Recommender | Blend, cases: EvalCases, label: str, screen: S
 
 
 def compared(first: np.ndarray, second: np.ndarray, cases: EvalCases, seed: int) -> dict[str, Any]:
-    """By metric: both means and the paired difference of the first less the second, over users. first, second: ranks, int64 [B]."""
+    """By metric: both means and the paired difference of the second less the first, over users. first, second: ranks, int64 [B], of the old
+    and the new model."""
     users = np.array(cases.user_ids)
     figures: dict[str, Any] = {"cases": len(cases), "users": len(np.unique(users))}
     for name, metric in METRICS.items():
@@ -35,18 +37,23 @@ def compared(first: np.ndarray, second: np.ndarray, cases: EvalCases, seed: int)
         figures[name] = {
             "first": float(a.mean()),
             "second": float(b.mean()),
-            **vars(paired_test(a, b, seed, users=users)),
+            **vars(paired_test(b, a, seed, users=users)),
         }
     return figures
 
 
 def lines(figures: Mapping[str, Any], first: str, second: str) -> list[str]:
-    """What `compared` gives, a line a metric. first, second: what the models are called."""
-    told = [f"{first} − {second}, {figures['cases']:,} cases of {figures['users']:,} users, seen items masked"]
+    """What `compared` gives, a line a metric, and whether the cases are few. first, second: what the models are called."""
+    told = [f"{second} − {first}, {figures['cases']:,} cases of {figures['users']:,} users, seen items masked"]
     for metric, name in NAMES.items():
         row = figures[metric]
         told.append(
-            f"{name}: {row['first']:.4f} − {row['second']:.4f} = {row['difference']:+.4f} (95 % interval {row['low']:+.4f} to "
+            f"{name}: {row['second']:.4f} − {row['first']:.4f} = {row['difference']:+.4f} (95 % interval {row['low']:+.4f} to "
             f"{row['high']:+.4f}), p {p_in_words(row['p'], row['p'])}"
+        )
+    if figures["cases"] < FEW_CASES:
+        told.append(
+            f"{figures['cases']:,} case{'' if figures['cases'] == 1 else 's'}, fewer than {FEW_CASES}, say little: a difference within the "
+            "intervals may be chance; compare again when there are more events"
         )
     return told

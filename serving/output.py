@@ -9,21 +9,24 @@ import polars as pl
 
 from sidrec.pipeline.files import atomic_path
 
+FORMULA = r"^[=+\-@\t\r]"  # a text that begins so is one to a spreadsheet
 ENDINGS = (".csv", ".jsonl", ".parquet")
 
 
 def write_parts(path: Path, parts: Iterable[pl.DataFrame]) -> int:
-    """Write frames of one schema one after the other, as a file that replaces an older one; the number of rows."""
+    """Write frames of one schema, with a title, one after the other, as a file that replaces an older one; the number of rows."""
     writers = {".csv": _write_csv, ".jsonl": _write_json_lines, ".parquet": _write_parquet}
     with atomic_path(path) as temporary:
         return writers[path.suffix.lower()](temporary, parts)
 
 
 def _write_csv(path: Path, parts: Iterable[pl.DataFrame]) -> int:
+    """Titles that a spreadsheet would run as formulas have an apostrophe before them; ids stay as they are, for others join by them."""
     rows = 0
     with path.open("wb") as file:
         for number, part in enumerate(parts):
-            part.write_csv(file, include_header=number == 0)
+            safe = part.with_columns(pl.col("title").str.replace(FORMULA, "'${0}"))
+            safe.write_csv(file, include_header=number == 0)
             rows += len(part)
     return rows
 

@@ -139,6 +139,13 @@ class Versions(BaseModel):
     versions: list[dict[str, int | str]]
 
 
+class Drift(BaseModel):
+    """sentences: of `sidrec drift`, the last one whether training pays."""
+
+    days: float
+    sentences: list[str]
+
+
 class BundleCall(Asked):
     """bundle: a path below the folder that --bundles named when the service was started."""
 

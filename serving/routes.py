@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,10 +21,11 @@ from starlette.concurrency import run_in_threadpool
 from sidrec.pipeline.errors import InputError
 from sidrec.serving import requests as bodies
 from sidrec.serving.access import needs
+from sidrec.serving.changes import AbsentItemError
 from sidrec.serving.docs_page import docs_page
 from sidrec.serving.generation import Generation
 from sidrec.serving.limits import Gate
-from sidrec.serving.service import Service
+from sidrec.serving.service import DRIFT_DAYS, Service
 from sidrec.serving.versions import versions
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -69,9 +71,11 @@ async def items(
     query: Annotated[str, Query(max_length=200)] = "",
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 20,
     offset: Annotated[int, Query(ge=0, le=FARTHEST)] = 0,
+    item_id: Annotated[list[str] | None, Query(max_length=MOST_LISTED)] = None,
 ) -> Response:
-    """Items whose title holds the query in whatever case, or whose id it is; without one all. Needs a key of scope read."""
-    total, part = await run_in_threadpool(service.items, generation, query, limit, offset)
+    """Items whose title holds the query in whatever case, or whose id it is; without one all. Of several item_id, only these items. Needs a
+    key of scope read."""
+    total, part = await run_in_threadpool(service.items, generation, query, limit, offset, item_id)
     return Response(f'{{"total": {total}, "items": {part.write_json()}}}', media_type="application/json")
 
 
@@ -86,6 +90,13 @@ async def catalogue_versions(generation: Leased) -> bodies.Versions:
 async def store(service: Serving) -> dict[str, int | None]:
     """How many rows the store has; counting takes a second for tens of millions. Needs a key of scope read."""
     return asdict(await run_in_threadpool(service.store.counts))
+
+
+@routes.get("/drift", dependencies=READ)
+async def drift(service: Serving) -> bodies.Drift:
+    """How far the store's events of the last 7 days are from what the bundle was trained on, in sentences; it reads them all. Needs a key
+    of scope read."""
+    return bodies.Drift(days=DRIFT_DAYS, sentences=await service.drift())
 
 
 @routes.post("/events", response_model=bodies.EventsAnswer, dependencies=WRITE)
@@ -108,7 +119,8 @@ async def add_items(call: bodies.ItemsCall, service: Serving) -> Response:
 
 @routes.delete("/items/{item_id:path}", response_model=bodies.CatalogueChanged, dependencies=WRITE)
 async def remove_item(item_id: str, service: Serving) -> Response:
-    """Take an item out of the catalogue; answers when no list will hold it. Needs a key of scope write."""
+    """Take an item out of the catalogue; answers when no list will hold it, with 404 where it is none of the catalogue, or was taken out
+    before. Needs a key of scope write."""
     return JSONResponse((await service.remove_item(item_id)).model_dump())
 
 
@@ -126,6 +138,7 @@ async def healthz(service: Serving) -> dict[str, Any]:
     return {
         "status": "ok",
         "model": generation.bundle.name,
+        "policy": generation.policy,
         "catalogue_version": generation.version,
         "beside": None if beside is None else beside.folder.name,
     }
@@ -155,13 +168,16 @@ def create_app(service: Service, hosts: frozenset[str] | None = None, page: Path
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.open()
+        following = asyncio.create_task(service.follow())
         yield
+        following.cancel()
         await run_in_threadpool(service.close)
 
     app = FastAPI(title="sidrec", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(routes)
     app.exception_handler(InputError)(_input_error)
+    app.exception_handler(AbsentItemError)(_absent_item)
     app.exception_handler(RequestValidationError)(_not_valid)
     app.exception_handler(DataError)(_input_error)
     for kind in AWAY:
@@ -174,6 +190,10 @@ def create_app(service: Service, hosts: frozenset[str] | None = None, page: Path
 async def _input_error(_: Request, error: Exception) -> Response:
     said = str(error) if isinstance(error, InputError) else "a value is one that the database does not hold."
     return _said(422, said)
+
+
+async def _absent_item(_: Request, error: Exception) -> Response:
+    return _said(404, str(error))
 
 
 async def _not_valid(_: Request, error: Exception) -> Response:

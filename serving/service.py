@@ -20,18 +20,23 @@ from starlette.concurrency import run_in_threadpool
 
 from sidrec.data.item_file import items_of_records
 from sidrec.pipeline.errors import InputError
+from sidrec.serving.about import content_of
 from sidrec.serving.answer import Question, may_be_recommended
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, warm_up
 from sidrec.serving.bundle import Bundle
 from sidrec.serving.changes import add_table, remove_ids
+from sidrec.serving.drift import drift_of
+from sidrec.serving.drift_figures import in_words
 from sidrec.serving.generation import Generation, Generations
 from sidrec.serving.limits import Limits
 from sidrec.serving.list_log import ListLog
 from sidrec.serving.metrics import Metrics
 from sidrec.serving.requests import CatalogueChanged, EventsCall, ItemsCall, ListRequest, RecommendCall
 from sidrec.serving.store import Added, Event, Removed, ServedList, Store
-from sidrec.serving.versions import Version, folder_of, versions
+from sidrec.serving.versions import Version, current_folder, folder_of, versions
 
+SECONDS_BETWEEN_LOOKS = 2.0  # at what commands have made of the bundle's catalogue
+DRIFT_DAYS, WITHIN_HOURS = 7.0, 24.0  # of /drift, before the newest event, and after a list
 NO_EVENTS = "this user has no events in the store"
 NO_KNOWN_ITEM = "the catalogue has no item of this user's"
 
@@ -56,7 +61,7 @@ class Service:
         self.batcher = Batcher(wait, most, self.metrics)
         self.generations = Generations(self._loaded(folder))
         self.beside = None if beside is None else self._loaded(beside)
-        self._changing = asyncio.Lock()
+        self._changing, self._measuring = asyncio.Lock(), asyncio.Lock()
         first = secrets.token_hex(8)  # of this process alone
         self._request_ids = (f"{first}-{number}" for number in itertools.count())
         self._note(self.generations.current)
@@ -116,7 +121,7 @@ class Service:
         served = ServedList(
             request_id,
             request.user,
-            generation.bundle.name,
+            generation.policy,
             generation.version,
             request.k,
             known,
@@ -127,13 +132,18 @@ class Service:
 
     # ---- items, events and users
 
-    def items(self, generation: Generation, query: str, limit: int, offset: int) -> tuple[int, pl.DataFrame]:
-        """How many items there are whose title holds the query, or whose id it is; and some of them, with every column and sid."""
+    def items(
+        self, generation: Generation, query: str, limit: int, offset: int, ids: Sequence[str] | None = None
+    ) -> tuple[int, pl.DataFrame]:
+        """How many items there are whose title holds the query, or whose id it is, of these ids where some are given; and some of them,
+        with every column and sid."""
         bundle = generation.bundle
         held = may_be_recommended(bundle, Question())
         if query:
             title = bundle.items["title"].str.to_lowercase().str.contains(query.lower(), literal=True)
             held &= (title | (bundle.items["item_id"] == query)).fill_null(False).to_numpy()
+        if ids is not None:
+            held &= bundle.items["item_id"].is_in(list(ids)).to_numpy()
         rows = np.flatnonzero(held)
         part = rows[offset : offset + limit]
         return len(rows), bundle.items[part].with_columns(sid=bundle.shelf["sid"][part])
@@ -142,6 +152,14 @@ class Service:
         """Returns when the events are on the disk."""
         self.limits.check_rows(call)
         return self.store.add_events([Event(**event.model_dump()) for event in call.events])
+
+    async def drift(self) -> list[str]:
+        """How far the events of the last DRIFT_DAYS are from what the bundle was trained on, in the sentences of `sidrec drift`; one at a
+        time, for it reads them all."""
+        async with self._measuring:
+            bundle = self.generations.current.bundle  # not leased: no change waits for it
+            figures = await run_in_threadpool(drift_of, self.store, bundle, None, DRIFT_DAYS, WITHIN_HOURS, seed=0)
+        return ["the store has no events"] if figures is None else in_words(figures)
 
     def delete_user(self, user: str) -> Removed:
         return self.log.delete_user(user)
@@ -171,9 +189,9 @@ class Service:
         return await self._change(lambda folder: remove_ids(folder, [item_id]))
 
     async def _change(self, change: Callable[[Path], Version | None]) -> CatalogueChanged:
-        """Write another version of the catalogue, and serve it. change: what writes it, None where nothing changes."""
+        """Write another version of the catalogue, on the current one, and serve it. change: what writes it, None where nothing changes."""
         async with self._changing:
-            before = self.generations.current
+            before = await self._caught_up()
             version = await run_in_threadpool(change, before.folder)
             if version is None:
                 n_items = before.bundle.trie.n_items
@@ -186,6 +204,32 @@ class Service:
             removed=version.removed,
             items=version.items,
         )
+
+    async def follow(self) -> None:
+        """Serve what `sidrec add-items` and the like make of the bundle's catalogue, until this is cancelled."""
+        said = ""
+        while True:
+            await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+            try:
+                if await run_in_threadpool(_has_moved, self.generations.current):
+                    async with self._changing:
+                        await self._caught_up()
+                said = ""
+            except (InputError, OSError) as error:
+                if str(error) != said:  # each once
+                    said = str(error)
+                    sys.stderr.write(f"the catalogue stays as it is served: {said}\n")
+
+    async def _caught_up(self) -> Generation:
+        """What is served, once it is the current version of the bundle's catalogue; to be awaited while `_changing` is held.
+
+        Raises InputError where another bundle lies in the folder now, or the version is not as it was written.
+        """
+        before = self.generations.current
+        generation = await run_in_threadpool(_current_of, before)
+        if generation is not before:
+            await self._serve(generation)
+        return generation
 
     async def _serve(self, generation: Generation) -> None:
         await self.generations.switch(generation)
@@ -205,7 +249,7 @@ class Service:
         return folder
 
     def _loaded(self, folder: Path) -> Generation:
-        generation = Generation(Bundle.load(folder), folder, versions(folder)[1])
+        generation = Generation(Bundle.load(folder), folder, versions(folder)[1], content_of(folder))
         warm_up(generation)
         return generation
 
@@ -217,8 +261,32 @@ class Service:
             sys.stderr.write(f"the store did not take the catalogue's version: {type(error).__name__}\n")
 
 
+def _current_number(served: Generation) -> int:
+    """Of the version of the catalogue that is current in the folder. Raises InputError where another bundle lies there now."""
+    if content_of(served.folder) != served.content:
+        raise InputError(
+            f"{served.folder} holds another bundle than the one that is served; call POST /admin/bundle, or start again."
+        )
+    return versions(served.folder)[1]
+
+
+def _has_moved(served: Generation) -> bool:
+    """Whether another version of the catalogue is current in the folder."""
+    return _current_number(served) != served.version
+
+
+def _current_of(before: Generation) -> Generation:
+    """The generation with the current version of its catalogue; itself where that is its own."""
+    number = _current_number(before)
+    if number == before.version:
+        return before
+    current_folder(before.folder)  # raises where it is damaged
+    return _at_version(before, number)
+
+
 def _at_version(before: Generation, number: int) -> Generation:
-    generation = Generation(before.bundle.at_version(folder_of(before.folder, number)), before.folder, number)
+    bundle = before.bundle.at_version(folder_of(before.folder, number))
+    generation = Generation(bundle, before.folder, number, before.content)
     warm_up(generation)
     return generation
 

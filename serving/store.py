@@ -166,7 +166,7 @@ class Store:
 
     def history(self, user: str, limit: int | None = None) -> list[str]:
         """Item ids of the user's last `limit` events, None: of all; oldest first, those of one timestamp in the order of arrival."""
-        _check_id("history", "user_id", user)
+        check_id("history", "user_id", user)
         columns = EVENTS.c
         newest = select(columns.item_id).where(columns.user_id == user)
         newest = newest.order_by(columns.timestamp.desc(), columns.arrival.desc()).limit(limit)
@@ -216,7 +216,7 @@ class Store:
         Of SQLite's files none holds a byte of them afterwards; where an export is reading, once it has ended and the store is closed, or
         something else deleted.
         """
-        _check_id("deletion", "user_id", user)
+        check_id("deletion", "user_id", user)
         return self._remove(EVENTS.c.user_id == user, LISTS.c.user_id == user)
 
     def expire(self, older_than: timedelta) -> Removed:
@@ -301,7 +301,7 @@ class Store:
 def _row_of(event: Event, received_at: int) -> dict[str, Any]:
     where = f"event {event.event_id!r}"
     for name in ("event_id", "user_id", "item_id"):
-        _check_id(where, name, getattr(event, name))
+        check_id(where, name, getattr(event, name))
     if isinstance(event.timestamp, bool) or not isinstance(event.timestamp, int) or abs(event.timestamp) > LARGEST:
         raise InputError(f"{where}: timestamp is {event.timestamp!r}; it must be a whole number below 2 to the 63.")
     if event.value is not None and not math.isfinite(event.value):
@@ -316,11 +316,11 @@ def _row_of(event: Event, received_at: int) -> dict[str, Any]:
 def _rows_of(served: ServedList, now: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The row of the list, and those of its items."""
     where = f"list {served.request_id!r}"
-    _check_id(where, "request_id", served.request_id)
+    check_id(where, "request_id", served.request_id)
     if served.user_id is not None:
-        _check_id(where, "user_id", served.user_id)
+        check_id(where, "user_id", served.user_id)
     for item in (*served.history, *served.items):
-        _check_id(where, "an item", item)
+        check_id(where, "an item", item)
     if len(set(served.items)) < len(served.items):
         raise InputError(f"{where} holds an item twice; serve each once.")
     propensities: Sequence[float | None] = served.propensities or [None] * len(served.items)
@@ -339,7 +339,7 @@ def _rows_of(served: ServedList, now: int) -> tuple[dict[str, Any], list[dict[st
     ]
 
 
-def _check_id(where: str, name: str, text: Any) -> None:
+def check_id(where: str, name: str, text: Any) -> None:
     """Raise InputError for what neither database holds, or `sidrec prepare` refuses."""
     if not isinstance(text, str) or not text.strip() or len(text) > MOST_CHARACTERS:
         raise InputError(

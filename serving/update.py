@@ -30,6 +30,7 @@ UPDATES, LATEST, VERDICT = "updates", "latest", "update.json"
 LINKED = ("embeddings", "sid")  # which an update leaves as they are
 NOT_BETTER = 3  # exit code where the old model stays, as of --stop_if_no_gain
 FORMAT = 1
+VERDICT_FORMAT = 2  # 1 had the new model first
 
 
 @dataclass
@@ -199,7 +200,8 @@ def link_semantic_ids(start: Path, out: Path) -> None:
 
 def judged(out: Path, model: Path, how: ContinuedConfig, overwrite: bool, screen: Screen) -> dict[str, Any]:
     """The verdict on the new model, measured unless it has been. model: the old one's folder."""
-    stage = Stage(out, UPDATE, fingerprint(how, leave_out=()) | {"format": FORMAT}, (out / "data", out / "sft", model))
+    settings = fingerprint(how, leave_out=()) | {"format": VERDICT_FORMAT}
+    stage = Stage(out, UPDATE, settings, (out / "data", out / "sft", model))
     if overwrite or not stage.is_finished():
         figures = measured(out, model, how.seed, screen)
         with stage.building(overwrite) as folder:
@@ -217,11 +219,11 @@ def measured(out: Path, model: Path, seed: int, screen: Screen) -> dict[str, Any
 
     dataset = Dataset.load(out)
     cases = dataset.cases("test")
-    models = (Recommender.load(out, "sft"), Recommender.load(model.parent, model.name))
-    new, old = (
-        in_lists(each, cases, label, screen) for each, label in zip(models, ("new model", "old model"), strict=True)
+    models = (Recommender.load(model.parent, model.name), Recommender.load(out, "sft"))
+    old, new = (
+        in_lists(each, cases, label, screen) for each, label in zip(models, ("old model", "new model"), strict=True)
     )
-    figures = compared(new, old, cases, seed)
+    figures = compared(old, new, cases, seed)
     accepted = figures["ndcg@10"]["high"] >= 0
     return {"accepted": accepted, "stage": model.name, JOINED: dataset.info[JOINED], **figures}
 
@@ -234,7 +236,7 @@ def in_words(verdict: dict[str, Any], out: Path, model: Path) -> list[str]:
         if verdict["accepted"]
         else f"the new model is worse, so the old one stays, {model}, exit code {NOT_BETTER}; give these events again with later ones"
     )
-    return [taken_or_not, *lines(verdict, "new", "old"), f"what was measured is in {out / UPDATE / VERDICT}"]
+    return [taken_or_not, *lines(verdict, "old", "new"), f"what was measured is in {out / UPDATE / VERDICT}"]
 
 
 if __name__ == "__main__":

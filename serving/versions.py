@@ -11,6 +11,7 @@ every code and, for nodes of the trie that it has not seen, the rows of their co
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -137,7 +138,7 @@ def write_version(bundle: Path, catalogue: Catalogue, added: int = 0, removed: i
     """Make `catalogue` the current version. To be called while `changing` is held."""
     before, current = versions(bundle)
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    made = Version(len(before) + 1, current, time, added, removed, changed, int(catalogue.is_held.sum()))
+    made = Version(before[-1].number + 1, current, time, added, removed, changed, int(catalogue.is_held.sum()))
     folder = folder_of(bundle, made.number)
     stage = Stage(folder.parent, folder.name, {"sids": _digest(bundle)}, working=())
     with stage.building(overwrite=True) as building:  # over what a killed writer has left
@@ -151,9 +152,53 @@ def roll_back(bundle: Path, number: int) -> None:
     with only_one(bundle / ".locks", FOLDER):
         made, _ = versions(bundle, of_other_codes=True)
         if number not in [version.number for version in made]:
-            raise InputError(f"{bundle} has no version {number} of its catalogue; it has {FIRST} to {len(made)}.")
+            raise InputError(
+                f"{bundle} has no version {number} of its catalogue; `sidrec catalogue --bundle {bundle}` lists those that it has."
+            )
         _refuse_if_changed(bundle, number)
         _record(bundle, made, number)
+
+
+def prune(bundle: Path, newest: int) -> int:
+    """Delete the versions but for the `newest` ones, the current one and the first, which is the bundle itself; how many were deleted.
+
+    Their numbers are not given again. A process that is killed meanwhile leaves folders that nobody reads, for the next one to delete.
+    """
+    assert newest >= 1, f"the newest {newest} versions stay"
+    with only_one(bundle / ".locks", FOLDER):
+        made, current = versions(bundle)
+        stay = [version for version in made if version.number in (FIRST, current)] + made[-newest:]
+        if len(made) > 1:
+            _record(bundle, [version for version in made if version in stay], current)
+        numbers = {version.number for version in stay}
+        for folder in (bundle / FOLDER).glob("[0-9]*"):
+            if int(folder.name) not in numbers:
+                shutil.rmtree(folder)
+        return len(made) - len(numbers)
+
+
+def take_over(bundle: Path, source: Path) -> Version:
+    """Give a bundle the versions of another bundle's catalogue, in place of its own; the current one.
+
+    So items that were added, changed and removed since training stay so with a model that was trained further on the same semantic IDs.
+    Raises InputError where the other bundle is of other items or semantic IDs, or its current version is not as it was written.
+    """
+    with only_one(source / ".locks", FOLDER), only_one(bundle / ".locks", FOLDER):
+        current_folder(source)
+        made, current = versions(source)
+        ids = [pl.read_parquet(folder / ITEMS, columns=["item_id"], glob=False) for folder in (bundle, source)]
+        if not ids[0].equals(ids[1]) or _digest(bundle) != _digest(source):
+            raise InputError(
+                f"{source} was made with other items or semantic IDs than {bundle}, so its catalogue is not taken over; give the items to "
+                "`sidrec add-items` again."
+            )
+        if (source / FOLDER).is_dir():
+            coming = bundle / f".{FOLDER}.coming"
+            shutil.rmtree(coming, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(source / FOLDER, coming, ignore=shutil.ignore_patterns(".*"))
+            shutil.rmtree(bundle / FOLDER, ignore_errors=True)
+            coming.rename(bundle / FOLDER)
+        return next(version for version in made if version.number == current)
 
 
 def _record(bundle: Path, made: list[Version], current: int) -> None:

@@ -1,6 +1,6 @@
 // The view of the catalogue: its items, which can be added, changed and removed, and its versions.
 
-import { by, complain, copyable, fillTable, later, make, say, shortened } from "./dom.js";
+import { by, complain, copyable, counted, fillTable, later, make, matching, say, shortened, textOf } from "./dom.js";
 import { INTERNAL, columnsOf, valueOf } from "./filters.js";
 import * as service from "./service.js";
 
@@ -24,7 +24,7 @@ export async function refresh() {
   if (mine !== number) return undefined;
   complain();
   const last = offset + answer.items.length;
-  by("catalogue-note").textContent = `${answer.total} items${query ? " match" : ""}. What is saved here is in the next list.`;
+  by("catalogue-note").textContent = `${query ? matching(answer.total) : counted(answer.total, "item")}. What is saved here is in the next list.`;
   by("place").textContent = answer.total ? `${offset + 1} to ${last} of ${answer.total}` : "no item";
   by("previous").disabled = offset === 0;
   by("next").disabled = last >= answer.total;
@@ -41,12 +41,6 @@ function editable(rows) {
 }
 
 const cellOf = (item, name) => (name === "text" ? item.given_text : item[name]);
-
-function textOf(cell) {
-  if (cell === null || cell === undefined) return "";
-  if (Array.isArray(cell)) return cell.join(", ");
-  return typeof cell === "object" ? JSON.stringify(cell) : String(cell);
-}
 
 function buttons(item) {
   const name = shortened(item.title);
@@ -121,7 +115,7 @@ async function change(dialog, place, work) {
   dialog.close();
   await Promise.all([refresh(), changed()]);
   by("catalogue-search").focus(); // the button that was pressed is no more
-  say(`Version ${made.catalogue_version}: ${made.added} added, ${made.changed} changed, ${made.removed} removed; ${made.items} items.`);
+  say(`Version ${made.catalogue_version}: ${made.added} added, ${made.changed} changed, ${made.removed} removed; ${counted(made.items, "item")}.`);
   return undefined;
 }
 

@@ -59,6 +59,19 @@ export function shortened(text, most = 60) {
   return letters.length > most ? `${letters.slice(0, most - 1).join("")}…` : text;
 }
 
+/** A number of things in words: 1 item, 2 items. */
+export const counted = (number, word) => `${number} ${word}${number === 1 ? "" : "s"}`;
+
+/** How many items match, in words. */
+export const matching = (total) => `${counted(total, "item")} ${total === 1 ? "matches" : "match"}`;
+
+/** A cell of the catalogue as a text. */
+export function textOf(cell) {
+  if (cell === null || cell === undefined) return "";
+  if (Array.isArray(cell)) return cell.join(", ");
+  return typeof cell === "object" ? JSON.stringify(cell) : String(cell);
+}
+
 /** For whoever hears the page: what has just happened. */
 export function say(sentence) {
   by("status").textContent = sentence;

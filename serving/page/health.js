@@ -73,6 +73,22 @@ async function refresh() {
   return undefined;
 }
 
+async function lookAtDrift() {
+  by("drift-look").disabled = true;
+  try {
+    const { days, sentences } = await service.ask("GET", "drift");
+    by("drift-note").textContent = `The last ${days} days of events, beside the training:`;
+    by("drift").replaceChildren(...sentences.map((sentence) => make("li", {}, sentence)));
+  } catch (error) {
+    complain(error);
+  }
+  by("drift-look").disabled = false;
+}
+
+export function start() {
+  by("drift-look").addEventListener("click", lookAtDrift);
+}
+
 /** Read the figures again and again while the view is seen. */
 export function watch(isSeen) {
   clearInterval(timer);

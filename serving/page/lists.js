@@ -1,11 +1,12 @@
 // The view of lists: a history that is clicked together, and what comes after it.
 
-import { bar, by, complain, copyable, later, make, say, shortened } from "./dom.js";
-import { addCondition, columnsOf, conditions } from "./filters.js";
+import { bar, by, complain, copyable, counted, later, make, matching, say, shortened, textOf } from "./dom.js";
+import { INTERNAL, addCondition, columnsOf, conditions } from "./filters.js";
 import * as service from "./service.js";
 import { codesOf, nearest, sidText, tree } from "./sids.js";
 
-const MOST_HITS = 8, SAMPLE = 200;
+const MOST_HITS = 8, SAMPLE = 200, LONGEST_CELL = 40;
+const SHOWN_ALREADY = [...INTERNAL, "item_id", "title", "text"]; // text is made of the other columns
 let history = []; // items, oldest first
 let columns = {}, shown = [], asked = 0, searched = 0, hasFailed = false; // the last search
 
@@ -22,7 +23,7 @@ export async function search() {
   if (hasFailed) complain();
   hasFailed = false;
   by("hits").replaceChildren(...answer.items.map(hit));
-  if (query) say(answer.total > MOST_HITS ? `${answer.total} items match; these are the first ${MOST_HITS}.` : `${answer.total} items match.`);
+  if (query) say(answer.total > MOST_HITS ? `${matching(answer.total)}; these are the first ${MOST_HITS}.` : `${matching(answer.total)}.`);
   return undefined;
 }
 
@@ -77,33 +78,35 @@ function request() {
 export async function refresh() {
   if (!by("options").checkValidity()) return complain(new Error("Give whole numbers of 1 or more."));
   const number = (asked += 1), body = request(), besides = by("beside").checked;
-  let answers;
+  let answers, items;
   try {
     answers = await Promise.all(["recommend", ...(besides ? ["beside/recommend"] : [])].map((path) => service.list(path, body)));
+    items = await service.itemsOf([...new Set(answers.flatMap((answer) => answer.items.map((item) => item.item_id)))]);
   } catch (error) {
     return complain(error);
   }
   if (number !== asked) return undefined;
   complain();
-  show(answers[0], answers[1] ?? null);
+  show(answers[0], answers[1] ?? null, items);
   return undefined;
 }
 
-function show(answer, other) {
+/** items: by id, with all columns. */
+function show(answer, other, items) {
   shown = answer.items;
   const inBoth = new Set(other?.items.map((item) => item.item_id).filter((id) => shown.some((item) => item.item_id === id)));
   by("reason").hidden = answer.reason === null;
   by("reason").textContent = answer.reason ?? "";
-  fill(by("list"), shown, inBoth, true);
+  fill(by("list"), shown, items, inBoth, true);
   by("list-note").textContent = noteOf(answer, shown);
   by("beside-answer").hidden = other === null;
   document.body.classList.toggle("two", other !== null);
   if (other !== null) {
-    fill(by("beside-list"), other.items, inBoth, false);
-    by("beside-note").textContent = [noteOf(other, other.items), other.reason, `${inBoth.size} items are in both lists.`].filter(Boolean).join(" ");
+    fill(by("beside-list"), other.items, items, inBoth, false);
+    by("beside-note").textContent = [noteOf(other, other.items), other.reason, `${counted(inBoth.size, "item")} ${inBoth.size === 1 ? "is" : "are"} in both lists.`].filter(Boolean).join(" ");
   }
   drawTree();
-  say(`${history.length} items in the history, ${shown.length} recommended${shown.length ? `, first ${shortened(shown[0].title)}` : ""}.`);
+  say(`${counted(history.length, "item")} in the history, ${shown.length} recommended${shown.length ? `, first ${shortened(shown[0].title)}` : ""}.`);
 }
 
 function noteOf(answer, items) {
@@ -111,14 +114,21 @@ function noteOf(answer, items) {
   return `By ${answer.model}, version ${answer.catalogue_version} of its catalogue. ${scored ? "A bar is the probability of the item, beside that of the first." : ""}`;
 }
 
-function fill(place, items, inBoth, withNearest) {
-  const highest = Math.max(...items.map((item) => item.score ?? -Infinity));
-  place.replaceChildren(...items.map((item) => make("li", { value: item.rank },
+function fill(place, listed, items, inBoth, withNearest) {
+  const highest = Math.max(...listed.map((item) => item.score ?? -Infinity));
+  place.replaceChildren(...listed.map((item) => make("li", { value: item.rank },
     make("span", { class: "title" }, item.title),
     inBoth.has(item.item_id) ? make("span", { class: "tag" }, "in both") : null,
     item.cold ? make("span", { class: "tag" }, "new: not in training") : null,
     item.score === null ? null : make("span", { class: "score" }, bar(Math.exp(item.score - highest)), probability(item.score)),
+    cellsOf(items.get(item.item_id) ?? {}),
     ...(withNearest ? why(item) : [make("span", { class: "below" }, copyable(item.item_id), sidText(item.sid, 0))]))));
+}
+
+/** The catalogue's columns of an item, such as its price; null where it has none. */
+function cellsOf(item) {
+  const cells = Object.entries(item).filter(([name, cell]) => !SHOWN_ALREADY.includes(name) && textOf(cell) !== "");
+  return cells.length ? make("span", { class: "below cells" }, ...cells.map(([name, cell]) => make("span", {}, `${name}: ${shortened(textOf(cell), LONGEST_CELL)}`))) : null;
 }
 
 function why(item) {
@@ -148,9 +158,8 @@ function drawTree() {
 /** The catalogue has changed: take its titles and columns as they are now. */
 export async function renew() {
   const ids = [...new Set(history.map((item) => item.item_id))];
-  const [sample, ...answers] = await Promise.all([service.items("", SAMPLE), ...ids.map((id) => service.items(id, SAMPLE))]);
+  const [sample, now] = await Promise.all([service.items("", SAMPLE), service.itemsOf(ids)]);
   columns = columnsOf(sample.items);
-  const now = new Map(answers.flatMap((answer) => answer.items).map((item) => [item.item_id, item]));
   history = history.map((item) => now.get(item.item_id) ?? item);
   showHistory();
   await Promise.all([search(), refresh()]);

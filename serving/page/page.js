@@ -36,6 +36,7 @@ async function renew() {
 }
 
 lists.start();
+health.start();
 catalogue.start(renew);
 by("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();

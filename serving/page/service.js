@@ -34,6 +34,17 @@ export const ask = async (method, path, body) => (await answerOf(method, path, b
 
 export const items = (query, limit, offset = 0) => ask("GET", `items?${new URLSearchParams({ query, limit, offset })}`);
 
+const TOGETHER = 25; // ids in one address
+
+/** The items of these ids, by id; those that the catalogue lacks are missing. */
+export async function itemsOf(ids) {
+  const parts = [];
+  for (let first = 0; first < ids.length; first += TOGETHER) parts.push(ids.slice(first, first + TOGETHER));
+  const answers = await Promise.all(parts.map((part) =>
+    ask("GET", `items?${new URLSearchParams([["limit", TOGETHER], ...part.map((id) => ["item_id", id])])}`)));
+  return new Map(answers.flatMap((answer) => answer.items).map((item) => [item.item_id, item]));
+}
+
 export const about = () => ask("GET", "healthz");
 
 /** One list. path: recommend, or beside/recommend for the other bundle's. */

@@ -40,6 +40,7 @@ COMMANDS = {
     "update": Command(("sidrec.serving.update",), "join new events, train the model further, keep it unless it is worse"),
     "drift": Command(("sidrec.serving.drift",), "how far a store's events moved from the training, and whether to train"),
     "export": Command(("sidrec.serving.export",), "write a model as GGUF or ONNX, for other tools"),
+    "import-events": Command(("sidrec.serving.import_events",), "store the rows of an old log as events"),
     "export-events": Command(("sidrec.serving.export_events",), "write a store's events as a log that prepare reads"),
     "export-lists": Command(("sidrec.serving.export_lists",), "write a store's drawn lists as a log that off-policy reads"),
     "keys": Command(("sidrec.serving.keys",), "make, revoke and list the keys of the service"),

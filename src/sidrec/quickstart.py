@@ -63,9 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     user = first_user(Path(run_dir))
     say(f"── {len(STAGES) + 1}/{len(STAGES) + 1} recommend: what would user {user} take next?")
     run("sidrec.serving.recommend", "--run_dir", run_dir, "--user", user)
-    say(
-        f"── done: the table, slices and examples, to open in a browser: {Path(run_dir) / 'evaluation' / 'report.html'}"
-    )
+    evaluation = Path(run_dir) / "evaluation"
+    say(f"── done: the table, slices and examples, to open in a browser: {evaluation / 'report.html'}")
+    said = next_command(evaluation)
+    if said is not None:
+        say(f"── {': '.join(said)}")
 
 
 def read_request(words: list[str]) -> Request:
@@ -159,6 +161,12 @@ def first_user(run_dir: Path) -> str:
         .collect()
         .item()
     )
+
+
+def next_command(evaluation: Path) -> tuple[str, str] | None:
+    from sidrec.evaluation.bundle_command import bundle_command  # with torch, for which --help does not wait
+
+    return bundle_command(evaluation)
 
 
 def run(module: str, *flags: str) -> None:

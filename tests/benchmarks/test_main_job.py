@@ -26,6 +26,7 @@ def test_the_quickstart_begins_each_stage_with_such_a_line(
 ) -> None:
     monkeypatch.setattr(quickstart, "run", lambda *command: None)
     monkeypatch.setattr(quickstart, "first_user", lambda run_dir: "u1")
+    monkeypatch.setattr(quickstart, "next_command", lambda evaluation: None)
     quickstart.main(["demo", "--run_dir", str(tmp_path)])
     *lines, last = capsys.readouterr().out.splitlines()
     assert [QUICKSTART_LINE.match(line)[1] for line in lines] == [*quickstart.STAGES, "recommend"]

@@ -125,6 +125,19 @@ def test_times_of_another_unit_and_too_few_events_are_refused(tmp_path: Path) ->
         join_events(small_dataset(), write_log(tmp_path / "few.csv", [("u1", "i1", 90), ("u1", "i2", 91)]))
 
 
+def test_an_old_log_that_is_given_again_is_refused(tmp_path: Path) -> None:
+    """Events of users whom the k-core left out are new to the run and older than its newest."""
+    log = small_dataset().interactions.with_columns(pl.col("timestamp") + 1_700_000_000)
+    old, last = replace(small_dataset(), interactions=log), int(log["timestamp"].to_numpy().max())
+    rows = [(f"rare{user}", f"i{user + step}", last - 9 + step) for user in range(20) for step in range(9)]
+    with pytest.raises(
+        InputError, match=rf"newest event is of 2023-11-14 \({last}\): the 180 events that the run lacks"
+    ):
+        join_events(old, write_log(tmp_path / "old.csv", rows))
+    joined = join_events(old, write_log(tmp_path / "newer.csv", [*rows, ("u1", "i1", last), ("u2", "i2", last)]))
+    assert joined.info[JOINED]["events"] == 182
+
+
 @pytest.mark.parametrize("replay", [0.0, 0.5, 1.0, 100.0])
 def test_users_with_untrained_events_are_replayed_whole_and_others_drawn(tmp_path: Path, replay: float) -> None:
     old = small_dataset()

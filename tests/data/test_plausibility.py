@@ -405,6 +405,24 @@ def test_the_reason_is_the_rule_that_came_first(prepare: Prepare, tmp_path: Path
         assert why_left_out(dataset.left_out, dataset.info, kind, name) is None
 
 
+def test_a_column_that_few_cells_make_a_text_is_told(prepare: Prepare, tmp_path: Path) -> None:
+    """From 90 % of numbers on, of the cells that are not empty."""
+    paid, prices = [*range(18), "dear", "dear"], ["n/a", *range(9), *[""] * 10]
+    log = [("a", f"i{n}", NOVEMBER + n, paid[n], f"w{n}") for n in range(20)]
+    items = [f"i{n},Tea {n},{prices[n]},{'x' if n < 3 else n}" for n in range(20)]
+    said = prepare([("user_id", "item_id", "timestamp", "paid", "word"), *log], ["item_id,title,price,code", *items])
+    warned = [" ".join(line.split()) for line in said.splitlines() if "one of texts" in line]
+    files = [tmp_path / "log.csv", tmp_path / "items.csv"]
+    tail = "correct or empty what is no number."
+    assert [line[line.index("Warning") :] for line in warned] == [
+        f"Warning: {files[0]}: column 'paid' is one of texts, since not all of its 20 cells are numbers (2 are none, the first in row 19: "
+        f"'dear'); {tail}",
+        f"Warning: {files[1]}: column 'price' is one of texts, since not all of its 10 cells are numbers (1 is none, the first in row 1: "
+        f"'n/a'); {tail}",
+    ]
+    assert Dataset.load(tmp_path / "run").items.schema["price"] == pl.String
+
+
 def test_users_outside_the_dates_are_named_as_such(tmp_path: Path) -> None:
     day = 86_400
     rows = [("1", item, NOVEMBER + n) for n, item in enumerate("123")] + [("2", "4", NOVEMBER - 9 * day)]

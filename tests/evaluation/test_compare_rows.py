@@ -47,7 +47,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_the_figures_are_those_of_the_table(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(COMPARE, "--ranks", f"{run_dir}:sft", f"{run_dir}:slit") == 0
+    assert exit_code(COMPARE, "--ranks", f"{run_dir}:slit", f"{run_dir}:sft") == 0
     out = capsys.readouterr().out
     frame = pl.read_parquet(run_dir / "evaluation" / "ranks.parquet")
     expected = {(row["seen"], row["metric"]): row for row in table.compare_pairs(frame, [("sft", "slit")], seed=0)}

@@ -182,7 +182,10 @@ def test_without_a_column_nothing_changes(tmp_path: Path, monkeypatch: pytest.Mo
     ("flags", "words"),
     [
         (("--value_column", "price"), r"interactions\.parquet has no column 'price' .*\(it has rating, word\)"),
-        (("--value_column", "word"), r"interactions\.parquet: column 'word' holds text such as 'good' where numbers"),
+        (
+            ("--value_column", "word"),
+            r"interactions\.parquet: column 'word' holds text in \d+ of \d+ rows, the first 'good' in row \d+ ",
+        ),
         (
             ("--value_column", "rating", "--liked_from", "99"),
             r"interactions\.parquet: column 'rating' is 99 or more in no valid row that is asked for \(the highest is 7\.9",

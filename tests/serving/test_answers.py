@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shutil
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_every_user_into_a_file(
 
 def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
     def broken():
-        yield pl.DataFrame({"a": [1]})
+        yield pl.DataFrame({"title": ["A"]})
         raise RuntimeError
 
     for ending in ("csv", "jsonl", "parquet"):
@@ -161,6 +162,19 @@ def test_a_file_is_whole_or_the_old_one(tmp_path: Path) -> None:
             write_parts(file, broken())
         assert file.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_no_title_of_a_csv_is_a_formula(tmp_path: Path) -> None:
+    titles = ["=1+1", "+49", "-40 °C", "@SUM(A1)", "\tx", "a=b", "1-2", "", None, "'quoted"]
+    ids = pl.Series("item_id", [f"={number}" for number in range(len(titles))])
+    part = pl.DataFrame({"item_id": ids, "title": titles})
+    for ending in ("csv", "jsonl"):
+        assert write_parts(tmp_path / f"lists.{ending}", [part, part]) == 20
+    with (tmp_path / "lists.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[0] for row in rows] == [*ids, *ids]
+    assert [row[1] for row in rows[:10]] == [f"'{title}" for title in titles[:5]] + ["a=b", "1-2", "", "", "'quoted"]
+    assert pl.read_ndjson(tmp_path / "lists.jsonl")["title"].to_list() == [*titles, *titles]
 
 
 def test_a_bundle_and_a_log_of_ones_own_give_the_runs_lists(

@@ -129,6 +129,11 @@ def test_what_is_damaged_or_missing_is_named(
     for folder in (run_dir / "sft", tmp_path / "nowhere"):
         assert exit_code(RECOMMEND, "--bundle", folder, *question) == 2
         assert f"{folder} holds no finished 'bundle' stage" in sentence(capsys)
+    assert exit_code("serving/serve.py", run_dir, "--store", tmp_path / "store.db") == 2
+    assert f"{run_dir} is a run directory, and no bundle; name its bundle, {run_dir / 'bundle'}." in sentence(capsys)
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    assert exit_code(RECOMMEND, "--bundle", tmp_path / "run", *question) == 2
+    assert f"run `sidrec bundle --run_dir {tmp_path / 'run'}`" in sentence(capsys)
     assert exit_code(RECOMMEND, "--bundle", bundle[1], "--user", "u1") == 2
     assert "a bundle holds no log: --user needs --log FILE" in sentence(capsys)
     assert exit_code(BUNDLE, "--run_dir", run_dir, "--model", "rl_blend", "--overwrite", "true") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.decoding.recommender import Recommender
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import sha256
-from sidrec.serving import add_items, catalogue, make_bundle, remove_items, versions
+from sidrec.serving import add_items, catalogue, make_bundle, remove_items, update, versions
 from sidrec.serving.bundle import Bundle
 from sidrec.sft import train
 from sidrec.tokenizer import embed, quantize
@@ -185,8 +186,38 @@ def test_versions_are_listed_and_gone_back_to(bundle: Path, capsys: pytest.Captu
     assert rows[3][-2:] == ["64", "current"]
     call(catalogue.main, "--bundle", bundle, "--rollback", "1")
     assert Bundle.load(bundle).items["item_id"].to_list()[-2:] == UNTAKEN
-    with pytest.raises(InputError, match="has no version 5 of its catalogue; it has 1 to 4"):
+    with pytest.raises(InputError, match="has no version 5 of its catalogue; `sidrec catalogue"):
         call(catalogue.main, "--bundle", bundle, "--rollback", "5")
+
+
+def test_old_versions_are_pruned_and_never_the_current_one(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(6):  # versions 2 to 7
+        call(remove_items.main, f"i{number}", "--bundle", bundle)
+    call(catalogue.main, "--bundle", bundle, "--rollback", "3")
+    for _ in range(2):  # the second time there is nothing to delete
+        call(catalogue.main, bundle, "--prune", "2")
+    said = capsys.readouterr().out
+    assert "catalogue: 3 versions deleted" in said
+    assert "catalogue: 0 versions deleted" in said
+    made, current = versions.versions(bundle)
+    assert ([version.number for version in made], current) == ([1, 3, 6, 7], 3)
+    assert sorted(path.name for path in (bundle / "catalogue").glob("0*")) == ["0003", "0006", "0007"]
+    assert len(Bundle.load(bundle).recommender.catalogue.snapshot.codes) == 62
+    with pytest.raises(InputError, match="has no version 4 of its catalogue"):
+        call(catalogue.main, "--bundle", bundle, "--rollback", "4")
+    call(catalogue.main, "--bundle", bundle, "--rollback", "7")
+    call(remove_items.main, "i9", "--bundle", bundle)
+    assert versions.versions(bundle)[1] == 8
+    with pytest.raises(InputError, match="--prune is 0; so many of the newest versions stay"):
+        call(catalogue.main, bundle, "--prune", "0")
+    call(catalogue.main, bundle, "--prune", "1")
+    assert [version.number for version in versions.versions(bundle)[0]] == [1, 8]
+
+
+def test_pruning_a_bundle_of_one_version_leaves_it(bundle: Path) -> None:
+    before = hashes(bundle)
+    assert versions.prune(bundle, 1) == 0
+    assert {name: digest for name, digest in hashes(bundle).items() if not name.startswith(".")} == before
 
 
 def test_a_reader_that_has_the_old_version_open_is_not_disturbed(bundle: Path) -> None:
@@ -325,6 +356,60 @@ def test_versions_of_other_semantic_ids_are_refused_when_the_bundle_is_made_agai
         Bundle.load(other / "bundle")
     call(catalogue.main, "--bundle", other / "bundle", "--rollback", "1")
     assert len(Bundle.load(other / "bundle").items) == 62
+
+
+def test_an_update_has_what_was_added_changed_and_removed(
+    run_dir: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through `sidrec update` and `sidrec bundle`: ids, semantic IDs and texts, and what was removed stays away."""
+    run, updated = tmp_path / "run", tmp_path / "run" / "updates" / "0001"
+    shutil.copytree(run_dir, run)
+    call(add_items.main, tmp_path / "new.csv", "--bundle", run / "bundle")
+    call(remove_items.main, "i3", "--bundle", run / "bundle")
+    before = Bundle.load(run / "bundle")
+    rows = [(f"u{user}", f"i{(7 * user + step) % 60}", 100 + step) for user in range(60) for step in range(10)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(tmp_path / "events.csv")
+    with contextlib.suppress(SystemExit):  # whether it is better is not asked here
+        call(update.main, "--run_dir", run, "--interactions", tmp_path / "events.csv", "--passes", "1")
+    call(make_bundle.main, "--run_dir", updated)
+    assert f"its catalogue is that of {run / 'bundle'}: version 3, 64 items" in capsys.readouterr().out
+    after = Bundle.load(updated / "bundle")
+    assert after.items.equals(before.items)
+    assert np.array_equal(after.sids.codes, before.sids.codes)
+    assert versions.versions(updated / "bundle") == versions.versions(run / "bundle")
+    history = [np.array([62, 1])]
+    lists = [each.recommender.recommend(history, 65, exclude_seen=False) for each in (before, after)]
+    assert not np.allclose(lists[0].log_probs[0, :64], lists[1].log_probs[0, :64]), "the weights are other ones"
+    assert {*ids_of(after, lists[1].items[0])} == {*before.items["item_id"]} - {"i3"}
+    call(remove_items.main, "n2", "--bundle", updated / "bundle")
+    call(make_bundle.main, "--run_dir", updated)  # again: what was changed since stays
+    call(make_bundle.main, "--run_dir", updated, "--catalogue_of", run / "bundle")
+    assert versions.versions(updated / "bundle")[1] == 4
+    call(remove_items.main, "i5", "--bundle", bundle)
+    with pytest.raises(InputError, match=r"which those of .* would replace; pass --overwrite true"):
+        call(make_bundle.main, "--run_dir", updated, "--catalogue_of", bundle)
+    call(make_bundle.main, "--run_dir", updated, "--catalogue_of", bundle, "--overwrite", "true")
+    assert versions.versions(updated / "bundle") == versions.versions(bundle)
+    codes = bundle / "semantic_ids" / "codes_all.npy"
+    np.save(codes, np.load(codes)[::-1])
+    with pytest.raises(InputError, match="is of other semantic IDs"):
+        versions.take_over(updated / "bundle", bundle)
+    shutil.rmtree(bundle / "catalogue")
+    with pytest.raises(InputError, match="was made with other items or semantic IDs"):
+        versions.take_over(updated / "bundle", bundle)
+
+
+def test_the_catalogue_of_an_update_is_that_of_the_newest_bundle_before_it(tmp_path: Path) -> None:
+    for place in ("bundle", "updates/0001/bundle", "updates/0002/data", "updates/0003/bundle", "updates/0004/data"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "updates" / "latest").symlink_to("0003")
+    earlier = {name: make_bundle.earlier_bundle(tmp_path / "updates" / name) for name in ("0001", "0002", "latest")}
+    assert earlier == {
+        "0001": tmp_path / "bundle",
+        "0002": tmp_path / "updates" / "0001" / "bundle",
+        "latest": tmp_path / "updates" / "0001" / "bundle",
+    }
+    assert make_bundle.earlier_bundle(tmp_path) is None
 
 
 def test_an_older_bundle_and_one_without_encoders_are_refused(bundle: Path) -> None:

@@ -86,8 +86,9 @@ def test_conditions_and_sql_pass_the_same_items(conditions: list, sql: str | Non
         ("stock", "is of type Int64, not true or false"),
         ("stock >", "unable to parse"),
         ("", "unable to parse"),
-        ("colour = 'red'", 'unable to find column "colour"'),
-        ("category = \"shoes\"", 'unable to find column "shoes"'),
+        ("colour = 'red'", "there is no column 'colour'; texts stand in single quotes"),
+        ("category = \"shoes\"", "there is no column 'shoes'; texts stand in single quotes"),
+        ("lower(colour) = 'red' and stock > 0", "there is no column 'colour'"),
         ("stock > 0; drop table items", "unexpected token"),
         ("select 1", "expected an expression"),
         ("true", "is not one answer an item"),
@@ -106,7 +107,15 @@ def test_what_is_no_filter_is_refused_with_the_columns(where: str, words: str) -
     said = str(error.value)
     assert words in said
     assert "the items' columns are item_id, title, category, stock" in said
+    assert said.count("category") <= 1 + where.count("category"), "the columns once"
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("where", ["price < 12,5", "stock > 0 and price >= 1,5 and title != 'a (1,2)'", "price<1,5"])
+def test_a_decimal_comma_is_named(where: str) -> None:
+    with pytest.raises(InputError, match=r"has a number with a comma; write a decimal point, as in 12\.5"):
+        allowed_by_sql(ITEMS, where)
+    assert passing("stock in (3,7) and title != '1,5'") == ["a", "d"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import shutil
 import threading
 import weakref
@@ -21,6 +22,8 @@ from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from sidrec.data.dataset import Dataset
+from sidrec.pipeline.hashes import FileHashes
+from sidrec.pipeline.stage import write_manifest
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, answer_together
 from sidrec.serving.limits import Limits
 from sidrec.serving.metrics import Metrics
@@ -233,9 +236,41 @@ def test_served_lists_are_in_the_store_after_the_end(run_dir: Path, store: Store
             "SELECT user_id, policy, catalogue_version, k, history, exclude_seen FROM served_lists"
         ).all()
         items = connection.exec_driver_sql("SELECT count(*), count(propensity) FROM served_items").one()
-    assert {tuple(row) for row in rows} == {("ann", "sft", 1, 3, "[]", 1), (None, "sft", 1, 4, '["i1"]', 0)}
+    policy = service.generations.current.policy
+    assert {tuple(row) for row in rows} == {("ann", policy, 1, 3, "[]", 1), (None, policy, 1, 4, '["i1"]', 0)}
     assert tuple(items) == (35, 0)
     again.close()
+
+
+def test_drift_is_said_as_the_command_says_it(
+    run_dir: Path, client: TestClient, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert client.get("/drift").json() == {"days": 7.0, "sentences": ["the store has no events"]}
+    store.add_events([Event(str(n), f"u{n % 5}", f"i{n % 50}", n) for n in range(200)])
+    said = client.get("/drift").json()["sentences"]
+    flags = ["--store", tmp_path / "store.db", "--bundle", run_dir / "bundle", "--days", "7"]
+    capsys.readouterr()
+    assert exit_code("serving/drift.py", *flags) == 0
+    assert [line.strip().removeprefix("drift: ") for line in capsys.readouterr().out.splitlines()] == said
+    assert said[-1].startswith("training")
+
+
+def test_a_policy_is_named_by_what_its_bundle_holds(run_dir: Path, store: Store, tmp_path: Path) -> None:
+    """Not by where it lies, nor by the kind of its model alone."""
+    shutil.copytree(run_dir / "bundle", tmp_path / "bundles" / "copy")
+    other = shutil.copytree(run_dir / "bundle", tmp_path / "bundles" / "other")
+    np.save(other / "training_counts.npy", np.arange(N_ITEMS))
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["outputs"]["training_counts.npy"] = FileHashes(other).described(other / "training_counts.npy")
+    write_manifest(other / "manifest.json", manifest)
+    service = Service(run_dir / "bundle", store, Limits(), bundles=tmp_path / "bundles")
+    policies = [service.generations.current.policy]
+    with TestClient(create_app(service), URL) as client:
+        for name in ("copy", "other"):
+            client.post("/admin/bundle", json={"bundle": name})
+            policies.append(client.get("/healthz").json()["policy"])
+    assert policies[0] == policies[1] != policies[2]
+    assert all(re.fullmatch(r"sft-[0-9a-f]{12}", policy) for policy in policies)
 
 
 def test_a_deleted_users_waiting_lists_are_not_stored(run_dir: Path, store: Store) -> None:
@@ -270,6 +305,8 @@ def test_items_are_listed_and_looked_up(client: TestClient, service: Service) ->
     assert blue["total"] == len(wanted)
     assert [item["title"] for item in blue["items"]] == wanted[2:5]
     assert [item["item_id"] for item in client.get("/items?query=i7").json()["items"]] == ["i7"]
+    some = client.get("/items", params={"item_id": ["i7", "i3", "gone"]}).json()
+    assert (some["total"], [item["item_id"] for item in some["items"]]) == (2, ["i3", "i7"])
     assert client.get("/items?query=%25.*").json() == {"total": 0, "items": []}
 
 
@@ -282,6 +319,7 @@ def test_keys_and_their_scopes(run_dir: Path, store: Store) -> None:
             ("get", "/items", None),
             ("get", "/metrics", None),
             ("get", "/store", None),
+            ("get", "/drift", None),
             ("get", "/catalogue/versions", None),
             ("post", "/beside/recommend", {"requests": [{"history": ["i1"]}]}),
         ],

@@ -122,7 +122,12 @@ def click_together(page: Any, *titles: str) -> None:
         write(page, "#search", title)
         waited(page, lambda title=title: texts(page, "#hits .title")[:1] == [title])
         click(page, "#hits button")
-        waited(page, lambda number=number: f"{number} items in the history" in texts(page, "#status")[0])
+        waited(
+            page,
+            lambda number=number: (
+                f"{number} item{'' if number == 1 else 's'} in the history" in texts(page, "#status")[0]
+            ),
+        )
 
 
 def wanted(service: Service, history: list[str], question: Question) -> list[str]:
@@ -167,6 +172,9 @@ def test_the_history_is_ordered_and_removable(page: Any, service: Service) -> No
 
 def test_a_filter_and_the_options_change_the_list(page: Any, service: Service) -> None:
     click_together(page, "The red drum")
+    assert texts(page, "#hits .title") == ["The red drum"]
+    years = dict(service.generations.current.bundle.items.select("item_id", "year").iter_rows())
+    assert texts(page, f"{ROWS} .cells") == [f"year: {years[name]}" for name in ids(page)]
     items = service.generations.current.bundle.items
     click(page, "#add-condition")
     for field, value in (("select:nth-of-type(1)", "year"), ("select:nth-of-type(2)", ">=")):
@@ -320,7 +328,7 @@ def test_the_keyboard_alone_leads_from_the_search_to_the_list(page: Any, service
     tab_to("#hits button")
     press(Keys.ENTER)
     waited(page, lambda: ids(page) == wanted(service, ["i3"], Question()))
-    assert "1 items in the history, 10 recommended" in texts(page, "#status")[0]
+    assert "1 item in the history, 10 recommended" in texts(page, "#status")[0]
     tab_to("#history button[aria-label^=Remove]")
     press(Keys.ENTER)
     waited(page, lambda: ids(page) == wanted(service, [], Question()))
@@ -350,6 +358,21 @@ def test_every_field_and_button_has_a_name_and_nothing_sticks_out_of_a_phone(pag
     assert page.execute_script(BESIDES_THE_WIDTH) == []
 
 
+def test_on_a_phone_the_list_comes_before_its_options(page: Any) -> None:
+    click_together(page, "The red drum")
+    top = "return ['#search', '#list', '#options'].map((each) => document.querySelector(each).getBoundingClientRect().top)"
+    wide(page, 360)
+    assert (tops := page.execute_script(top)) == sorted(tops)
+    wide(page, 1200)
+    search, listed, options = page.execute_script(top)
+    assert listed < options
+    assert search < options
+    write(page, "#search", "red drum")
+    waited(page, lambda: texts(page, "#status") == ["1 item matches."])
+    write(page, "#search", "red")
+    waited(page, lambda: texts(page, "#status")[0].endswith(" items match; these are the first 8."))
+
+
 def test_health_says_what_the_metrics_say(page: Any, service: Service, url: str) -> None:
     page.get(f"{url}/#health")
     waited(page, lambda: texts(page, "#figures dd"))
@@ -358,6 +381,8 @@ def test_health_says_what_the_metrics_say(page: Any, service: Service, url: str)
     assert (figures["Model"], figures["Version of the catalogue"]) == ("sft", str(version))
     lists = service.metrics.registry.get_sample_value("sidrec_request_seconds_count", {"route": "/recommend"})
     assert sum(int(row) for row in texts(page, "#latency td:nth-child(3)")) == lists
+    click(page, "#drift-look")
+    waited(page, lambda: texts(page, "#drift li") == ["the store has no events"])
     batches = service.metrics.registry.get_sample_value("sidrec_batch_size_count")
     assert sum(int(row) for row in texts(page, "#batches td:nth-child(3)")) == batches
 

@@ -26,7 +26,7 @@ from run_dirs import (
 )
 from safetensors.torch import load_file, save_file
 
-from sidrec.data.dataset import Dataset
+from sidrec.data.dataset import Dataset, EvalCases
 from sidrec.data.metrics import ndcg_at, ranks_in_lists, recall_at
 from sidrec.data.new_events import UNTRAINED
 from sidrec.decoding.recommender import Recommender
@@ -35,6 +35,7 @@ from sidrec.pipeline.files import read_json, sha256
 from sidrec.pipeline.stage import Stage
 from sidrec.rl import grpo
 from sidrec.serving import update
+from sidrec.serving.model_comparison import compared, lines
 from sidrec.sft import fine_tuning
 from sidrec.tokenizer.embeddings.encoders import ENCODER_FILES
 
@@ -112,7 +113,7 @@ def test_the_verdict_is_a_paired_test_on_the_newest_events(run_dir: Path) -> Non
     for name, metric in (("recall@10", recall_at), ("ndcg@10", ndcg_at)):
         new, old = (metric(rank, 10) for rank in ranks)
         test = paired_test(new, old, 0, users=np.array(cases.user_ids))
-        assert verdict[name] == {"first": new.mean(), "second": old.mean(), **vars(test)}
+        assert verdict[name] == {"first": old.mean(), "second": new.mean(), **vars(test)}
     assert verdict["accepted"] == (verdict["ndcg@10"]["high"] >= 0)
     assert verdict["cases"] == len(cases)
 
@@ -169,6 +170,17 @@ def test_the_semantic_ids_of_the_run_cannot_be_overwritten_through_an_update(
     assert exit_code("tokenizer/embed.py", "--run_dir", latest, *vectors) == 2
     assert "is a link to the folder of another run" in capsys.readouterr().err
     assert files_of(run_dir) == before
+
+
+def test_few_cases_are_told() -> None:
+    """By the number of test events, whatever came of them."""
+    rng = np.random.default_rng(0)
+    for n, is_told in ((1, True), (199, True), (200, False)):
+        cases = EvalCases([f"u{row}" for row in range(n)], [np.array([0])] * n, np.zeros(n, dtype=np.int64))
+        told = lines(compared(*rng.integers(0, 20, (2, n)), cases, seed=0), "old", "new")
+        assert told[0].startswith(f"new − old, {n} cases of {n} users")
+        assert len(told) == 3 + is_told
+        assert not is_told or told[3].startswith(f"{n} case{'' if n == 1 else 's'}, fewer than 200, say little")
 
 
 def test_it_goes_on_from_rl_where_that_is_the_last(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
@@ -267,8 +279,8 @@ def test_compare_gives_the_verdict_again_and_takes_a_log(
     assert exit_code(COMPARE, run_dir, latest, "--output", file) == 0
     verdict, compared = read_json(latest / "update" / "update.json"), read_json(file)
     for metric in ("recall@10", "ndcg@10"):
-        assert compared[metric]["difference"] == pytest.approx(-verdict[metric]["difference"])
-        assert compared[metric]["first"] == verdict[metric]["second"]
+        assert compared[metric]["difference"] == verdict[metric]["difference"]
+        assert compared[metric]["first"] == verdict[metric]["first"]
         assert compared[metric]["p"] == verdict[metric]["p"]
     later = write_events(tmp_path / "later.csv", first_time=90, seed=5)
     assert exit_code(COMPARE, f"{run_dir}:sft", latest, "--log", later, "--newest", "0.5", "--output", file) == 0
