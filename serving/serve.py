@@ -135,11 +135,14 @@ def require_server() -> None:
 
 
 def service_of(config: ServeConfig) -> Service:
+    from sidrec.serving.about import read_about
     from sidrec.serving.access import is_loopback
     from sidrec.serving.limits import Limits
     from sidrec.serving.service import Service
     from sidrec.serving.store import Store
 
+    for bundle in filter(None, (config.bundle, config.beside)):
+        read_about(bundle)  # before a store is made
     limits = Limits(**{name: getattr(config, name) for name in Limits.__dataclass_fields__})
     needs_keys = config.require_keys or not is_loopback(config.host)
     with Store.in_use(config.store) as store:

@@ -98,6 +98,7 @@ def test_what_was_acknowledged_outlives_kill_9_and_sigterm_ends_in_order(bundle:
         (["--store", ":memory:"], "--store would be lost with the process"),
         (["--bundles", "nowhere"], "--bundles nowhere: there is no such folder"),
         (["--bundle", "nowhere"], "nowhere"),
+        (["--beside", "nowhere"], "nowhere"),
         (["--host", "no.such.host.invalid", "--require_keys", "false"], "cannot be listened on"),
     ],
 )
@@ -111,6 +112,8 @@ def test_what_cannot_be_served_is_said_in_a_sentence(
     said = capsys.readouterr().err
     assert_one_sentence(said)
     assert words in said
+    if not {"--host", "--store"} & set(flags):  # keys are in a store
+        assert not (tmp_path / "store.db").exists(), "it is said before anything is made"
 
 
 def test_a_port_in_use_is_said(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
