@@ -132,7 +132,7 @@ class PrepareConfig:
         self._check_window()
         if self.protocol == "published" and self.dataset != "minionerec":
             raise InputError(f"--protocol published is for --dataset minionerec only, not {self.dataset}.")
-        for flag, number in (("--k_user", self.k_user), ("--k_item", self.k_item), ("--seed", self.seed)):
+        for flag, number in (("--k_user", self.k_user), ("--k_item", self.k_item)):
             if number < 0:
                 raise InputError(f"{flag} is {number}; it must not be negative.")
         self.k_user = self.k_user or default_k(self.dataset)

@@ -24,7 +24,6 @@ AT_LEAST = {  # the smallest value of each number; none may be infinite or NaN
     "adam_beta2": 0,
     "adam_epsilon": 0,
     "max_grad_norm": 0,
-    "seed": 0,
     "save_total_limit": 1,
     "torch_empty_cache_steps": 1,
     "dataloader_num_workers": 0,

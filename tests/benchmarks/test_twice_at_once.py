@@ -56,16 +56,14 @@ def stage_that(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stages", "tries"), [(("data", "sid"), 3), (("sft",), 1)], ids=["data-sid", "sft"])
-def test_it_holds_on_the_stages_themselves(
-    stages: tuple[str, ...], tries: int, capfd: pytest.CaptureFixture[str]
-) -> None:
-    figures = run(capfd, "--tries", str(tries), "--stages", *stages)
+@pytest.mark.parametrize(("name", "tries"), [("data", 3), ("sid", 1), ("sft", 1)])
+def test_it_holds_on_the_stages_themselves(name: str, tries: int, capfd: pytest.CaptureFixture[str]) -> None:
+    figures = run(capfd, "--tries", str(tries), "--stages", name)
     assert figures["all_held"]
-    assert list(figures["stages"]) == list(stages)
-    for stage in figures["stages"].values():
-        assert (stage["pairs"], stage["kills"], sum(stage["second"].values())) == (tries, tries, tries)
-        assert set(stage["second"]) <= {"refused", "found it finished"}
+    assert list(figures["stages"]) == [name]
+    stage = figures["stages"][name]
+    assert (stage["pairs"], stage["kills"], sum(stage["second"].values())) == (tries, tries, tries)
+    assert set(stage["second"]) <= {"refused", "found it finished"}
 
 
 def test_a_stage_with_a_lock_holds(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_text_is_readable_and_one_line() -> None:
         (["--dataset", "demo", "--items", "x.csv"], "--items is for --dataset own"),
         (["--dataset", "demo", "--raw_dir", "x"], "--raw_dir is for a publisher's files"),
         (["--k_user", "-1"], "--k_user is -1"),
-        (["--seed", "-1"], "--seed is -1"),
+        (["--seed", "-1"], "seed is -1; it must be at least 0"),
         (["--dataset", "ml-100k", "--raw_dir", "/nowhere"], "/nowhere/u.data does not exist"),
         (["--dataset", "ml-20m", "--raw_dir", "/nowhere"], "/nowhere/ratings.csv does not exist"),
         (["--dataset", "amazon-2014", "--raw_dir", "/nowhere"], "amazon-2014 needs --category"),

@@ -161,7 +161,7 @@ def test_what_is_an_items_id_is_no_title():
         (["--log", "log.csv", "--items", "i1"], ["--log holds the histories of users"]),
         (
             ["--user", "u1", "--where", "colour = 3"],
-            ['unable to find column "colour"', "item_id, item_index, title, text"],
+            ["there is no column 'colour'", "item_id, item_index, title, text"],
         ),
     ],
     ids=lambda value: " ".join(value) or "nothing" if (value and value[0].startswith("--")) or not value else "",

@@ -179,7 +179,7 @@ MISTAKES = {
     "metric_for_best_model": ("eval_loss", "metric_for_best_model=eval_loss is not measured here"),
     "per_device_train_batch_size": ("0", "per_device_train_batch_size=0 cannot be; give 1 or more"),
     "num_train_epochs": ("0", "num_train_epochs=0.0 cannot be; give a number above 0"),
-    "seed": ("-1", "seed=-1 is negative; give 0 or more"),
+    "seed": ("-1", "seed is -1; it must be at least 0"),
     "learning_rate": ("nan", "learning_rate=nan cannot be; give 0 or more"),
     "weight_decay": ("-0.1", "weight_decay=-0.1 is negative"),
     "warmup_steps": ("inf", "warmup_steps=inf cannot be"),
