@@ -87,14 +87,17 @@ def _check_file(file: Path, must_exist: bool) -> None:
         return
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as opened:
-            tables = [name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+            held = opened.execute("SELECT name, type FROM sqlite_master").fetchall()
     except sqlite3.Error as error:
         raise InputError(
             f"--store {file} cannot be opened ({error}); check the path, and who may use it, or put back a copy."
         ) from error
-    if tables and VERSION_TABLE not in tables:
+    if not held and must_exist:
+        raise InputError(f"--store {file} holds no store of sidrec; check the path.")
+    if held and (VERSION_TABLE, "table") not in held:
+        names = listed([name for name, _ in held])
         raise InputError(
-            f"--store {file} holds no store of sidrec, but another program's tables ({listed(tables)}); name another file."
+            f"--store {file} holds no store of sidrec, but another program's tables ({names}); name another file."
         )
 
 

@@ -444,3 +444,17 @@ def test_json_of_both_databases_reads_alike(store: Store) -> None:
     with store.engine.connect() as connection:
         (stored,) = connection.scalars(EVENTS.select().with_only_columns(EVENTS.c.extra))
     assert json.dumps(stored) == json.dumps(extra)
+
+
+@pytest.mark.parametrize("statement", ["SELECT 1", "CREATE VIEW sidrec_version AS SELECT 1 AS version_num"])
+def test_a_file_without_tables_is_no_store_and_stays_as_it_is(tmp_path: Path, statement: str) -> None:
+    file = tmp_path / "store.db"
+    file.touch()
+    with closing(sqlite3.connect(file)) as opened:
+        opened.execute(statement)
+        opened.commit()
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="holds no store of sidrec"):
+        Store.open(str(file), must_exist=True)
+    assert file.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["store.db"]
