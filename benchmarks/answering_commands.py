@@ -49,12 +49,13 @@ ANSWERING = {
         ("bundle",),
         ("answer.parquet",),
     ),
-    "compare": Answering("compare ranks {}:sft {}:item_knn", ("evaluation",)),
+    "compare": Answering("compare ranks {}:sft {}:item_knn", (*MODEL, "evaluation")),
     "compare models": Answering(
         "compare {}:sft {}/bundle --log {raw}/later.csv --newest 1 --output {}/answer.json",
         (*MODEL, "bundle"),
         ("answer.json",),
     ),
+    "ask": Answering("ask 'drum number 3' --run_dir {}", MODEL, run="asked"),
     "drift": Answering(f"drift {STORE} --run_dir {{}} --output {{}}/answer.json", (*MODEL, "store"), ("answer.json",)),
     "drift by bundle": Answering(
         f"drift {STORE} --bundle {{}}/bundle --output {{}}/answer.json", ("bundle", "store"), ("answer.json",)

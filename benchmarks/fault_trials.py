@@ -20,7 +20,7 @@ from benchmarks.damages import damage_file
 from benchmarks.foreign_files import READERS, write_foreign
 from benchmarks.odd_settings import odd_flags, odd_yaml, settings_of_commands
 from benchmarks.output_places import odd_place, odd_target
-from benchmarks.small_run import Kind, kinds, output_hashes
+from benchmarks.small_run import Kind, kinds, output_hashes, write_language_model
 from benchmarks.store_damages import ODD_STORES, damage_store
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import read_json, sha256, write_json
@@ -36,7 +36,7 @@ BEGUN = {"sft": 8, "rl": 4}  # trainings that are killed, and the step of the ch
 @dataclass(frozen=True)
 class SmallRun:
     """folder: raw/, files of others; run/, all stages, a bundle and a store; again/, the same; other/, of another seed; rq_run/, of an
-    RQ-Transformer; begun-…/, half trained."""
+    RQ-Transformer; asked/, of a language model; begun-…/, half trained."""
 
     folder: Path
     _answers: dict[str, str] = field(default_factory=dict)
@@ -74,7 +74,10 @@ class SmallRun:
             with tempfile.TemporaryDirectory(dir=self.folder) as folder:
                 run_dir = Path(folder) / "run"
                 self.copied(name, run_dir)
-                self._answers[name] = answer_of(name, run_dir, tried(name, self.on(name, run_dir), False))
+                ended = tried(name, self.on(name, run_dir), False)
+                if ended.code:
+                    raise InputError(f"{name} refuses whole files: {ended.printed[-500:]}")
+                self._answers[name] = answer_of(name, run_dir, ended)
         return self._answers[name]
 
     @cached_property
@@ -85,7 +88,7 @@ class SmallRun:
         """Write what is not there."""
         if (self.folder / "seconds.json").exists():
             return
-        for name in ("raw", "run", "again", "other", "rq_run", "begun-sft", "begun-rl"):
+        for name in ("raw", "run", "again", "other", "rq_run", "asked", "begun-sft", "begun-rl"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "raw").mkdir(parents=True)
         writing = multiprocessing.get_context("fork").Process(target=write_foreign, args=(self.folder / "raw",))
@@ -102,9 +105,11 @@ class SmallRun:
             self._run(["-m", "sidrec", "remove-items", "i9", "--bundle", str(self.folder / name / "bundle")])
             (self.folder / name / "store").mkdir()
             shutil.copyfile(self.folder / "raw" / "store.db", self.folder / name / "store" / "store.db")
-        for part in ("data", "embeddings", "sid"):
-            shutil.copytree(self.folder / "run" / part, self.folder / "rq_run" / part)
-        self._run([*self.on("sft", self.folder / "rq_run"), "--architecture", "rq_transformer"])
+        write_language_model(self.folder / "raw" / "words")
+        language = ["--model_name_or_path", str(self.folder / "raw" / "words"), "--question_to_item", "1"]
+        for name, flags in (("rq_run", ["--architecture", "rq_transformer"]), ("asked", language)):
+            self.copied("sft", self.folder / name)
+            self._run([*self.on("sft", self.folder / name), *flags])
         for stage, step in BEGUN.items():
             self._begin(stage, f"checkpoint-{step}")
         write_json(self.folder / "seconds.json", seconds)
@@ -163,7 +168,7 @@ def artefact(rng: np.random.Generator, name: str, small: SmallRun, folder: Path,
     file = files[rng.integers(len(files))]
     place = file.relative_to(run_dir)
     others = [
-        *(small.folder / run / place for run in ("run", "other", "rq_run", "begun-sft")),
+        *(small.folder / run / place for run in ("run", "other", "rq_run", "asked", "begun-sft")),
         *(f for f in files if f.suffix == file.suffix and f != file),
     ]
     damage = damage_file(rng, file, [other for other in others if other.is_file()])

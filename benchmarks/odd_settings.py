@@ -14,6 +14,7 @@ from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.config import Setting, settings_of
 from sidrec.rl.settings import CONFIGS as RL_CONFIGS
 from sidrec.serving.add_items import AddItemsConfig
+from sidrec.serving.ask import AskConfig
 from sidrec.serving.catalogue import CatalogueConfig
 from sidrec.serving.compare_models import CompareModelsConfig
 from sidrec.serving.drift import DriftConfig
@@ -57,6 +58,7 @@ def settings_of_commands() -> dict[str, list[Setting]]:
         **{name: [RecommendConfig] for name in ("recommend", "recommend to all", "recommend by bundle to users")},
         "compare": [CompareConfig],
         "compare models": [CompareModelsConfig],
+        "ask": [AskConfig],
         "drift": [DriftConfig],
         "drift by bundle": [DriftConfig],
         "export-events": [ExportEventsConfig],

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.harness import EMBED, EVALUATE, PREPARE, QUANTIZE, RL, SFT
 from sidrec.pipeline.files import read_json, sha256
 
 N_USERS, N_ITEMS, MOST_EVENTS = 60, 48, 14
+THINGS = ("tea", "lamp", "boot", "drum")  # an item is one of them, with a number
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def kinds(raw: Path) -> dict[str, Kind]:
         "--learning_rate 0.01 --eval_strategy steps --save_strategy steps --logging_steps 1 --valid_users 60 --bf16 false --use_cpu true "
         "--disable_tqdm true"
     )
-    model = shlex.split(
+    scratch = shlex.split(
         "--architecture qwen3 --hidden_size 16 --num_hidden_layers 1 --num_attention_heads 2 --intermediate_size 24 --max_items 12"
     )
     sft = shlex.split("--per_device_train_batch_size 8 --max_steps 12 --eval_steps 4 --save_steps 4")
@@ -48,7 +52,7 @@ def kinds(raw: Path) -> dict[str, Kind]:
             ("data", "embeddings"),
             ("codes_all.npy", "codebooks.npz", "sid.json"),
         ),
-        "sft": Kind([*SFT, *model, *sft, *training], tokenized, ("model.safetensors",)),
+        "sft": Kind([*SFT, *scratch, *sft, *training], tokenized, ("model.safetensors",)),
         "rl": Kind([*RL, *rl, *training], (*tokenized, "sft"), ("model.safetensors",)),
         "evaluation": Kind(
             [*EVALUATE, "--models", "popularity", "item_knn", "sft"],
@@ -68,10 +72,28 @@ def write_raw(folder: Path) -> None:
         events += [
             (f"u{user}", f"i{item}", 1_500_000_000 + 60 * step) for step, item in enumerate(rng.permutation(items))
         ]
-    words = ("tea", "lamp", "boot", "drum")
     pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_csv(folder / "log.csv")
-    titles = [f"{words[item % 4]} number {item // 4}" for item in range(N_ITEMS)]
+    titles = [f"{THINGS[item % 4]} number {item // 4}" for item in range(N_ITEMS)]
     pl.DataFrame({"item_id": [f"i{item}" for item in range(N_ITEMS)], "title": titles}).write_csv(folder / "items.csv")
+
+
+def write_language_model(folder: Path) -> None:
+    """A language model that has learnt nothing, for the titles of `write_raw`: what `--model_name_or_path` names."""
+    words = ["<unk>", "<end>", *THINGS, "number", *(str(number) for number in range(N_ITEMS // 4))]
+    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
