@@ -44,6 +44,7 @@ def depth_search(
 
 
 def depth_search_scores(head: DepthHead, trie: SidTrie, beams: int) -> int:
-    """The most numbers that the search holds at once for one request: scores of the joint nodes, or rows of the beams' children."""
+    """The most numbers that the search holds at once for one request: of the joint nodes' entries, or of rows of the beams' children."""
     widest = max((trie.widest(level) for level in range(head.joint_levels, trie.n_levels)), default=0)
-    return max(trie.n_nodes[head.joint_levels], beams * widest * head.hidden_size)
+    entries = trie.n_nodes[head.joint_levels] * (1 + head.exact_children)
+    return max(entries, beams * widest * head.hidden_size)

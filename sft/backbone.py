@@ -75,6 +75,7 @@ def scratch_rq_transformer(config: BackboneConfig, seed: int) -> RqTransformerFo
             smoothing=config.smoothing,
             depth_head=config.depth_head,
             joint_levels=config.joint_levels,
+            exact_children=config.exact_children,
             item_loss_weight=config.item_loss_weight,
         )
     )

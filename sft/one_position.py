@@ -89,6 +89,7 @@ def taken_over(model: PreTrainedModel, opening: list[int], config: BackboneConfi
         smoothing=config.smoothing,
         depth_head=config.depth_head,
         joint_levels=config.joint_levels,
+        exact_children=config.exact_children,
         item_loss_weight=config.item_loss_weight,
         spatial={name: value for name, value in shape.to_dict().items() if name not in NOT_OF_A_SHAPE},
         opening=opening,

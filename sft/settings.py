@@ -256,6 +256,14 @@ class BackboneConfig:
             "rare": True,
         },
     )
+    exact_children: int = field(
+        default=4,
+        metadata={
+            "help": "rq_transformer, additive and transformer heads: how many children of a node of the joint levels, the most popular "
+            "ones, count one by one in its mass; the others by their mean. 0: the node is scored by a row of its own.",
+            "rare": True,
+        },
+    )
     item_loss_weight: float = field(
         default=1.0,
         metadata={
@@ -295,7 +303,7 @@ class BackboneConfig:
         refuse_bad_numbers(self, dict.fromkeys(sizes, 1))
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be at least 0 and less than 1.")
-        refuse_bad_numbers(self, {"item_loss_weight": 0})
+        refuse_bad_numbers(self, {"item_loss_weight": 0, "exact_children": 0})
         if self.model_name_or_path is None and self.hidden_size % self.num_attention_heads:
             raise InputError(
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}; change one."
@@ -319,7 +327,7 @@ class BackboneConfig:
         if self.layout == "flat" and self.opening != self.__dataclass_fields__["opening"].default:
             raise InputError("opening is the text before the items of layout=one_position; set that, or leave it out.")
         if not self.one_position:
-            for name in ("depth_head", "joint_levels", "item_loss_weight", "smoothing", "own_rows"):
+            for name in ("depth_head", "joint_levels", "exact_children", "item_loss_weight", "smoothing", "own_rows"):
                 if getattr(self, name) != self.__dataclass_fields__[name].default:
                     setting = "--architecture rq_transformer" if from_scratch else "--layout one_position"
                     raise InputError(f"{name} is a part of an rq_transformer; set {setting}, or leave it out.")
@@ -336,6 +344,10 @@ class BackboneConfig:
         if self.depth_head == "marginal" and self.joint_levels is not None:
             raise InputError(
                 "joint_levels has no effect on depth_head=marginal, whose codes are all joint; leave it out."
+            )
+        if self.depth_head == "marginal" and self.exact_children != self.__dataclass_fields__["exact_children"].default:
+            raise InputError(
+                "exact_children has no effect on depth_head=marginal, which scores every item; leave it out."
             )
         if self.joint_levels is not None and self.joint_levels < 1:
             raise InputError(f"joint_levels={self.joint_levels} must be at least 1; it is a number of codes.")

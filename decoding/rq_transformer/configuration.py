@@ -11,6 +11,7 @@ class RqTransformerConfig(PreTrainedConfig):
     """What makes the model's shape: the spatial transformer's sizes, the depth head, and where the SID tokens lie in its vocabulary.
 
     depth_head: one of DEPTH_HEADS. joint_levels: how many of the first codes are of one softmax; None: by the catalogue's size.
+    exact_children: how many children of a joint node are scored one by one (`joint_nodes.py`); models of before have none.
     start_token, first_tokens, level_sizes: as of `SidVocabulary`. n_nodes: nodes of the training catalogue's trie at depths 1 … L; the
     last is the number of items. own_levels: which levels' nodes have rows of their own. Empty until `add_catalogue` has been called.
 
@@ -29,6 +30,7 @@ class RqTransformerConfig(PreTrainedConfig):
     smoothing: bool = True
     depth_head: str = "marginal"
     joint_levels: int | None = None
+    exact_children: int = 0
     item_loss_weight: float = 1.0
     start_token: int = 258
     first_tokens: list[int] | None = None

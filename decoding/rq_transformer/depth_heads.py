@@ -1,8 +1,8 @@
 """From an item's state to the codes of the next item, over the trie's children.
 
-The first `joint_levels` codes are of one softmax over the nodes at that depth, which score the state times the sum of the rows on their
-path; the probability of a code above is the exact marginal of the nodes below it. The codes further down follow one by one, each of a
-softmax over the children of the prefix, and there the heads differ:
+The first `joint_levels` codes are of one softmax over the nodes at that depth, whose masses are those of their children
+(`joint_nodes.py`); a node scores the state times the sum of the rows on its path. The probability of a code above is the exact marginal of
+the nodes below it. The codes further down follow one by one, each of a softmax over the children of the prefix, and there the heads differ:
 
     marginal     has none: all levels are joint, so it is a softmax over items
     additive     state + a linear map a level + a row of the parent, times the children's rows: one product a level scores every node
@@ -20,6 +20,7 @@ from torch.nn import functional
 from sidrec.decoding.rq_transformer.blocks import Block
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.item_softmax import item_losses
+from sidrec.decoding.rq_transformer.joint_nodes import JointNodes, logsumexp_by_group
 from sidrec.decoding.rq_transformer.node_rows import NodeTable
 
 DENSE_LEVEL = 32  # a level of at most so many times a node's most children is scored whole in training
@@ -32,6 +33,7 @@ class DepthHead(nn.Module):
     def __init__(self, config: RqTransformerConfig) -> None:
         super().__init__()
         self.joint_levels = config.joint_levels or len(config.n_nodes or [])
+        self.exact_children = config.exact_children
         self.hidden_size = config.hidden_size
 
     def prefix_states(self, states: Tensor, level: int, nodes: Tensor, table: NodeTable) -> Tensor:
@@ -44,8 +46,10 @@ class DepthHead(nn.Module):
 
     def joint_log_probs(self, states: Tensor, table: NodeTable) -> Tensor:
         """float32 [B, n]: log π of every prefix of `joint_levels` codes, by node. states: [B, H]."""
-        rows, bias = table.path_rows(self.joint_levels), table.path_bias(self.joint_levels)
-        return (states @ rows.T + bias).float().log_softmax(-1)
+        return self.joint_nodes(table).scores(states).log_softmax(-1)
+
+    def joint_nodes(self, table: NodeTable) -> JointNodes:
+        return table.once("joint", lambda: JointNodes.of(table, self.joint_levels, self.exact_children))
 
     def leaf_log_probs(self, states: Tensor, table: NodeTable) -> Tensor:
         """float32 [B, N]: log π of the item at every leaf. states: [B, H]."""
@@ -98,9 +102,10 @@ class DepthHead(nn.Module):
     def item_losses(self, states: Tensor, leaves: Tensor, table: NodeTable) -> Tensor:
         """float32 [R]: -log π of the items at `leaves`, int64 [R]. states: [R, H]."""
         depth, trie = self.joint_levels, table.trie
-        joint = table.paths.ancestors[depth - 1][leaves]
-        popularity = table.path_popularity(depth)
-        losses = item_losses(states, table.path_rows(depth), table.path_bias(depth), joint, popularity)
+        joint, target = self.joint_nodes(table), table.paths.ancestors[depth - 1][leaves]
+        losses = item_losses(states, joint.rows, joint.bias, joint.first[target], joint.popularity)
+        if joint.node is not None:
+            losses = losses - joint.further_mass(states, target)
         for level in range(depth, trie.n_levels):
             node, target = (table.paths.ancestors[at][leaves] for at in (level - 1, level))
             if bool((trie.first_child[level][node + 1] - trie.first_child[level][node] == 1).all()):
@@ -184,12 +189,7 @@ def joint_levels_of(depth_head: str, n_nodes: list[int]) -> int:
 
 def log_softmax_among_siblings(scores: Tensor, parents: Tensor, n_parents: int) -> Tensor:
     """float32 [B, n]: scores [B, n] less the logsumexp over the nodes with the same parent. parents: int64 [n], below n_parents."""
-    columns = scores.T
-    largest = columns.new_full((n_parents, scores.shape[0]), -torch.inf)
-    largest = largest.scatter_reduce(0, parents[:, None].expand_as(columns), columns.detach(), "amax")
-    centred = columns - largest[parents]
-    sums = columns.new_zeros(n_parents, scores.shape[0]).index_add(0, parents, centred.exp())
-    return (centred - sums.log()[parents]).T
+    return scores - logsumexp_by_group(scores, parents, n_parents)[:, parents]
 
 
 DEPTH_HEADS: dict[str, type[DepthHead]] = {

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.decoding.trie import SidTrie
+
+Made = TypeVar("Made")
 
 
 class NodeRows(nn.Module):
@@ -36,11 +40,19 @@ class TriePaths:
 
     def __init__(self, trie: SidTrie, trained: SidTrie) -> None:
         self.trie, depths = trie, range(trie.n_levels)
+        self._once: dict[object, Any] = {}
         with torch.inference_mode(False):  # they are kept, and may be used in training later
             self.codes = [codes[:] for codes in trie.code]
             self.parents = [self._repeated(depth, trie.first_child[depth][:]) for depth in depths]
             self.ancestors = [self._repeated(depth + 1, trie.first_leaf[depth + 1][:]) for depth in depths]
             self.trained = None if trie is trained else self._numbers_in(trained)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What `make` gives, made the first time: what no weight decides."""
+        if key not in self._once:
+            with torch.inference_mode(False):
+                self._once[key] = make()
+        return self._once[key]
 
     def _repeated(self, depth: int, pointers: Tensor) -> Tensor:
         return torch.arange(self.trie.n_nodes[depth], device=pointers.device).repeat_interleave(pointers.diff())
@@ -91,7 +103,7 @@ class NodeTable:
     rows: tuple[Tensor, ...]
     bias: tuple[Tensor, ...]
     popularity: Tensor
-    _sums: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # made when they are first asked for
+    _once: dict[object, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, nodes: NodeRows, code_rows: list[Tensor], paths: TriePaths, popularity: Tensor) -> NodeTable:
@@ -146,9 +158,16 @@ class NodeTable:
         return sums.index_add(0, self.paths.ancestors[depth - 1], self.popularity)
 
     def _path_sums(self, name: str, values: tuple[Tensor, ...], depth: int) -> Tensor:
-        if (name, depth) not in self._sums:
+        def summed() -> Tensor:
             *above, sums = values[:depth]
             for level, value in enumerate(above):
                 sums = sums + value.index_select(0, self.paths.above(depth, level + 1))
-            self._sums[name, depth] = sums
-        return self._sums[name, depth]
+            return sums
+
+        return self.once((name, depth), summed)
+
+    def once(self, key: object, make: Callable[[], Made]) -> Made:
+        """What `make` gives of the table's rows, made the first time."""
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]

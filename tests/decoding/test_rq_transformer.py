@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from sidrec.decoding.rq_transformer.blocks import CausalSmoothing, RoPEAttention
 from sidrec.decoding.rq_transformer.configuration import RqTransformerConfig
 from sidrec.decoding.rq_transformer.depth_heads import log_softmax_among_siblings
 from sidrec.decoding.rq_transformer.item_softmax import item_losses, sampled_item_losses
+from sidrec.decoding.rq_transformer.joint_nodes import entries_of_children
 from sidrec.decoding.rq_transformer.model import RqTransformerForCausalLM
 from sidrec.decoding.trie import SidTrie
 
@@ -34,10 +36,17 @@ def sids():
     return make_sids(N_ITEMS, list(SIZES), seed=3)
 
 
-@pytest.fixture(params=[("marginal", 3), *((head, joint) for head in ("additive", "transformer") for joint in (1, 2))])
+@pytest.fixture(
+    params=[
+        ("marginal", 3, 0),
+        *product(("additive", "transformer"), (1, 2), (0,)),
+        ("additive", 1, 2),
+        ("transformer", 2, 1),
+    ]
+)
 def model(request, sids) -> RqTransformerForCausalLM:
-    head, joint = request.param
-    return make_model(head, sids, joint_levels=joint)
+    head, joint, exact = request.param
+    return make_model(head, sids, joint_levels=joint, exact_children=exact)
 
 
 def make_model(head: str, sids, **settings) -> RqTransformerForCausalLM:
@@ -119,6 +128,37 @@ def test_log_softmax_among_siblings_against_a_loop() -> None:
     parents, scores = torch.tensor([0, 0, 1, 2, 2, 2]), torch.randn(3, 6) * 30
     expected = torch.cat([scores[:, :2].log_softmax(1), scores[:, 2:3] * 0, scores[:, 3:].log_softmax(1)], 1)
     assert torch.allclose(log_softmax_among_siblings(scores, parents, int(parents[-1]) + 1), expected, atol=1e-5)
+
+
+def test_a_nodes_entries_are_its_most_popular_children_and_the_mean_of_the_others(sids) -> None:
+    parents = torch.tensor([0, 0, 0, 0, 1, 2, 2])
+    popularity = torch.tensor([0.1, 0.3, 0.0, 0.2, 0.1, 0.1, 0.2])
+    entry, first = entries_of_children(parents, popularity, exact=2)
+    assert first.tolist() == [0, 3, 4, 6]
+    assert entry.tolist() == [2, 0, 2, 1, 3, 5, 4]
+
+    model, states = make_model("additive", sids, joint_levels=2, exact_children=2), torch.randn(3, WIDTH)
+    model.popularity.copy_(torch.rand(N_ITEMS).softmax(0))
+    table, trie = model.table(), model.trie
+    scores, expected = states @ table.item_rows.T + table.item_bias, []
+    for node in range(trie.n_nodes[2]):
+        children = (table.paths.parents[2] == node).nonzero()[:, 0]
+        best = children[table.popularity[children].argsort(descending=True)]
+        parts = [scores[:, child] for child in best[:2]]
+        if len(best) > 2:  # logs of a mass: as often as they are many, e to the score of the mean row
+            parts.append(scores[:, best[2:]].mean(1) + np.log(len(best) - 2))
+        expected.append(torch.stack(parts).logsumexp(0))
+    wanted = torch.stack(expected, 1).log_softmax(1)
+    assert int(trie.first_child[2][:].diff().max()) > 3
+    assert torch.allclose(model.depth.joint_log_probs(states, table), wanted, atol=1e-4)
+
+
+def test_with_every_child_exact_the_joint_nodes_have_the_probabilities_of_a_softmax_over_items(sids) -> None:
+    model, states = make_model("additive", sids, joint_levels=2, exact_children=N_ITEMS), torch.randn(3, WIDTH)
+    table = model.table()
+    over_items = (states @ table.item_rows.T + table.item_bias).softmax(1)
+    masses = torch.zeros(3, model.trie.n_nodes[2]).index_add(1, table.paths.parents[2], over_items)
+    assert torch.allclose(model.depth.joint_log_probs(states, table).exp(), masses, atol=1e-5)
 
 
 def test_the_probabilities_of_all_items_sum_to_one_and_are_the_products_of_their_codes(model) -> None:

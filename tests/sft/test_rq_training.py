@@ -125,6 +125,8 @@ def test_what_it_cannot_do_is_refused_at_once(settings: dict[str, Any], words: s
         ({"hidden_size": 18, "num_attention_heads": 2}, "is an odd width"),
         ({"item_loss_weight": 0.5}, "item_loss_weight has no effect on depth_head=marginal"),
         ({"joint_levels": 1}, "joint_levels has no effect on depth_head=marginal"),
+        ({"exact_children": 0}, "exact_children has no effect on depth_head=marginal"),
+        ({"exact_children": -1, "depth_head": "additive"}, "exact_children=-1"),
         ({"joint_levels": 0, "depth_head": "additive"}, "joint_levels=0 must be at least 1"),
         ({"item_loss_weight": float("nan")}, "item_loss_weight=nan"),
     ],
@@ -146,7 +148,14 @@ def test_it_is_evaluated_and_its_card_runs(run_dir, trainer, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(
-    "part", [{"depth_head": "additive"}, {"joint_levels": 1}, {"smoothing": False}, {"item_loss_weight": 0.5}]
+    "part",
+    [
+        {"depth_head": "additive"},
+        {"joint_levels": 1},
+        {"exact_children": 2},
+        {"smoothing": False},
+        {"item_loss_weight": 0.5},
+    ],
 )
 @pytest.mark.parametrize("other", [{"architecture": "qwen3"}, {"model_name_or_path": "a/model"}])
 def test_its_parts_are_refused_for_another_model(part: dict[str, Any], other: dict[str, Any]) -> None:
