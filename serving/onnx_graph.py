@@ -32,6 +32,7 @@ class ItemScores(nn.Module):
     def __init__(self, model: RqTransformerForCausalLM) -> None:
         super().__init__()
         self.spatial, self.depth, self.table = model.spatial, model.depth, model.table()
+        self.depth.joint_nodes(self.table)  # kept by the table, so that the graph has it as a constant
         self.register_buffer("leaf_of_item", model.trie.leaf_of_item(torch.arange(model.trie.n_slots)))
         self.register_buffer("item_rows", self.table.item_rows)  # by leaf
 
