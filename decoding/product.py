@@ -57,6 +57,13 @@ class Proposals:
     leaves: Tensor
     boosts: Tensor
 
+    def times(self, log_probs: Tensor) -> Tensor:
+        """float32 [B, N], by leaf: log-probabilities of the product. log_probs: [B, N], log π by leaf."""
+        boosts = torch.zeros_like(log_probs).scatter_add_(
+            1, self.leaves.clamp(min=0), self.boosts.masked_fill(self.leaves < 0, 0.0)
+        )
+        return (log_probs + boosts).log_softmax(1)
+
     def joined(self, beams: Beams, log_pi: Tensor, open_leaves: Tensor, trie: SidTrie, k: int) -> Beams:
         """The k best of the product; its log-probabilities, over the whole catalogue.
 

@@ -5,6 +5,7 @@ A list is short only with its reason. A history without items is answered by wha
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import polars as pl
 import torch
 
 from sidrec.decoding.diversity import within
+from sidrec.decoding.drawn_lists import check_temperature, drawn_lists
 from sidrec.decoding.item_indices import at_least_one
 from sidrec.decoding.recommender import Recommendations
 from sidrec.pipeline.errors import InputError
@@ -39,7 +41,8 @@ class Question:
     """What is asked about every history: the k best items.
 
     keep_seen: items of the history may be recommended. allowed: bool [N], the items that may (`sidrec.serving.item_filter`); None: all.
-    diversity: the most items of a list that may share their first code. ahead: k steps instead of k candidates: each item joins the history
+    diversity: the most items of a list that may share their first code. temperature: lists are drawn at random instead of being the best
+    ones (`sidrec.decoding.drawn_lists`), of all items. ahead: k steps instead of k candidates: each item joins the history
     before the next one is asked for. Raises InputError for a k or diversity below 1, and for both of the last two.
     """
 
@@ -49,11 +52,19 @@ class Question:
     diversity: int | None = None
     ahead: bool = False
     cold_bias: float | None = None
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         at_least_one(self.k, "k")
         if self.cold_bias is not None and not abs(self.cold_bias) <= MOST_BIAS:
             raise InputError(f"cold_bias={self.cold_bias} is no number of nats; leave it out, or give one such as 2.5.")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+            if self.allowed is not None or self.diversity is not None or self.ahead or self.cold_bias is not None:
+                raise InputError(
+                    "a list with a temperature is drawn from all items, so that other policies can be judged by it; leave filters, "
+                    "diversity, cold_bias and steps ahead out, or the temperature."
+                )
         if self.diversity is not None:
             at_least_one(self.diversity, "diversity")
             if self.ahead:
@@ -73,19 +84,24 @@ def answer(
     """Rows of COLUMNS, the histories in their order, each best first.
 
     score: log probability of the item after the history (ahead: after the items before it, too), without cold_bias; null where there is no
-    history. cold: the
-    item was never taken in training. reason: null, or why the list is short or not the model's. A history without any item has one row, of
-    which rank and item are null. histories: item indices, oldest first. users: of each history, for user_id. why_empty: of each
-    history, what is said where it is empty; NO_HISTORY. progress: called with a number of histories that are answered.
+    history. cold: the item was never taken in training. reason: null, or why the list is short or not the model's. A history without any
+    item has one row, of which rank and item are null. Drawn lists have one more column, `propensity`: the probability of the slot's item
+    given those above it; null where the list was not drawn.
+
+    histories: item indices, oldest first. users: of each history, for user_id. why_empty: of each history, what is said where it is empty;
+    NO_HISTORY. progress: called with a number of histories that are answered.
     """
     users, why_empty = users or [None] * len(histories), why_empty or [None] * len(histories)
     items = np.full((len(histories), longest_list(bundle, question)), -1, dtype=np.int64)
     scores = np.full(items.shape, np.nan, dtype=np.float32)
+    propensities = None if question.temperature is None else np.full(items.shape, np.nan)
     with_items = [row for row, history in enumerate(histories) if len(history)]
     if with_items:
-        lists = (_steps if question.ahead else _lists)(
-            bundle, [histories[row] for row in with_items], question, progress
-        )
+        asked = [histories[row] for row in with_items]
+        if propensities is None:
+            lists = (_steps if question.ahead else _lists)(bundle, asked, question, progress)
+        else:
+            lists, propensities[with_items] = _drawn(bundle, asked, question, progress)
         items[with_items], scores[with_items] = lists.items, lists.log_probs
     empty = [row for row, history in enumerate(histories) if not len(history)]
     if empty:
@@ -93,7 +109,8 @@ def answer(
         items[empty, : len(most_taken)] = most_taken
         if progress is not None:
             progress(len(empty))
-    return _rows(bundle, histories, items, scores, users, reasons(bundle, histories, items, question, why_empty))
+    why = reasons(bundle, histories, items, question, why_empty)
+    return _rows(bundle, histories, items, scores, users, why, propensities)
 
 
 def answers(
@@ -152,6 +169,19 @@ def _best(
     return recommend_with_cold(bundle, histories, k, seen, question.cold_bias, allowed, diversity, progress)
 
 
+def _drawn(
+    bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
+) -> tuple[Recommendations, np.ndarray]:
+    """Lists, and their propensities, [B, k]. The draws are new each time: who serves the same user twice may show two lists."""
+    assert question.temperature is not None
+    generator = torch.Generator().manual_seed(secrets.randbits(63))
+    k = longest_list(bundle, question)
+    drawn = drawn_lists(bundle.of_one_model, histories, k, not question.keep_seen, question.temperature, generator)
+    if progress is not None:
+        progress(len(histories))
+    return drawn.lists, drawn.propensities
+
+
 def _steps(
     bundle: Bundle, histories: list[np.ndarray], question: Question, progress: Callable[[int], object] | None
 ) -> Recommendations:
@@ -180,8 +210,9 @@ def _rows(
     scores: np.ndarray,
     users: Sequence[str | None],
     reason: list[str | None],
+    propensities: np.ndarray | None,
 ) -> pl.DataFrame:
-    """items, scores: [B, k]."""
+    """items, scores, propensities: [B, k]."""
     listed = items >= 0
     listed[~listed.any(axis=1), 0] = True  # the row that says why there is none
     row, place = listed.nonzero()
@@ -198,7 +229,10 @@ def _rows(
     frame = pl.concat(
         [pl.DataFrame(columns), bundle.shelf.select(pl.all().gather(item)), of_history[row]], how="horizontal"
     )
-    return frame.select(pl.col(name).cast(dtype) for name, dtype in COLUMNS.items())
+    frame = frame.select(pl.col(name).cast(dtype) for name, dtype in COLUMNS.items())
+    if propensities is None:
+        return frame
+    return frame.with_columns(propensity=pl.Series(propensities[row, place]).fill_nan(None))
 
 
 def reasons(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from sidrec.pipeline.errors import InputError
 from sidrec.serving.answer import Question, answer, may_be_recommended
@@ -35,6 +36,7 @@ class Wish:
     diversity: int | None
     where: str
     exclude: frozenset[str]
+    temperature: float | None = None
 
     def question(self, bundle: Bundle) -> Question:
         """Raises InputError for conditions that do not fit the catalogue's columns."""
@@ -44,7 +46,7 @@ class Wish:
         if self.exclude:
             allowed = np.ones(len(bundle.items), dtype=bool) if allowed is None else allowed
             allowed[[bundle.index_of[name] for name in self.exclude if name in bundle.index_of]] = False
-        return Question(self.k, self.keep_seen, allowed, self.diversity)
+        return Question(self.k, self.keep_seen, allowed, self.diversity, temperature=self.temperature)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +61,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Answer:
-    """items: as `ListedItem`."""
+    """items: as `ListedItem`. propensities: of the items of a drawn list."""
 
     reason: str | None
     items: list[dict[str, Any]]
+    propensities: list[float] | None = None
 
 
 @dataclass(eq=False)
@@ -98,6 +101,12 @@ def _answers(jobs: Sequence[Job]) -> list[Answer]:
         [str(number) for number in range(len(jobs))],
         [job.why_empty for job in jobs],
     )
+    chances: list[list[float]] = [[] for _ in jobs]
+    if "propensity" in rows.columns:
+        drawn = rows.select(pl.col("user_id").cast(pl.Int64), "propensity").drop_nulls()
+        for number, propensity in drawn.iter_rows():
+            chances[number].append(propensity)
+        rows = rows.drop("propensity")
     lists: list[list[dict[str, Any]]] = [[] for _ in jobs]
     reasons: list[str | None] = [None] * len(jobs)
     for number, rank, item_id, title, score, sid, cold, reason in rows.iter_rows():
@@ -105,7 +114,7 @@ def _answers(jobs: Sequence[Job]) -> list[Answer]:
         if item_id is not None:
             item = {"rank": rank, "item_id": item_id, "title": title, "score": score, "sid": sid, "cold": cold}
             lists[int(number)].append(item)
-    return [Answer(reason, items) for reason, items in zip(reasons, lists, strict=True)]
+    return [Answer(reason, items, drawn or None) for reason, items, drawn in zip(reasons, lists, chances, strict=True)]
 
 
 class Batcher:

@@ -66,9 +66,11 @@ class Bundle:
 
     @property
     def of_one_model(self) -> Recommender:
-        """Raises InputError where an ensemble answers, whose scores are of what may be recommended."""
+        """Raises InputError where an ensemble answers, whose scores are of what may be recommended and not of every item."""
         if not isinstance(self.recommender, Recommender):
-            raise InputError(f"{self.name} is of several models, which have no bias of cold items; name one of them.")
+            raise InputError(
+                f"{self.name} is of several models, and a bias of cold items or a temperature is of one; name one of them."
+            )
         return self.recommender
 
     @cached_property

@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     left_out = f"{n_lists - len(lists):,} of {n_lists:,} lists are left out: not drawn at random, or without a user, a history or items"
     if lists.is_empty():
         raise InputError(
-            f"--store holds no list to export ({left_out}); log drawn lists with their propensities first."
+            f"--store holds no list to export ({left_out}); ask the service for lists with a temperature first."
         )
     with atomic_path(config.output) as temporary:
         if config.output.name.lower().endswith(".jsonl"):

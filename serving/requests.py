@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from sidrec.decoding.drawn_lists import GREATEST_TEMPERATURE, LEAST_TEMPERATURE
 from sidrec.serving.item_filter import GREATEST_INTEGER
 from sidrec.serving.store import MOST_CHARACTERS
 
@@ -41,11 +42,22 @@ class ListRequest(Asked):
     exclude: list[Id] = []
     keep_seen: bool = Field(False, description="Items of the history may be recommended.")
     diversity: int | None = Field(None, ge=1, description="The most items of the list that may share their first code.")
+    temperature: float | None = Field(
+        None,
+        ge=LEAST_TEMPERATURE,
+        le=GREATEST_TEMPERATURE,
+        description="Draw the list at random, at this temperature, and store each slot's probability, so that other policies can be judged "
+        "by what was served.",
+    )
 
     @model_validator(mode="after")
     def names_one_history(self) -> ListRequest:
         if (self.user is None) == (self.history is None):
             raise ValueError("give user or history, one of the two")
+        if self.temperature is not None and (self.where or self.exclude or self.diversity):
+            raise ValueError(
+                "a list with a temperature is drawn from all items; leave where, exclude and diversity out"
+            )
         return self
 
 
@@ -65,11 +77,13 @@ class ListedItem(BaseModel):
 
 
 class List(BaseModel):
-    """reason: null, or why the list is short, or not the model's, or what of the request is unknown."""
+    """reason: null, or why the list is short, or not the model's, or what of the request is unknown. drawn: at random, with a
+    temperature."""
 
     request_id: str
     user: str | None
     reason: str | None
+    drawn: bool
     items: list[ListedItem]
 
 

@@ -99,7 +99,8 @@ class Service:
             request_id = next(self._request_ids)
             self._log(request_id, request, history, reply, generation, began)
             reason = "; ".join(filter(None, (*unknown_ids(index_of, request), reply.reason))) or None
-            lists.append({"request_id": request_id, "user": request.user, "reason": reason, "items": reply.items})
+            of_list = {"request_id": request_id, "user": request.user, "reason": reason}
+            lists.append(of_list | {"drawn": reply.propensities is not None, "items": reply.items})
         return {"model": generation.bundle.name, "catalogue_version": generation.version, "lists": lists}
 
     def _histories(self, users: set[str]) -> dict[str, list[str]]:
@@ -127,6 +128,7 @@ class Service:
             known,
             not request.keep_seen,
             items,
+            reply.propensities,
         )
         self.log.add(served, began)
 
@@ -315,4 +317,11 @@ def unknown_ids(index_of: dict[str, int], request: ListRequest) -> list[str]:
 
 def wish_of(request: ListRequest) -> Wish:
     conditions = [condition.model_dump() for condition in request.where]
-    return Wish(request.k, request.keep_seen, request.diversity, json.dumps(conditions), frozenset(request.exclude))
+    return Wish(
+        request.k,
+        request.keep_seen,
+        request.diversity,
+        json.dumps(conditions),
+        frozenset(request.exclude),
+        request.temperature,
+    )

@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from run_dirs import N_ITEMS, exit_code, finished_rq_run
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
 
 from sidrec.data.dataset import Dataset
+from sidrec.decoding.plackett_luce import slot_probabilities
 from sidrec.pipeline.hashes import FileHashes
 from sidrec.pipeline.stage import write_manifest
 from sidrec.serving.batcher import Answer, Batcher, Job, Wish, answer_together
@@ -240,6 +242,34 @@ def test_served_lists_are_in_the_store_after_the_end(run_dir: Path, store: Store
     assert {tuple(row) for row in rows} == {("ann", policy, 1, 3, "[]", 1), (None, policy, 1, 4, '["i1"]', 0)}
     assert tuple(items) == (35, 0)
     again.close()
+
+
+def test_a_drawn_lists_probabilities_are_stored_and_are_the_models(run_dir: Path, store: Store, tmp_path: Path) -> None:
+    service = Service(run_dir / "bundle", store, Limits())
+    store.add_events([Event("1", "ann", "i1", 5), Event("2", "ann", "i4", 6)])
+    with TestClient(create_app(service), URL) as client:
+        drawn = lists_of(client, *[{"user": "ann", "k": 4, "temperature": 2} for _ in range(6)])
+        unasked, unknown = lists_of(client, {"user": "ann", "k": 4}, {"user": "bob", "k": 4, "temperature": 2})
+        both = {"user": "ann", "temperature": 1, "diversity": 2}
+        assert client.post("/recommend", json={"requests": [both]}).status_code == 422
+        assert client.post("/recommend", json={"requests": [{"user": "ann", "temperature": 0}]}).status_code == 422
+    assert [each["drawn"] for each in (*drawn, unasked, unknown)] == [True] * 6 + [False] * 2
+    assert len({tuple(item["item_id"] for item in each["items"]) for each in drawn}) > 1
+    assert (
+        exit_code("serving/export_lists.py", "--store", f"{tmp_path}/store.db", "--output", tmp_path / "lists.parquet")
+        == 0
+    )
+    logged = pl.read_parquet(tmp_path / "lists.parquet", glob=False)
+    assert sorted(logged["request_id"]) == sorted(each["request_id"] for each in drawn)
+
+    bundle = service.generations.current.bundle
+    scores = bundle.of_one_model.leaf_log_probs([np.array([1, 4])])[0]
+    by_item = torch.full((len(bundle.items),), -torch.inf)
+    by_item[bundle.trie.item_of_leaf[:]] = scores
+    by_item[[1, 4]] = -torch.inf
+    for items, propensities in logged.select("items", "propensities").iter_rows():
+        chosen = torch.tensor([[bundle.index_of[item] for item in items]])
+        np.testing.assert_allclose(propensities, slot_probabilities(by_item[None] / 2, chosen)[0], rtol=1e-4)
 
 
 def test_drift_is_said_as_the_command_says_it(
