@@ -9,25 +9,59 @@ from torch.nn import functional
 NO_WEIGHT = 1e-30  # of an item so long ago, beside a newest one of 1
 
 
-class RoPEAttention(nn.Module):
-    """Causal self-attention with rotary positions (arXiv 2104.09864); no biases."""
+class KeyValues:
+    """What one attention layer has read so far: rotated keys and values [B, heads, S, R]; S grows with every call."""
 
-    def __init__(self, hidden_size: int, n_heads: int) -> None:
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def joined(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, `keys` and `values` of the new positions the last ones."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class RoPEAttention(nn.Module):
+    """Self-attention with rotary positions (arXiv 2104.09864), causal unless told otherwise; no biases."""
+
+    def __init__(self, hidden_size: int, n_heads: int, *, causal: bool = True) -> None:
         super().__init__()
         assert hidden_size % (2 * n_heads) == 0, f"{n_heads} heads of even width do not make {hidden_size}"
-        self.n_heads = n_heads
+        self.n_heads, self.causal = n_heads, causal
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden, and what is returned: [B, T, H]."""
+    def forward(self, hidden: Tensor, exists: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
+        """hidden, and what is returned: [B, T, H].
+
+        exists: bool [B, T], the positions that others may read (of a layer that is not causal). cache: the positions before these; it
+        takes these in.
+        """
         n_rows, length, width = hidden.shape
         query, key, value = (
             self.qkv(hidden).view(n_rows, length, 3, self.n_heads, width // self.n_heads).permute(2, 0, 3, 1, 4)
         )
-        cos, sin = rotation(length, width // self.n_heads, hidden.device)
+        before = cache.length if cache is not None else 0
+        cos, sin = (each[before:] for each in rotation(before + length, width // self.n_heads, hidden.device))
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        if cache is not None:
+            assert self.causal, "a layer that reads what comes later has no cache"
+            key, value = cache.joined(key, value)
+        mask = None
+        if before and length > 1:
+            mask = torch.ones(length, before + length, dtype=torch.bool, device=hidden.device).tril(before)
+        elif exists is not None:
+            assert not self.causal and exists.shape == (n_rows, length)
+            mask = exists[:, None, None]
         mixed = functional.scaled_dot_product_attention(
-            rotated(query, cos, sin), rotated(key, cos, sin), value, is_causal=True
+            query, key, value, attn_mask=mask, is_causal=self.causal and before == 0
         )
         return self.out(mixed.transpose(1, 2).reshape(n_rows, length, width))
 
@@ -129,19 +163,27 @@ class Block(nn.Module):
     """x + attention(norm x) + smoothing(norm x), then x + SwiGLU(norm x); dropout on every branch."""
 
     def __init__(
-        self, hidden_size: int, n_heads: int, intermediate_size: int, dropout: float, *, smoothing: bool
+        self,
+        hidden_size: int,
+        n_heads: int,
+        intermediate_size: int,
+        dropout: float,
+        *,
+        smoothing: bool,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         self.input_norm, self.feed_forward_norm = nn.RMSNorm(hidden_size), nn.RMSNorm(hidden_size)
-        self.attention = RoPEAttention(hidden_size, n_heads)
+        self.attention = RoPEAttention(hidden_size, n_heads, causal=causal)
         self.smoothing = CausalSmoothing(hidden_size) if smoothing else None
         self.feed_forward = SwiGLU(hidden_size, intermediate_size)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """hidden, and what is returned: [B, T, H]."""
+    def forward(self, hidden: Tensor, exists: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
+        """hidden, and what is returned: [B, T, H]. exists, cache: of the attention; a block that smooths has no cache."""
         normed = self.input_norm(hidden)
-        mixed = self.dropout(self.attention(normed))
+        mixed = self.dropout(self.attention(normed, exists, cache))
+        assert cache is None or self.smoothing is None
         if self.smoothing is not None:
             mixed = mixed + self.dropout(self.smoothing(normed))
         hidden = hidden + mixed
