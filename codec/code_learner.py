@@ -61,7 +61,7 @@ class CodedText:
     @staticmethod
     def load(path: Path) -> CodedText:
         with np.load(path, allow_pickle=False) as arrays:
-            return CodedText(arrays["codes"], arrays["n_latents"], arrays["latents"] if "latents" in arrays else None)
+            return CodedText(arrays["codes"], arrays["n_latents"], arrays.get("latents"))
 
 
 class CodeLearner:

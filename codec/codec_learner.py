@@ -83,7 +83,8 @@ class CodecLearner:
             codec.network.model_name_or_path if isinstance(codec.encoder.backbone, PretrainedBackbone) else "scratch"
         )
         lines = [
-            f"{n_parameters / 1e6:.2f}M parameters ({backbone}); {codec.compression} tokens a latent, {codec.bits_a_token:.1f} bits a token",
+            f"{n_parameters / 1e6:.2f}M parameters ({backbone}); {codec.compression} tokens a latent, "
+            f"{codec.bits_a_token:.1f} bits a token",
             f"of the valid tokens {last['accuracy']:.1%} come back; cross-entropy {last['cross_entropy']:.3f} nats a token",
         ]
         if last["perplexity"]:

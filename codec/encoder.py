@@ -35,7 +35,8 @@ class TextEncoder(nn.Module):
 
         What stands behind a row's last token changes none of its latents.
         """
-        assert input_ids.ndim == 2 and lengths.shape == input_ids.shape[:1]
+        assert input_ids.ndim == 2
+        assert lengths.shape == input_ids.shape[:1]
         length = -(-input_ids.shape[1] // self.compression) * self.compression
         input_ids = functional.pad(input_ids, (0, length - input_ids.shape[1]))
         exists = torch.arange(length, device=lengths.device) < lengths[:, None]

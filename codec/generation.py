@@ -39,7 +39,8 @@ class Continuation:
 
     def __init__(self, model: RQTransformer, codes: Tensor) -> None:
         """codes: int64 [B, T, D], T may be 0."""
-        assert codes.ndim == 3 and codes.shape[2] == model.n_levels
+        assert codes.ndim == 3
+        assert codes.shape[2] == model.n_levels
         self.model = model
         self.caches = [KeyValues() for _ in model.spatial.layers]
         inputs = model.first.expand(len(codes), 1, -1)

@@ -1,7 +1,7 @@
 """An autoregressive model of the codec's codes: one position a latent, its codes written one after the other (arXiv 2203.01941).
 
-SpatialTransformer reads a sequence of latents, position t the sum of the vectors of latent t's codes, and makes a state of everything before
-the next one. DepthTransformer writes that one's codes: its position 0 is the state, position d the sum of the first d codes' vectors.
+SpatialTransformer reads a sequence of latents, position t the sum of the vectors of latent t's codes, and makes a state of all before the
+next one. DepthTransformer writes that one's codes: its position 0 is the state, position d the sum of the first d codes' vectors.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class RQTransformer(nn.Module):
 
     def code_logits(self, states: Tensor, codes: Tensor) -> list[Tensor]:
         """Of every level [n, K_l]: the logits of its code, given the state [n, H] and the codes before it, of codes int64 [n, D]."""
-        assert states.ndim == 2 and codes.shape == (len(states), self.n_levels)
+        assert states.ndim == 2
+        assert codes.shape == (len(states), self.n_levels)
         earlier = (
             self.to_depth(self.sums(codes[:, :-1]))
             if self.n_levels > 1

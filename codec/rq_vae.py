@@ -25,7 +25,10 @@ CONFIG, WEIGHTS = "codec.json", "codec.safetensors"
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """logits: [B, T', V], T' the tokens of all latents. exists: bool [B, T']. quantized: of the latents that exist and those that do not."""
+    """logits: [B, T', V], T' the tokens of all latents. exists: bool [B, T']; latent_exists: bool [B, T' / compression].
+
+    quantized: of all latents, those behind a row's end included.
+    """
 
     loss: Tensor
     cross_entropy: Tensor
@@ -67,7 +70,7 @@ class RQVAE(nn.Module):
     def forward(self, input_ids: Tensor, lengths: Tensor) -> Reconstruction:
         """What training needs. input_ids: int64 [B, T]; lengths: int64 [B], the tokens of each row."""
         latents = self.encoder(input_ids, lengths)
-        n_rows, n_latents, width = latents.shape
+        n_latents, width = latents.shape[1:]
         quantized = self.quantizer(latents.reshape(-1, width)) if self.settings.quantize else None
         vectors = quantized.vectors.view_as(latents) if quantized is not None else latents
         logits = self.decoder(vectors, self.latent_lengths(lengths))

@@ -36,7 +36,8 @@ class CodecNetworkSettings:
     causal: bool = field(
         default=True,
         metadata={
-            "help": "Latents of a text's start stay when text is appended, which completion needs; false: every latent reads the whole text."
+            "help": "Latents of a text's start stay when text is appended, which completion needs; false: every latent reads the "
+            "whole text."
         },
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout of every branch.", "rare": True})

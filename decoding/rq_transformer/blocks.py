@@ -58,7 +58,8 @@ class RoPEAttention(nn.Module):
         if before and length > 1:
             mask = torch.ones(length, before + length, dtype=torch.bool, device=hidden.device).tril(before)
         elif exists is not None:
-            assert not self.causal and exists.shape == (n_rows, length)
+            assert not self.causal
+            assert exists.shape == (n_rows, length)
             mask = exists[:, None, None]
         mixed = functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=self.causal and before == 0
