@@ -56,7 +56,9 @@ class TextCodec:
     def text(self, tokens: list[int]) -> str:
         """Up to the end of the document."""
         end = tokens.index(self.stop) if self.stop in tokens else len(tokens)
-        return self.tokenizer.decode([token for token in tokens[:end] if token != 0], clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            [token for token in tokens[:end] if token != 0], clean_up_tokenization_spaces=False
+        )
 
     def encode(self, text: str) -> Tensor:
         """Codes int64 [T, D] of a text; [0, D] of an empty one."""

@@ -56,7 +56,7 @@ class Halving(nn.Module):
 
     def __init__(self, width: int, kernel_size: int, *, causal: bool) -> None:
         super().__init__()
-        assert kernel_size >= 2 and kernel_size % 2 == 0, f"a kernel of {kernel_size}"
+        assert kernel_size in range(2, 100, 2), f"a kernel of {kernel_size}"
         further = kernel_size - 2
         self.left = further if causal else further // 2
         self.right = further - self.left
@@ -79,7 +79,7 @@ class Doubling(nn.Module):
 
     def __init__(self, width: int, kernel_size: int, *, causal: bool) -> None:
         super().__init__()
-        assert kernel_size >= 2 and kernel_size % 2 == 0, f"a kernel of {kernel_size}"
+        assert kernel_size in range(2, 100, 2), f"a kernel of {kernel_size}"
         self.left = 0 if causal else (kernel_size - 2) // 2
         self.convolution = nn.ConvTranspose1d(width, width, kernel_size, stride=2, bias=False)
         nn.init.zeros_(self.convolution.weight)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -144,7 +145,7 @@ class RQTransformer(nn.Module):
             sizes, latent_dim = config.pop("sizes"), int(config.pop("latent_dim"))
             model = RQTransformer(RQTransformerSettings(**config), [torch.zeros(size, latent_dim) for size in sizes])
             model.load_state_dict(load_file(folder / WEIGHTS))
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{folder} holds no whole model of codes ({reason}); train it again.") from error
         return model.eval()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -118,11 +119,7 @@ class RQVAE(nn.Module):
             "language_model": described,
         }
         write_json(folder / CONFIG, config)
-        shared = {id(tensor): name for name, tensor in reversed(self.state_dict().items())}
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items() if shared[id(tensor)] == name},
-            folder / WEIGHTS,
-        )
+        save_model(self, str(folder / WEIGHTS))
 
     @staticmethod
     def load(folder: Path) -> RQVAE:
@@ -134,13 +131,8 @@ class RQVAE(nn.Module):
                 CodecQuantizerSettings(**config["quantizer"]),
             )
             codec = RQVAE(network, quantizer, int(config["vocabulary"]), language_model=config["language_model"])
-            tensors = load_file(folder / WEIGHTS)
-            missing, strange = codec.load_state_dict(tensors, strict=False)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            load_model(codec, folder / WEIGHTS)
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"{folder} holds no whole codec ({reason}); train it again.") from error
-        own = codec.state_dict()
-        alone = [name for name in missing if own[name].data_ptr() not in {own[each].data_ptr() for each in tensors}]
-        if alone or strange:
-            raise InputError(f"{folder / WEIGHTS} lacks {alone[:3]} and holds {strange[:3]} besides; train it again.")
         return codec.eval()

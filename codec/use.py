@@ -111,7 +111,9 @@ def read_codes(text: str, sizes: list[int]) -> torch.Tensor:
         raise InputError("the codes are no list; give what `sidrec codec encode` prints, such as [[3, 17], [5, 2]].")
     for number, latent in enumerate(latents, 1):
         whole = isinstance(latent, list) and len(latent) == len(sizes)
-        if not whole or not all(type(code) is int and 0 <= code < size for code, size in zip(latent, sizes, strict=True)):
+        if not whole or not all(
+            type(code) is int and 0 <= code < size for code, size in zip(latent, sizes, strict=True)
+        ):
             raise InputError(
                 f"latent {number} of the codes is {json.dumps(latent)[:80]}; give {len(sizes)} whole numbers, below {sizes}."
             )
