@@ -33,8 +33,35 @@ UNPACKED = ".packages"  # hidden, so that the codec reads the documents only
 MOST_CHARACTERS = 20_000  # of a document
 LEAST_WORDS = 4  # of a paragraph: shorter ones are menus, numbers and names
 ENTRIES_CHARACTERS = 1_500  # of a dictionary's document
-BREAKS = frozenset("p div li ul ol dl dt dd td th tr table h1 h2 h3 h4 h5 h6 br hr section article blockquote body".split())
-NO_PROSE = frozenset("script style pre head nav footer header form button svg math".split())
+BREAKS = frozenset(
+    [
+        "p",
+        "div",
+        "li",
+        "ul",
+        "ol",
+        "dl",
+        "dt",
+        "dd",
+        "td",
+        "th",
+        "tr",
+        "table",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "br",
+        "hr",
+        "section",
+        "article",
+        "blockquote",
+        "body",
+    ]
+)
+NO_PROSE = frozenset(["script", "style", "pre", "head", "nav", "footer", "header", "form", "button", "svg", "math"])
 WITHOUT_END = frozenset(("br", "hr"))
 
 
@@ -53,7 +80,9 @@ class EnglishTextConfig:
     most_megabytes: float = field(
         default=12.0, metadata={"help": "Of a package with more text, every n-th document is taken."}
     )
-    packages: list[str] = field(default_factory=list, metadata={"help": "Packages that are read. None: all that are known."})
+    packages: list[str] = field(
+        default_factory=list, metadata={"help": "Packages that are read. None: all that are known."}
+    )
     json: bool = field(default=False, metadata={"help": "Print the last line only."})
 
     def __post_init__(self) -> None:
@@ -229,7 +258,7 @@ def unpack(package: str, folder: Path) -> str | None:
 def licences(folder: Path, package: str) -> list[str]:
     """The licences that a package's copyright file names: in fields, as names of Debian's common licences, or as public domain."""
     text = text_of(folder / "usr" / "share" / "doc" / package / "copyright")
-    named = {name.strip() for name in re.findall(r"^License: *(\S.*)$", text, re.MULTILINE)}
+    named = set(re.findall(r"^License: *([\w.+-]+(?: (?:or|and) [\w.+-]+)*)$", text, re.MULTILINE))
     named |= {name.rstrip(".") for name in re.findall(r"/usr/share/common-licenses/([\w.-]+)", text)}
     if re.search(r"public\s+domain", text, re.IGNORECASE):
         named.add("public-domain")

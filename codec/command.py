@@ -27,7 +27,7 @@ WORDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    words = list(sys.argv[2:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(usage())
         return

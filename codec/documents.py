@@ -40,13 +40,13 @@ def documents_of(sources: Sequence[str], text_field: str = "text") -> Iterator[D
         if is_fineweb(source):
             yield from _fineweb(text_field)
             continue
-        n_before = n_documents = 0
+        n_documents = 0
         for name, file in files_of(Path(source)):
             for document in READERS[file.suffix.lower()](name, file, text_field):
                 if document.text.strip():
                     n_documents += 1
                     yield document
-        if n_documents == n_before:
+        if not n_documents:
             raise InputError(f"{source} holds no text; name files or folders with some in --documents.")
 
 
@@ -80,9 +80,9 @@ def size_of(file: Path, text_field: str) -> int:
     if file.suffix.lower() != ".parquet":
         return file.stat().st_size
     with _parquet(file, text_field) as table:
-        column = table.schema_arrow.names.index(text_field)
-        groups = range(table.metadata.num_row_groups)
-        return sum(table.metadata.row_group(group).column(column).total_uncompressed_size for group in groups)
+        groups = [table.metadata.row_group(number) for number in range(table.metadata.num_row_groups)]
+        columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+        return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_field)
 
 
 def _of_text(name: str, file: Path, text_field: str) -> Iterator[Document]:
@@ -122,9 +122,7 @@ def _of_parquet(name: str, file: Path, text_field: str) -> Iterator[Document]:
                     number += 1
                     yield Document(f"{name}:{number}", _checked(value, f"{file} row {number}", text_field))
         except (pyarrow.ArrowException, OSError) as error:
-            raise InputError(
-                f"{file} is damaged after row {number} ({_first_line(error)}); write it again."
-            ) from error
+            raise InputError(f"{file} is damaged after row {number} ({_first_line(error)}); write it again.") from error
 
 
 def _parquet(file: Path, text_field: str) -> Any:

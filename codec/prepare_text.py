@@ -158,7 +158,8 @@ def write_rows(
                 n_tokens += len(ids) + 1
                 counts[split]["documents"] += 1
                 counts[split]["bytes"] += document.n_bytes
-                bar.advance(len(ids) + 1 if limited else document.n_bytes)
+            read = n_tokens if limited else sum(count["bytes"] for count in counts.values())
+            bar.advance(read - bar.done)
             if limited and n_tokens >= total:
                 break
     for split, file in rows.items():

@@ -32,7 +32,9 @@ class RowFile:
         self._write_header()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self.file:
             if kind is None:
                 if len(self.rest):

@@ -89,7 +89,9 @@ def read_word_pieces(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder / 'tokenizer.json'} cannot be read as a tokenizer ({reason}); run `sidrec codec text --overwrite true`."
         ) from error
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise InputError(f"{folder} names no token for the end or for padding; run `sidrec codec text --overwrite true`.")
+        raise InputError(
+            f"{folder} names no token for the end or for padding; run `sidrec codec text --overwrite true`."
+        )
     return tokenizer
 
 
