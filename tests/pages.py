@@ -37,7 +37,7 @@ def commands_in_comments() -> list[tuple[str, str]]:
     for path in sorted(path for path in ROOT.glob("*/*.py") if path.parent.name != "tests"):
         head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         shown += [(path, line) for line in head.splitlines()]
-    start = re.compile(r"(accelerate launch|python -m|sidrec [a-z-]+ --|bash run_)")
+    start = re.compile(r"(accelerate launch|python -m|sidrec (codec )?[a-z-]+ --|bash run_)")
     return [(str(path.relative_to(ROOT)), line.strip()) for path, line in shown if start.match(line.strip())]
 
 

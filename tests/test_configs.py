@@ -11,6 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from run_dirs import stage_configs
 
+from sidrec.codec.prepare_text import TextConfig
 from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.settings import EvaluateConfig
 from sidrec.pipeline.errors import InputError
@@ -24,6 +25,7 @@ STAGE_CONFIGS: dict[str, tuple[type, ...]] = {
     "tokenizer": (TokenizerConfig,),
     "sft": train.CONFIGS,
     "rl": grpo.CONFIGS,
+    "codec": (TextConfig,),
     "evaluation": (EvaluateConfig,),
 }
 DATASETS = ("demo", "ml-100k", "ml-1m", "own")

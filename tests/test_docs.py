@@ -22,6 +22,7 @@ from pages import DOCS, GUIDES, PAGES, ROOT, anchors, backticks, blocks, links, 
 from run_dirs import finished_sft_run
 
 from sidrec.__main__ import COMMANDS
+from sidrec.codec.command import WORDS
 from sidrec.decoding.renderer import CONTROL_TOKENS
 
 PACKAGE = ROOT / "src" / "sidrec"
@@ -226,6 +227,8 @@ def is_command(word: str) -> bool:
     program, *words = word.split()
     if program not in PROGRAMS:
         return False
+    if program == "sidrec" and words[:1] == ["codec"] and words[1:2]:
+        return words[1] in WORDS and (len(words) == 2 or is_flag(" ".join(words[2:])))
     if program == "sidrec" and words:
         return words[0] in COMMANDS and (len(words) == 1 or is_flag(" ".join(words[1:])))
     targets = [each for each in words if each not in ("launch", "-m")]

@@ -11,7 +11,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("pipeline", "data", "tokenizer", "decoding", "baselines", "evaluation", "sft", "rl", "serving", "configs")
+ROOMS = (
+    "pipeline",
+    "data",
+    "tokenizer",
+    "decoding",
+    "baselines",
+    "evaluation",
+    "sft",
+    "rl",
+    "codec",
+    "serving",
+    "configs",
+)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from pages import PAGES, ROOT, blocks, commands, commands_in_comments, text_of
 
 from sidrec import quickstart
 from sidrec.__main__ import COMMANDS
+from sidrec.codec.command import WORDS
 from sidrec.data.own import read_own
 from sidrec.pipeline.errors import InputError
 
@@ -109,6 +110,11 @@ def check_sidrec(name: str, flags: list[str]) -> None:
     if name == "env":
         assert not flags, "sidrec env has no flags"
         return
+    if name == "codec":
+        word, *flags = flags
+        assert word in WORDS, f"sidrec codec has no command {word}"
+        check_module(WORDS[word].module, flags)
+        return
     for module in COMMANDS[name].modules:
         check_module(module, flags)
 
@@ -174,6 +180,11 @@ def test_every_command_of_sidrec_is_shown(name: str) -> None:
     assert any(re.match(rf"sidrec {name}\b(?!-)", command) for page in PAGES for command in commands(page))
 
 
+@pytest.mark.parametrize("word", WORDS)
+def test_every_command_of_the_codec_is_shown(word: str) -> None:
+    assert any(re.match(rf"sidrec codec {word}\b(?!-)", command) for page in PAGES for command in commands(page))
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -184,6 +195,8 @@ def test_every_command_of_sidrec_is_shown(name: str) -> None:
         ("python -m data.prepared", "no module data.prepared"),
         ("sidrec recommends --user 3", "no command recommends"),
         ("sidrec recommend --visitors 3", "--visitors"),
+        ("sidrec codec texts --documents corpus", "no command texts"),
+        ("sidrec codec text --documents corpus --rows 3", "--rows"),
         ("sidrec prepare --config configs/data/absent.yaml", "absent.yaml cannot be read"),
         ("accelerate launch sft/absent.py", "no sft/absent.py"),
         ("accelerate launch sft/train.py --epochs 3", "--epochs"),

@@ -48,6 +48,7 @@ COMMANDS = {
     "add-items": Command(("sidrec.serving.add_items",), "add items of a file to a bundle, or change them"),
     "remove-items": Command(("sidrec.serving.remove_items",), "take items out of a bundle"),
     "catalogue": Command(("sidrec.serving.catalogue",), "list the versions of a bundle's catalogue, or go back"),
+    "codec": Command(("sidrec.codec.command",), "text as latent codes and back; sidrec codec --help lists its commands"),
     "env": Command(("sidrec.pipeline.env",), "print versions and machine, to paste into a bug report"),
 }
 TRAINING = """Training is started by accelerate:
