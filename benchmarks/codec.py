@@ -34,7 +34,6 @@ from sidrec.codec.text_rows import TextRows
 from sidrec.codec.training import CodecTraining
 from sidrec.pipeline.command import run_as_command
 from sidrec.pipeline.config import parse_config
-from sidrec.pipeline.files import read_json
 from sidrec.pipeline.screen import Screen
 
 VAE, TRANSFORMER = "codec/train_vae.py", "codec/train_transformer.py"
@@ -80,9 +79,8 @@ class Bench:
         base.mkdir(exist_ok=True)
         self._link(base)
         self.text = TextRows.open(base)
-        self.test = self.text.test[: config.test_rows]
-        report = read_json(config.text_dir / "report.json")
-        self.bytes_a_token = float(report["splits"]["test"]["bytes_a_token"])
+        self.test = self.text.rows["test"][: config.test_rows]
+        self.bytes_a_token = self.text.n_bytes("test") / self.text.n_tokens("test")
         self.finished = FinishedRows(config.work_dir / "rows.json")
 
     def _link(self, run_dir: Path) -> None:
@@ -114,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     announce(console, "codec", arguments)
     bench = Bench(config, console)
     codecs = [codec_row(bench, name, seed) for name in config.rows for seed in SEEDS_OF.get(name, (0,))]
-    floor = floor_of(bench.text.train, bench.test, bench.text.vocabulary)
+    floor = floor_of(bench.text.rows["train"], bench.test, bench.text.vocabulary_size)
     models = [models_row(bench, name) for name in config.rows if name in MODELLED]
     print_tables(console, codecs, models, floor)
     print_figures(last_line(codecs, models, floor))
@@ -185,16 +183,16 @@ def measure_models(bench: Bench, name: str, steps: int) -> Row:
         FlatLearner(flat, coded["train"], coded["valid"]), len(coded["train"].codes), settings, quiet, run_dir / "flat"
     )
     writing = n_parameters(model) + n_parameters(codec.decoder)
-    tokens = token_model_of(writing, bench.text.vocabulary)
+    tokens = token_model_of(writing, bench.text.vocabulary_size)
     seconds_of_all = rq_seconds + read_row(bench, name)["cpu_seconds"]
     token_seconds = trained(
-        TokenLearner(tokens, bench.text.train, bench.text.valid[:64]),
-        len(bench.text.train),
+        TokenLearner(tokens, bench.text.rows["train"], bench.text.rows["valid"][:64]),
+        len(bench.text.rows["train"]),
         settings,
         quiet,
         run_dir / "token",
     )
-    token_nats = TokenLearner(tokens, bench.text.train, bench.test).measure()["loss"]
+    token_nats = TokenLearner(tokens, bench.text.rows["train"], bench.test).measure()["loss"]
     row: Row = {
         "codec": name,
         "rq_nats": rq_nats,

@@ -38,7 +38,7 @@ class CodedText:
         codes, lengths, latents = list[np.ndarray](), list[np.ndarray](), list[np.ndarray]()
         with screen.bar("encoding", len(rows), "rows") as bar:
             for piece in pieces(len(rows), ROWS_AT_ONCE):
-                ids, of_rows = batch_of(rows[piece], device)
+                ids, of_rows = batch_of(rows[piece], device, codec.pad)
                 made = codec.encoder(ids, of_rows)
                 coded = codec.quantizer(made.flatten(0, 1)).codes.view(*made.shape[:2], -1)
                 codes.append(coded.cpu().numpy().astype(np.int32))

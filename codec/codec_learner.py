@@ -37,14 +37,14 @@ class CodecLearner:
         latents = []
         with torch.no_grad():
             for piece in pieces(len(rows), ROWS_AT_ONCE):
-                ids, lengths = batch_of(rows[piece], device)
+                ids, lengths = batch_of(rows[piece], device, self.codec.pad)
                 of_rows = self.codec.encoder(ids, lengths)
                 places = torch.arange(of_rows.shape[1], device=device)
                 latents.append(of_rows[places < self.codec.latent_lengths(lengths)[:, None]])
         self.codec.quantizer.start(torch.cat(latents), rng)
 
     def loss(self, network: nn.Module, rows: np.ndarray, rng: np.random.Generator) -> StepLoss:
-        ids, lengths = batch_of(self.train[rows], next(self.codec.parameters()).device)
+        ids, lengths = batch_of(self.train[rows], next(self.codec.parameters()).device, self.codec.pad)
         made = network(ids, lengths)
         quantized = made.quantized
 

@@ -23,6 +23,9 @@ class Word(NamedTuple):
 
 WORDS = {
     "text": Word("sidrec.codec.prepare_text", "split documents and write them as rows of tokens"),
+    "encode": Word("sidrec.codec.encode_text", "print the codes of a text"),
+    "decode": Word("sidrec.codec.decode_codes", "print the text of codes"),
+    "complete": Word("sidrec.codec.complete_text", "go on from a prompt in latent space"),
 }
 
 

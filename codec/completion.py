@@ -48,7 +48,7 @@ class TextCodec:
                 )
             command = "accelerate launch codec/train_transformer.py"
             model = RQTransformer.load(require_finished(run_dir, "codec_transformer", command))
-        return TextCodec(codec, text.tokenizer, text.stop, model)
+        return TextCodec(codec, text.tokenizer, text.eos_id, model)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -57,7 +57,7 @@ class TextCodec:
         """Up to the end of the document."""
         end = tokens.index(self.stop) if self.stop in tokens else len(tokens)
         return self.tokenizer.decode(
-            [token for token in tokens[:end] if token != 0], clean_up_tokenization_spaces=False
+            [token for token in tokens[:end] if token != self.codec.pad], clean_up_tokenization_spaces=False
         )
 
     def encode(self, text: str) -> Tensor:

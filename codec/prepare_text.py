@@ -1,7 +1,7 @@
 """The stage `text`: documents, split and as rows of tokens, in `text/` of a run directory.
 
 sidrec codec text --documents corpus --run_dir outputs/codec
-sidrec codec text --config configs/codec/text.yaml
+sidrec codec text --config configs/text/english.yaml
 """
 
 from __future__ import annotations

@@ -33,11 +33,11 @@ class Reconstructed:
 
 @torch.no_grad()
 def reconstruct(codec: RQVAE, rows: np.ndarray, advance: Callable[[int], None] | None = None) -> Reconstructed:
-    """What `codec`, in eval mode, gives back of rows [n, T], filled up with 0 at their end. advance: told of every batch's rows."""
+    """What `codec`, in eval mode, gives back of rows [n, T], filled up at their end. advance: told of every batch's rows."""
     device = next(codec.parameters()).device
     correct, nats, tokens, codes = 0.0, 0.0, 0, list[np.ndarray]()
     for piece in pieces(len(rows), ROWS_AT_ONCE):
-        ids, lengths = batch_of(rows[piece], device)
+        ids, lengths = batch_of(rows[piece], device, codec.pad)
         made = codec(ids, lengths)
         n_tokens = int(lengths.sum())
         correct, tokens = correct + float(made.correct), tokens + n_tokens

@@ -49,11 +49,15 @@ class RQVAE(nn.Module):
         quantizer: CodecQuantizerSettings,
         vocabulary: int,
         rows_per_step: int = 1,
+        pad: int = 0,
         language_model: dict[str, Any] | None = None,
     ) -> None:
-        """rows_per_step: latents of a training step, by which codes count as dead. language_model: its configuration, when loaded."""
+        """rows_per_step: latents of a training step, by which codes count as dead. pad: the token that rows are filled up with.
+
+        language_model: its configuration, when loaded.
+        """
         super().__init__()
-        self.network, self.settings, self.vocabulary = network, quantizer, vocabulary
+        self.network, self.settings, self.vocabulary, self.pad = network, quantizer, vocabulary, pad
         encoding, decoding, width = backbones(network, vocabulary, language_model)
         self.encoder = TextEncoder(encoding, width, network)
         self.decoder = TextDecoder(decoding, width, network)
@@ -116,6 +120,7 @@ class RQVAE(nn.Module):
             "network": asdict(self.network),
             "quantizer": asdict(self.settings),
             "vocabulary": self.vocabulary,
+            "pad": self.pad,
             "language_model": described,
         }
         write_json(folder / CONFIG, config)
@@ -130,7 +135,8 @@ class RQVAE(nn.Module):
                 CodecNetworkSettings(**config["network"]),
                 CodecQuantizerSettings(**config["quantizer"]),
             )
-            codec = RQVAE(network, quantizer, int(config["vocabulary"]), language_model=config["language_model"])
+            vocabulary, pad = int(config["vocabulary"]), int(config["pad"])
+            codec = RQVAE(network, quantizer, vocabulary, pad=pad, language_model=config["language_model"])
             load_model(codec, folder / WEIGHTS)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]

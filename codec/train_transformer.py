@@ -1,6 +1,6 @@
 """Train the RQ-Transformer on the codes of a trained codec. Reads text/ and codec/, writes codec_transformer/.
 
-accelerate launch codec/train_transformer.py --config configs/codec/tiny_transformer.yaml --run_dir outputs/codec
+accelerate launch codec/train_transformer.py --config configs/codec_transformer/tiny.yaml --run_dir outputs/codec
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from sidrec.pipeline.launch import building_together, finished_already, refuse_w
 from sidrec.pipeline.screen import Screen
 from sidrec.pipeline.stage import Stage, require_finished
 
+CONFIGS = (RQTransformerSettings, CodecTrainingSettings)
 CODES = "checkpoints/{}_codes.npz"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    network, training = parse_configs(
-        (RQTransformerSettings, CodecTrainingSettings), arguments, stage="codec_transformer"
-    )
+    network, training = parse_configs(CONFIGS, arguments, stage="codec_transformer")
     refuse_wrong_number_of_processes()
     import numpy as np  # after --help, which shall be fast
     import torch
@@ -44,17 +43,16 @@ def main(arguments: list[str] | None = None) -> None:
     if finished_already(stage, training.overwrite, screen):
         return
     with building_together(stage, training.overwrite) as folder, screen.logging_to(folder / "log.txt"):
-        drawn = np.random.default_rng(training.seed).permutation(len(text.train))
+        drawn = np.random.default_rng(training.seed).permutation(len(text.rows["train"]))
         needed = np.sort(
             drawn[: training.training_steps * training.batch_size]
         )  # rows that no step reads need no codes
-        parts = {"train": needed, "valid": np.arange(min(training.valid_rows, len(text.valid)))}
+        parts = {"train": needed, "valid": np.arange(min(training.valid_rows, len(text.rows["valid"])))}
         coded = {}
         for name, rows in parts.items():
             path = folder / CODES.format(name)
             if not path.exists():
-                source = text.train if name == "train" else text.valid
-                CodedText.of(codec, source[rows], screen, with_latents=network.code_temperature > 0).save(path)
+                CodedText.of(codec, text.rows[name][rows], screen, with_latents=network.code_temperature > 0).save(path)
             coded[name] = CodedText.load(path)
         torch.manual_seed(training.seed)
         books = [codec.quantizer.book(level).vectors() for level in range(len(codec.quantizer.sizes))]

@@ -50,11 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     if finished_already(stage, training.overwrite, screen):
         return
     torch.manual_seed(training.seed)
-    latents_a_step = training.batch_size * text.train.shape[1] // network.compression
-    codec = RQVAE(network, quantizer, text.vocabulary, latents_a_step)
-    learner = CodecLearner(codec, text.train, text.valid[: training.valid_rows])
+    latents_a_step = training.batch_size * text.row_length // network.compression
+    codec = RQVAE(network, quantizer, text.vocabulary_size, latents_a_step, text.pad_id)
+    learner = CodecLearner(codec, text.rows["train"], text.rows["valid"][: training.valid_rows])
     with building_together(stage, training.overwrite) as folder, screen.logging_to(folder / "log.txt"):
-        loop = CodecTraining(learner, len(text.train), training, folder, screen, training.frozen_steps)
+        loop = CodecTraining(learner, len(text.rows["train"]), training, folder, screen, training.frozen_steps)
         curve = loop.run(lambda: learner.start(training.seed))
         if loop.accelerator.is_main_process:
             codec.save(folder)

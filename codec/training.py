@@ -194,8 +194,8 @@ def pieces(n_rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def batch_of(rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [B, T] and lengths int64 [B] of rows [B, T] that are filled up with 0 at their end."""
+def batch_of(rows: np.ndarray, device: torch.device, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Tokens int64 [B, T] and lengths int64 [B] of rows [B, T] that are filled up with `pad` at their end."""
     assert rows.ndim == 2
     ids = torch.from_numpy(np.ascontiguousarray(rows).astype(np.int64)).to(device)
-    return ids, (ids != 0).sum(1)
+    return ids, ids.shape[1] - (ids == pad).flip(1).long().cumprod(1).sum(1)

@@ -11,6 +11,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from run_dirs import stage_configs
 
+from sidrec.codec import train_transformer, train_vae
 from sidrec.codec.prepare_text import TextConfig
 from sidrec.data.settings import PrepareConfig
 from sidrec.evaluation.settings import EvaluateConfig
@@ -25,7 +26,9 @@ STAGE_CONFIGS: dict[str, tuple[type, ...]] = {
     "tokenizer": (TokenizerConfig,),
     "sft": train.CONFIGS,
     "rl": grpo.CONFIGS,
-    "codec": (TextConfig,),
+    "text": (TextConfig,),
+    "codec": train_vae.CONFIGS,
+    "codec_transformer": train_transformer.CONFIGS,
     "evaluation": (EvaluateConfig,),
 }
 DATASETS = ("demo", "ml-100k", "ml-1m", "own")

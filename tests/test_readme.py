@@ -28,7 +28,12 @@ from sidrec.data.own import read_own
 from sidrec.pipeline.errors import InputError
 
 PARSERS = ("parse_config", "parse_configs", "parse_arguments")  # by which an entry point reads its command line
-SCRIPTS = {"sft/train.py": "sidrec.sft.train", "rl/grpo.py": "sidrec.rl.grpo"}
+SCRIPTS = {
+    "sft/train.py": "sidrec.sft.train",
+    "rl/grpo.py": "sidrec.rl.grpo",
+    "codec/train_vae.py": "sidrec.codec.train_vae",
+    "codec/train_transformer.py": "sidrec.codec.train_transformer",
+}
 REQUIRED_COMMANDS = (
     "bash run_quickstart.sh",
     "bash run_tests.sh",
