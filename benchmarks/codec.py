@@ -63,7 +63,7 @@ class CodecBenchmarkConfig:
     )
     rows: list[str] = field(default_factory=lambda: list(CODECS), metadata={"help": f"Codecs: {', '.join(CODECS)}."})
     test_rows: int = field(default=512, metadata={"help": "Rows of test text that are measured."})
-    steps: int = field(default=400, metadata={"help": "Training steps of every codec."})
+    steps: int = field(default=300, metadata={"help": "Training steps of every codec."})
     model_steps: int = field(default=400, metadata={"help": "Training steps of every model of codes or tokens."})
     threads: int = field(default=1, metadata={"help": "Processor threads."})
     json: bool = field(default=True, metadata={"help": "The last line is one JSON object."})
@@ -154,7 +154,7 @@ def floor_of(train: np.ndarray, test: np.ndarray, vocabulary: int) -> Row:
 
 
 def models_row(bench: Bench, name: str) -> Row:
-    """Of one codec: the RQ-Transformer, a flat one of as many layers, token models of equal parameters and of equal time; all their speeds."""
+    """Of one codec: the RQ-Transformer, a flat one of as many layers, a token model of as many parameters; what they say and how fast."""
     steps = bench.config.model_steps
     made_from = bench.parameters_of_training() | {"model_steps": steps}
     return bench.row(f"models of {name}", made_from, lambda: measure_models(bench, name, steps))
@@ -274,7 +274,7 @@ def fastest(write: Callable[[], Any], repeats: int = 3) -> float:
 
 @torch.no_grad()
 def cloze(codec: RQVAE, model: RQTransformer, tokens: TokenModel, test: np.ndarray) -> Row:
-    """Which of CHOICES endings is a text's own, by log p; and whether the likeliest next tokens are right, the first one and all of a latent.
+    """Which of CHOICES endings is a text's own, by log p; and whether the likeliest next token is the right one.
 
     The codec's log p of an ending is that of its codes and that of its tokens given the codes.
     """

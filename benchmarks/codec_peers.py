@@ -1,4 +1,4 @@
-"""What the text codec is measured beside: a language model of tokens, and a transformer over unrolled codes instead of an RQ-Transformer."""
+"""What the text codec is measured beside: a language model of tokens, and a transformer over unrolled codes."""
 
 from __future__ import annotations
 

@@ -121,7 +121,15 @@ def test_means_of_fewer_vectors_than_codes_are_near_the_vectors() -> None:
     assert torch.cdist(places, vectors).amin(1).max() < 0.05
 
 
-@pytest.mark.parametrize("settings", [{"codebook_sizes": [1]}, {"codebook_sizes": []}, {"codebook_sizes": [4, 8], "share_codebooks": True}, {"ema_decay": 1.0}])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codebook_sizes": [1]},
+        {"codebook_sizes": []},
+        {"codebook_sizes": [4, 8], "share_codebooks": True},
+        {"ema_decay": 1.0},
+    ],
+)
 def test_impossible_settings_are_refused(settings: dict) -> None:
     with pytest.raises(InputError):
         CodecQuantizerSettings(**settings)
