@@ -55,6 +55,7 @@ class CodedText:
         arrays = {"codes": self.codes, "n_latents": self.n_latents}
         if self.latents is not None:
             arrays["latents"] = self.latents
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, temporary.open("wb") as handle:
             np.savez(handle, **arrays)
 

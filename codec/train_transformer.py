@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     refuse_wrong_number_of_processes()
     import numpy as np  # after --help, which shall be fast
     import torch
+    from accelerate import PartialState
 
     from sidrec.codec.code_learner import CodedText, CodeLearner
     from sidrec.codec.rq_transformer import RQTransformer
@@ -51,8 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
         coded = {}
         for name, rows in parts.items():
             path = folder / CODES.format(name)
-            if not path.exists():
-                CodedText.of(codec, text.rows[name][rows], screen, with_latents=network.code_temperature > 0).save(path)
+            with PartialState().main_process_first():  # makes them; the others read them
+                if not path.exists():
+                    made = CodedText.of(codec, text.rows[name][rows], screen, with_latents=network.code_temperature > 0)
+                    made.save(path)
             coded[name] = CodedText.load(path)
         torch.manual_seed(training.seed)
         books = [codec.quantizer.book(level).vectors() for level in range(len(codec.quantizer.sizes))]
