@@ -15,9 +15,12 @@ from sidrec.decoding.rq_transformer.blocks import KeyValues
 
 
 class ScratchBackbone(nn.Module):
-    """Layers over a table of token vectors that the encoder and the decoder share; untrained, both are the table alone."""
+    """Layers over a table of token vectors that the encoder and the decoder share; untrained, both are the table alone.
 
-    def __init__(self, table: nn.Embedding, settings: CodecNetworkSettings) -> None:
+    writes: whether it makes logits, as the decoder's does.
+    """
+
+    def __init__(self, table: nn.Embedding, settings: CodecNetworkSettings, *, writes: bool) -> None:
         super().__init__()
         self.table = table
         width = settings.hidden_size
@@ -25,9 +28,10 @@ class ScratchBackbone(nn.Module):
             SwiGLUTransformerLayer(width, settings.num_attention_heads, settings.dropout, causal=settings.causal)
             for _ in range(settings.num_layers)
         )
-        self.norm = nn.RMSNorm(width)
-        self.scale = nn.Parameter(torch.ones(()))  # of the logits
-        self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
+        if writes:
+            self.norm = nn.RMSNorm(width)
+            self.scale = nn.Parameter(torch.ones(()))  # of the logits
+            self.bias = nn.Parameter(torch.zeros(table.num_embeddings))
 
     def states(self, input_ids: Tensor, exists: Tensor | None = None) -> Tensor:
         """[B, T, H] of input_ids int64 [B, T]. exists: bool [B, T], tokens that are no padding."""
@@ -80,8 +84,13 @@ def backbones(
     """
     if settings.model_name_or_path is None:
         table = nn.Embedding(vocabulary, settings.hidden_size)
-        return ScratchBackbone(table, settings), ScratchBackbone(table, settings), settings.hidden_size
+        encoding, decoding = (ScratchBackbone(table, settings, writes=writes) for writes in (False, True))
+        return encoding, decoding, settings.hidden_size
     models = [language_model(settings.model_name_or_path, configuration) for _ in range(2)]
+    inputs, outputs = (models[0].get_input_embeddings(), models[0].get_output_embeddings())
+    if inputs.weight is not outputs.weight:  # the encoder makes no logits, the decoder reads no tokens
+        outputs.requires_grad_(False)
+        models[1].get_input_embeddings().requires_grad_(False)
     return PretrainedBackbone(models[0]), PretrainedBackbone(models[1]), int(models[0].config.hidden_size)
 
 

@@ -30,8 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sidrec.codec.rq_transformer import RQTransformer
     from sidrec.codec.rq_vae import RQVAE
     from sidrec.codec.text_rows import TextRows
-    from sidrec.codec.training import CodecTraining
+    from sidrec.codec.training import CodecTraining, join_processes
 
+    join_processes()
     inputs = (
         require_finished(training.run_dir, "text", "sidrec codec text"),
         require_finished(training.run_dir, "codec", "accelerate launch codec/train_vae.py"),

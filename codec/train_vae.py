@@ -41,8 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     from sidrec.codec.codec_learner import CodecLearner
     from sidrec.codec.rq_vae import RQVAE
     from sidrec.codec.text_rows import TextRows
-    from sidrec.codec.training import CodecTraining
+    from sidrec.codec.training import CodecTraining, join_processes
 
+    join_processes()
     text_folder = require_finished(training.run_dir, "text", "sidrec codec text")
     text, screen = TextRows.open(training.run_dir), Screen("codec")
     settings = fingerprint(network, quantizer, training, leave_out=("run_dir", "overwrite"))

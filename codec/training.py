@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from sidrec.codec.settings import CodecTrainingSettings
@@ -171,9 +171,14 @@ class CodecTraining:
         return True
 
 
+def join_processes() -> None:
+    """Let the processes of one run know of each other, by gloo where there is no GPU; before the first of them claims the stage."""
+    PartialState(cpu=not torch.cuda.is_available())
+
+
 def accelerator_of(settings: CodecTrainingSettings) -> Accelerator:
     """Of this process; under DeepSpeed told the batch, which no data loader tells it."""
-    accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no")
+    accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:
         plugin.deepspeed_config[MICRO_BATCH] = settings.batch_size // accelerator.num_processes
