@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.harness import announce, plain_console, print_figures
 from sidrec.pipeline.command import run_as_command
@@ -33,36 +33,11 @@ UNPACKED = ".packages"  # hidden, so that the codec reads the documents only
 MOST_CHARACTERS = 20_000  # of a document
 LEAST_WORDS = 4  # of a paragraph: shorter ones are menus, numbers and names
 ENTRIES_CHARACTERS = 1_500  # of a dictionary's document
-BREAKS = frozenset(
-    [
-        "p",
-        "div",
-        "li",
-        "ul",
-        "ol",
-        "dl",
-        "dt",
-        "dd",
-        "td",
-        "th",
-        "tr",
-        "table",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "br",
-        "hr",
-        "section",
-        "article",
-        "blockquote",
-        "body",
-    ]
-)
-NO_PROSE = frozenset(["script", "style", "pre", "head", "nav", "footer", "header", "form", "button", "svg", "math"])
-WITHOUT_END = frozenset(("br", "hr"))
+BREAKS = {  # tags that begin and end paragraphs
+    *("p", "div", "li", "ul", "ol", "dl", "dt", "dd", "td", "th", "tr", "table", "br", "hr", "body"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "blockquote"),
+}
+NO_PROSE = {"script", "style", "pre", "head", "nav", "footer", "header", "form", "button", "svg", "math"}
 
 
 class Source(NamedTuple):
@@ -142,11 +117,12 @@ def pod_paragraphs(path: Path) -> Iterator[list[str]]:
 
 def unmarked(text: str) -> str:
     """POD without its letters and angles: B<not> L<perlfunc/open> → not perlfunc/open."""
-    text = text.replace("E<lt>", "<").replace("E<gt>", ">")
+    text = text.replace("E<lt>", "\0").replace("E<gt>", "\1")
+    text = re.sub(r"\b[BCFILSXZ]<<+ (.*?) >>+", r"\1", text, flags=re.DOTALL)
     before = ""
     while before != text:
-        before, text = text, re.sub(r"\b[BCFILSXZ]<(?:<+ )?([^<>]*)(?: >+)?>", r"\1", text)
-    return text
+        before, text = text, re.sub(r"\b[BCFILSXZ]<([^<>]*)>", r"\1", text)
+    return text.replace("\0", "<").replace("\1", ">")
 
 
 def dictionary_entries(path: Path) -> Iterator[list[str]]:
@@ -272,7 +248,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = announce(console, "english_text", arguments)
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise InputError("apt-get and dpkg-deb are not here; run this on Debian or Ubuntu.")
-    sources, seen = [], set[bytes]()
+    sources: list[dict[str, Any]] = []
+    seen: set[bytes] = set()
     for package in config.packages or SOURCES:
         version = unpack(package, config.work_dir / UNPACKED)
         if version is None:
@@ -296,8 +273,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not sources:
         raise InputError("the mirror has none of the packages; run `apt-get update` first.")
     write_json(config.work_dir / "sources.json", sources)
-    totals = {name: sum(source[name] for source in sources) for name in ("documents", "bytes")}
-    print_figures({"command": command, **totals, "packages": len(sources)})
+    n_documents, n_bytes = (sum(source[name] for source in sources) for name in ("documents", "bytes"))
+    print_figures({"command": command, "documents": n_documents, "bytes": n_bytes, "packages": len(sources)})
 
 
 if __name__ == "__main__":
