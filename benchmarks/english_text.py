@@ -5,8 +5,9 @@ python -m benchmarks.english_text --work_dir outputs/english_text --json
 Needs a Debian or Ubuntu with its mirror. Packages are fetched by `apt-get download` and unpacked by `dpkg-deb -x` in --work_dir, and are
 not installed; one that the mirror lacks is left out. Of a page the words are taken and code is left out; paragraphs that came before,
 of whichever package, are left out too. A document is a page, cut at the end of a paragraph from 20,000 characters on, or a few entries of
-a dictionary. Writes a JSON-lines file a package, with `name` and `text`, and sources.json with each package's version and the licences
-that its copyright file names. `sidrec codec text --documents` takes the folder. The last line is one JSON object.
+a dictionary. Writes a JSON-lines file a package, with `name` and `text`, and sources.json with each package's version, the licences
+that its copyright file names in fields, and where that file lies. `sidrec codec text --documents` takes the folder. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
 
 UNPACKED = ".packages"  # hidden, so that the codec reads the documents only
+COPYRIGHT = "usr/share/doc/{package}/copyright"
 MOST_CHARACTERS = 20_000  # of a document
 LEAST_WORDS = 4  # of a paragraph: shorter ones are menus, numbers and names
 ENTRIES_CHARACTERS = 1_500  # of a dictionary's document
@@ -132,6 +134,7 @@ def dictionary_entries(path: Path) -> Iterator[list[str]]:
     for entry in entries:
         entry = re.sub(r"\[(?:1913 Webster|WordNet[^\]]*|PJC|Webster[^\]]*|\w+ PJC)[^\]]*\]|\\[^\\]*\\", " ", entry)
         entry = re.sub(r"[{}]", "", entry)
+        entry = re.sub(r"^(\S.*)\n\s*\n", r"\1\n", entry)  # a headword alone goes with what is said of it
         group += re.split(r"\n\s*\n", entry)
         if sum(map(len, group)) >= ENTRIES_CHARACTERS:
             yield group
@@ -233,7 +236,7 @@ def unpack(package: str, folder: Path) -> str | None:
 
 def licences(folder: Path, package: str) -> list[str]:
     """The licences that a package's copyright file names: in fields, as names of Debian's common licences, or as public domain."""
-    text = text_of(folder / "usr" / "share" / "doc" / package / "copyright")
+    text = text_of(folder / COPYRIGHT.format(package=package))
     named = set(re.findall(r"^License: *([\w.+-]+(?: (?:or|and) [\w.+-]+)*)$", text, re.MULTILINE))
     named |= {name.rstrip(".") for name in re.findall(r"/usr/share/common-licenses/([\w.-]+)", text)}
     if re.search(r"public\s+domain", text, re.IGNORECASE):
@@ -265,6 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
             "package": package,
             "version": version,
             "licences": licences(folder, package),
+            "copyright": f"{UNPACKED}/{package}/{COPYRIGHT.format(package=package)}",
             "documents": len(rows),
             "bytes": sum(len(row["text"].encode()) for row in rows),
         }

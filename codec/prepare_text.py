@@ -110,8 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = [file for source in config.documents if not is_fineweb(source) for _, file in files_of(Path(source))]
     own_tokenizer = Path(config.tokenizer or "") / "tokenizer.json"
     inputs = (*files, own_tokenizer) if own_tokenizer.is_file() and config.tokenizer else tuple(files)
+    vocabulary = {"vocabulary": (config.vocabulary or VOCABULARY) if config.tokenizer is None else None}
     over_network = {"over_network": FINEWEB} if any(map(is_fineweb, config.documents)) else {}
-    stage = Stage(config.run_dir, STAGE, fingerprint(config, leave_out=NOT_DECISIVE) | over_network, inputs)
+    stage = Stage(
+        config.run_dir, STAGE, fingerprint(config, leave_out=NOT_DECISIVE) | vocabulary | over_network, inputs
+    )
     if not config.overwrite and stage.is_finished():
         screen.say(f"{STAGE}: finished already, nothing to do ({stage.folder})")
         return
