@@ -5,8 +5,9 @@ python -m benchmarks.english_text --work_dir outputs/english_text --json
 Needs a Debian or Ubuntu with its mirror. Packages are fetched by `apt-get download` and unpacked by `dpkg-deb -x` in --work_dir, and are
 not installed; one that the mirror lacks is left out. Of a page the words are taken and code is left out; paragraphs that came before,
 of whichever package, are left out too. A document is a page, cut at the end of a paragraph from 20,000 characters on, or a few entries of
-a dictionary. Writes a JSON-lines file a package, with `name` and `text`, and sources.json with each package's version and the licences
-that its copyright file names. `sidrec codec text --documents` takes the folder. The last line is one JSON object.
+a dictionary. Writes a JSON-lines file a package, with `name` and `text`, and sources.json with each package's version, the licences
+that its copyright file names in fields, and where that file lies. `sidrec codec text --documents` takes the folder. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.harness import announce, plain_console, print_figures
 from sidrec.pipeline.command import run_as_command
@@ -30,39 +31,15 @@ from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.files import atomic_path, write_json
 
 UNPACKED = ".packages"  # hidden, so that the codec reads the documents only
+COPYRIGHT = "usr/share/doc/{package}/copyright"
 MOST_CHARACTERS = 20_000  # of a document
 LEAST_WORDS = 4  # of a paragraph: shorter ones are menus, numbers and names
 ENTRIES_CHARACTERS = 1_500  # of a dictionary's document
-BREAKS = frozenset(
-    [
-        "p",
-        "div",
-        "li",
-        "ul",
-        "ol",
-        "dl",
-        "dt",
-        "dd",
-        "td",
-        "th",
-        "tr",
-        "table",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "br",
-        "hr",
-        "section",
-        "article",
-        "blockquote",
-        "body",
-    ]
-)
-NO_PROSE = frozenset(["script", "style", "pre", "head", "nav", "footer", "header", "form", "button", "svg", "math"])
-WITHOUT_END = frozenset(("br", "hr"))
+BREAKS = {  # tags that begin and end paragraphs
+    *("p", "div", "li", "ul", "ol", "dl", "dt", "dd", "td", "th", "tr", "table", "br", "hr", "body"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "section", "article", "blockquote"),
+}
+NO_PROSE = {"script", "style", "pre", "head", "nav", "footer", "header", "form", "button", "svg", "math"}
 
 
 class Source(NamedTuple):
@@ -142,11 +119,12 @@ def pod_paragraphs(path: Path) -> Iterator[list[str]]:
 
 def unmarked(text: str) -> str:
     """POD without its letters and angles: B<not> L<perlfunc/open> → not perlfunc/open."""
-    text = text.replace("E<lt>", "<").replace("E<gt>", ">")
+    text = text.replace("E<lt>", "\0").replace("E<gt>", "\1")
+    text = re.sub(r"\b[BCFILSXZ]<<+ (.*?) >>+", r"\1", text, flags=re.DOTALL)
     before = ""
     while before != text:
-        before, text = text, re.sub(r"\b[BCFILSXZ]<(?:<+ )?([^<>]*)(?: >+)?>", r"\1", text)
-    return text
+        before, text = text, re.sub(r"\b[BCFILSXZ]<([^<>]*)>", r"\1", text)
+    return text.replace("\0", "<").replace("\1", ">")
 
 
 def dictionary_entries(path: Path) -> Iterator[list[str]]:
@@ -156,6 +134,7 @@ def dictionary_entries(path: Path) -> Iterator[list[str]]:
     for entry in entries:
         entry = re.sub(r"\[(?:1913 Webster|WordNet[^\]]*|PJC|Webster[^\]]*|\w+ PJC)[^\]]*\]|\\[^\\]*\\", " ", entry)
         entry = re.sub(r"[{}]", "", entry)
+        entry = re.sub(r"^(\S.*)\n\s*\n", r"\1\n", entry)  # a headword alone goes with what is said of it
         group += re.split(r"\n\s*\n", entry)
         if sum(map(len, group)) >= ENTRIES_CHARACTERS:
             yield group
@@ -257,7 +236,7 @@ def unpack(package: str, folder: Path) -> str | None:
 
 def licences(folder: Path, package: str) -> list[str]:
     """The licences that a package's copyright file names: in fields, as names of Debian's common licences, or as public domain."""
-    text = text_of(folder / "usr" / "share" / "doc" / package / "copyright")
+    text = text_of(folder / COPYRIGHT.format(package=package))
     named = set(re.findall(r"^License: *([\w.+-]+(?: (?:or|and) [\w.+-]+)*)$", text, re.MULTILINE))
     named |= {name.rstrip(".") for name in re.findall(r"/usr/share/common-licenses/([\w.-]+)", text)}
     if re.search(r"public\s+domain", text, re.IGNORECASE):
@@ -272,7 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = announce(console, "english_text", arguments)
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise InputError("apt-get and dpkg-deb are not here; run this on Debian or Ubuntu.")
-    sources, seen = [], set[bytes]()
+    sources: list[dict[str, Any]] = []
+    seen: set[bytes] = set()
     for package in config.packages or SOURCES:
         version = unpack(package, config.work_dir / UNPACKED)
         if version is None:
@@ -288,6 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
             "package": package,
             "version": version,
             "licences": licences(folder, package),
+            "copyright": f"{UNPACKED}/{package}/{COPYRIGHT.format(package=package)}",
             "documents": len(rows),
             "bytes": sum(len(row["text"].encode()) for row in rows),
         }
@@ -296,8 +277,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not sources:
         raise InputError("the mirror has none of the packages; run `apt-get update` first.")
     write_json(config.work_dir / "sources.json", sources)
-    totals = {name: sum(source[name] for source in sources) for name in ("documents", "bytes")}
-    print_figures({"command": command, **totals, "packages": len(sources)})
+    n_documents, n_bytes = (sum(source[name] for source in sources) for name in ("documents", "bytes"))
+    print_figures({"command": command, "documents": n_documents, "bytes": n_bytes, "packages": len(sources)})
 
 
 if __name__ == "__main__":

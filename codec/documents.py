@@ -108,7 +108,7 @@ def _of_json_lines(name: str, file: Path, text_field: str) -> Iterator[Document]
                 ) from error
             if not isinstance(row, dict) or text_field not in row:
                 raise InputError(f"{file} line {number} has no field {text_field!r}; name the text's in --text_field.")
-            yield Document(f"{name}:{number}", _checked(row[text_field], f"{file} line {number}", text_field))
+            yield Document(f"{name}:{number}", _text_in(row[text_field], f"{file} line {number}", text_field))
 
 
 def _of_parquet(name: str, file: Path, text_field: str) -> Iterator[Document]:
@@ -120,7 +120,7 @@ def _of_parquet(name: str, file: Path, text_field: str) -> Iterator[Document]:
             for batch in table.iter_batches(ROWS_AT_ONCE, columns=[text_field]):
                 for value in batch.column(0).to_pylist():
                     number += 1
-                    yield Document(f"{name}:{number}", _checked(value, f"{file} row {number}", text_field))
+                    yield Document(f"{name}:{number}", _text_in(value, f"{file} row {number}", text_field))
         except (pyarrow.ArrowException, OSError) as error:
             raise InputError(f"{file} is damaged after row {number} ({_first_line(error)}); write it again.") from error
 
@@ -146,20 +146,21 @@ def _fineweb(text_field: str) -> Iterator[Document]:
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
+    no_answer: type[Exception] = HfHubHTTPError.__bases__[0]  # of whichever HTTP client huggingface_hub uses
     try:
         rows = datasets.load_dataset(FINEWEB_DATASET, name=FINEWEB_PART, split="train", streaming=True)
         for number, row in enumerate(rows, 1):
             place = f"{FINEWEB_DATASET} row {number}"
-            if text := _checked(row.get(text_field), place, text_field).strip():
+            if text := _text_in(row.get(text_field), place, text_field).strip():
                 yield Document(f"{FINEWEB}:{number}", text)
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError.__bases__[0]) as error:
+    except (OSError, ValueError, RuntimeError, no_answer) as error:
         raise InputError(
             f"{FINEWEB_DATASET} cannot be read ({_first_line(error)}); it needs a connection to the hub, so name files of your own in "
             "--documents where there is none."
         ) from error
 
 
-def _checked(value: object, place: str, text_field: str) -> str:
+def _text_in(value: object, place: str, text_field: str) -> str:
     """`value` as a document's text. Raises InputError, which names the place, when it is none."""
     if not isinstance(value, str):
         raise InputError(

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 STAGE, REPORT = "text", "report.json"
-SPLITS = ("train", "valid", "test")
+ROW_FILES = {"train": "train.npy", "valid": "valid.npy", "test": "test.npy"}
+SPLITS = tuple(ROW_FILES)
 NOT_DECISIVE = ("run_dir", "documents", "overwrite")  # documents count by what they hold
 VOCABULARY = 4096
 MOST_VOCABULARY_BYTES = 1 << 28  # of the training documents, the first so many make the tokenizer
@@ -76,8 +77,8 @@ class TextConfig:
             raise InputError(f"--documents names nothing; name files, folders or {FINEWEB}.")
         if self.vocabulary is not None and self.tokenizer is not None:
             raise InputError(
-                f"vocabulary is {self.vocabulary} and tokenizer is {self.tokenizer!r}, but a tokenizer is learnt or taken; pass one of them, "
-                "and `none` for the other."
+                f"vocabulary is {self.vocabulary} and tokenizer is {self.tokenizer!r}, but a tokenizer is learnt or taken; pass one of "
+                "them, and `none` for the other."
             )
         if self.vocabulary is not None and self.vocabulary < LEAST_VOCABULARY:
             raise InputError(
@@ -109,8 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = [file for source in config.documents if not is_fineweb(source) for _, file in files_of(Path(source))]
     own_tokenizer = Path(config.tokenizer or "") / "tokenizer.json"
     inputs = (*files, own_tokenizer) if own_tokenizer.is_file() and config.tokenizer else tuple(files)
+    vocabulary = {"vocabulary": (config.vocabulary or VOCABULARY) if config.tokenizer is None else None}
     over_network = {"over_network": FINEWEB} if any(map(is_fineweb, config.documents)) else {}
-    stage = Stage(config.run_dir, STAGE, fingerprint(config, leave_out=NOT_DECISIVE) | over_network, inputs)
+    stage = Stage(
+        config.run_dir, STAGE, fingerprint(config, leave_out=NOT_DECISIVE) | vocabulary | over_network, inputs
+    )
     if not config.overwrite and stage.is_finished():
         screen.say(f"{STAGE}: finished already, nothing to do ({stage.folder})")
         return
@@ -144,7 +148,7 @@ def write_rows(
     total, unit = (config.most_tokens or 0, "tokens") if limited else (n_bytes, "bytes")
     with ExitStack() as stack:
         rows = {
-            split: stack.enter_context(RowFile(folder / f"{split}.npy", config.row_length, dtype, pad_id))
+            split: stack.enter_context(RowFile(folder / ROW_FILES[split], config.row_length, dtype, pad_id))
             for split in SPLITS
         }
         bar = stack.enter_context(screen.bar("writing rows", total, unit))
@@ -207,7 +211,7 @@ def _training_texts(config: TextConfig, screen: Screen, n_bytes: int) -> Iterato
 
 def _in_words(split: str, count: dict[str, Any]) -> str:
     return (
-        f"{split}.npy: {count['documents']:,} documents, {count['rows']:,} rows, {count['tokens']:,} tokens of "
+        f"{ROW_FILES[split]}: {count['documents']:,} documents, {count['rows']:,} rows, {count['tokens']:,} tokens of "
         f"{count['bytes_a_token']:.2f} bytes"
     )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sidrec.codec.prepare_text import REPORT, SPLITS, STAGE
+from sidrec.codec.prepare_text import REPORT, ROW_FILES, SPLITS, STAGE
 from sidrec.codec.row_file import dtype_of
 from sidrec.codec.word_pieces import read_word_pieces
 from sidrec.pipeline.arrays import read_npy
@@ -51,7 +52,7 @@ class TextRows:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / REPORT} is damaged ({error!r}); run `{COMMAND} --overwrite true`.") from error
         assert min(n_bytes) >= 0
-        rows = {split: read_rows(folder / f"{split}.npy", shapes[split], len(tokenizer)) for split in SPLITS}
+        rows = {split: read_rows(folder / ROW_FILES[split], shapes[split], len(tokenizer)) for split in SPLITS}
         return cls(folder, tokenizer, rows, counts)
 
     @property
@@ -78,9 +79,9 @@ class TextRows:
         """Tokens of a split's rows without the padding."""
         return int(self.counts[split]["tokens"])
 
-    def texts(self, rows: np.ndarray) -> list[str]:
-        """What rows of tokens say; padding and the ends of documents say nothing."""
-        return self.tokenizer.batch_decode(np.asarray(rows).tolist(), skip_special_tokens=True)
+    def texts(self, rows: Iterable[np.ndarray]) -> list[str]:
+        """What rows of tokens say, of whatever length; padding and the ends of documents say nothing."""
+        return self.tokenizer.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
 
 
 def read_rows(path: Path, shape: tuple[int, int], vocabulary: int) -> np.ndarray:

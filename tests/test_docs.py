@@ -227,7 +227,7 @@ def is_command(word: str) -> bool:
     program, *words = word.split()
     if program not in PROGRAMS:
         return False
-    if program == "sidrec" and words[:1] == ["codec"] and words[1:2]:
+    if program == "sidrec" and words[0:1] == ["codec"] and words[1:2] not in ([], ["--help"]):
         return words[1] in WORDS and (len(words) == 2 or is_flag(" ".join(words[2:])))
     if program == "sidrec" and words:
         return words[0] in COMMANDS and (len(words) == 1 or is_flag(" ".join(words[1:])))

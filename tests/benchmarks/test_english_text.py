@@ -46,10 +46,15 @@ def test_pod_is_its_paragraphs_without_marks(tmp_path: Path) -> None:
 
 
 def test_a_dictionary_is_its_entries(tmp_path: Path) -> None:
-    text = 'Abbey \\Ab"bey\\, n. [OE.]\n   A {monastery} or\n   a church.\n   [1913 Webster]\n\nAbbot \\Ab"bot\\, n.\n   Its head.\n'
+    text = 'Abbey \\Ab"bey\\, n. [OE.]\n   A {monastery} or\n   a church.\n   [1913 Webster]\n\n'
+    text += 'Abbot \\Ab"bot\\, n.\n   Its head.\n\nabbot\n\n   <word> Short.\n'
     (tmp_path / "d.dict.dz").write_bytes(gzip.compress(text.encode("latin-1")))
     (paragraphs,) = dictionary_entries(tmp_path / "d.dict.dz")
-    assert words_of(paragraphs) == ["Abbey , n. [OE.] A monastery or a church.", "Abbot , n. Its head."]
+    assert words_of(paragraphs) == [
+        "Abbey , n. [OE.] A monastery or a church.",
+        "Abbot , n. Its head.",
+        "abbot <word> Short.",
+    ]
 
 
 def test_paragraphs_are_cut_into_documents_and_nothing_is_lost() -> None:

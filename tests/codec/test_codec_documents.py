@@ -111,7 +111,7 @@ def test_what_is_too_long_is_refused_before_it_is_read(tmp_path: Path, monkeypat
 def test_a_missing_source_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         files_of(tmp_path / "absent")
-    with pytest.raises(InputError, match="holds no file of .txt"):
+    with pytest.raises(InputError, match=r"holds no file of \.txt"):
         files_of(tmp_path)
 
 

@@ -103,7 +103,7 @@ def test_rows_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, wor
 
 def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.npy").write_bytes(b"\x93NUMPY and no more")
-    with pytest.raises(InputError, match="cannot be read as an .npy file"):
+    with pytest.raises(InputError, match=r"cannot be read as an \.npy file"):
         read_rows(tmp_path / "rows.npy", (3, 4), 300)
     np.save(tmp_path / "rows.npy", np.full((3, 4), 299, dtype=np.uint16))
     assert read_rows(tmp_path / "rows.npy", (3, 4), 300).shape == (3, 4)
