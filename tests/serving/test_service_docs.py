@@ -46,12 +46,12 @@ def test_every_example_is_answered(tmp_path: Path) -> None:
     store = Store.open(str(tmp_path / "store.db"))
     bundles = tmp_path / "bundles"
     service = Service(run / "bundle", store, Limits(), bundles=bundles, beside=bundles / "next")
-    answers = {}
+    answers = {}  # of several examples of a route the first
     with TestClient(create_app(service), URL) as client:
         for method, address, body, headers in calls():
             answer = client.request(method, address, content=body, headers=headers)
             assert answer.status_code == 200, (address, answer.text)
-            answers[method, address.removeprefix(URL)] = answer
+            answers.setdefault((method, address.removeprefix(URL)), answer)
     lists = json.loads(answers["POST", "/recommend"].text)["lists"]
     assert [len(each["items"]) for each in lists] == [3, 10]
     assert answers["POST", "/items"].json()["added"] == 1

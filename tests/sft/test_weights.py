@@ -115,26 +115,29 @@ sys.modules["sidrec"] = None  # not even where it is installed
 import torch
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM
-adapter, merged = sys.argv[1:]
 ids = torch.arange(40)[None]
-with torch.no_grad():
-    wanted = AutoModelForCausalLM.from_pretrained(merged)(ids).logits
-    logits = AutoPeftModelForCausalLM.from_pretrained(adapter)(ids).logits
-torch.testing.assert_close(logits, wanted[..., : logits.shape[-1]], rtol=0, atol=1e-5)
+for folder in sys.argv[1:]:
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
+        logits = AutoPeftModelForCausalLM.from_pretrained(folder + "/adapter")(ids).logits
+    torch.testing.assert_close(logits, wanted[..., : logits.shape[-1]], rtol=0, atol=1e-5)
 """
 
 
-@pytest.mark.parametrize(("method", "kind"), [("lora", "tied"), ("lora", "untied"), ("sid_rows", "tied")])
-def test_an_adapter_is_small_and_plain_peft_loads_it_on_the_original_model(tmp_path, method, kind):
-    run_dir = make_run_dir(tmp_path / "run")
-    flags = CHANGED | start_from(kind, tmp_path / "pretrained") | {"train_weights": method}
-    run_stage(train, run_dir, max_steps=4, **flags)
-    adapter = run_dir / "sft" / "adapter"
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:
-        names = list(file.keys())
-    assert names
-    assert not [name for name in names if name.endswith(("embed_tokens.weight", "lm_head.weight"))], "the base's rows"
-    command = [sys.executable, "-c", PLAIN_PEFT, str(adapter), str(run_dir / "sft")]
+def test_an_adapter_is_small_and_plain_peft_loads_it_on_the_original_model(tmp_path):
+    folders = []
+    for method, kind in (("lora", "tied"), ("lora", "untied"), ("sid_rows", "tied")):
+        run_dir = make_run_dir(tmp_path / f"{method}_{kind}")
+        flags = CHANGED | start_from(kind, tmp_path / f"pretrained_{method}_{kind}") | {"train_weights": method}
+        run_stage(train, run_dir, max_steps=4, **flags)
+        folders.append(run_dir / "sft")
+        with safe_open(folders[-1] / "adapter" / "adapter_model.safetensors", framework="pt") as file:
+            names = list(file.keys())
+        assert names
+        assert not [name for name in names if name.endswith(("embed_tokens.weight", "lm_head.weight"))], (
+            "the base's rows"
+        )
+    command = [sys.executable, "-c", PLAIN_PEFT, *map(str, folders)]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
 
