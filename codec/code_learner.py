@@ -52,7 +52,7 @@ class CodedText:
 
     def save(self, path: Path) -> None:
         """One .npz file, atomically."""
-        arrays = {"codes": self.codes, "n_latents": self.n_latents}
+        arrays: dict[str, Any] = {"codes": self.codes, "n_latents": self.n_latents}
         if self.latents is not None:
             arrays["latents"] = self.latents
         path.parent.mkdir(parents=True, exist_ok=True)

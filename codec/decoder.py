@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sidrec.codec.backbone import Backbone
 from sidrec.codec.encoder import TextEncoder
-from sidrec.codec.layers import Doubling, SwiGLUTransformerLayer
+from sidrec.codec.layers import Doubling, Halving, SwiGLUTransformerLayer
 from sidrec.codec.settings import CodecNetworkSettings
 
 
@@ -35,6 +35,7 @@ class TextDecoder(nn.Module):
         self.project.weight.copy_(encoder.project.weight.T)
         for doubling, halving in zip(self.doublings, reversed(encoder.halvings), strict=True):
             assert isinstance(doubling, Doubling)
+            assert isinstance(halving, Halving)
             doubling.undo(halving)
 
     def forward(self, latents: Tensor, n_latents: Tensor | None = None) -> Tensor:

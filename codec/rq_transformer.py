@@ -58,6 +58,7 @@ class RQTransformer(nn.Module):
             self.register_buffer(f"codebook_{level}", book.detach().clone().float())
         latent_dim = codebooks[0].shape[1]
         scale = torch.stack([book.float().square().mean() for book in codebooks]).sum().sqrt().clamp_min(1e-6)
+        self.unit: Tensor
         self.register_buffer("unit", scale)  # a latent's usual size, by which inputs are divided
         self.project = nn.Linear(latent_dim, settings.width, bias=False)
         self.to_depth = nn.Linear(latent_dim, settings.width, bias=False)

@@ -45,7 +45,8 @@ class StepLoss:
 class Learner(Protocol):
     """What is trained: its network, its loss on some rows, and its figures on valid."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module: ...
 
     def loss(self, network: nn.Module, rows: np.ndarray, rng: np.random.Generator) -> StepLoss:
         """network: `self.network`, as accelerate has wrapped it. rows: numbers of training rows."""
