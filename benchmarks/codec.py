@@ -43,8 +43,9 @@ CODECS = {
     "8x": "--compression 8",
     "4x, 9 bits": "--codebook_sizes 512 512 512 512",
     "4x, no quantizer": "--quantize false",
-    "4x, falling sizes": "--codebook_sizes 16384 8192 2048 512 --threshold_ema_dead_code 0",
+    "4x, falling sizes": "--codebook_sizes 8192 8192 2048 2048",
     "4x, 6 levels of 256": "--codebook_sizes 256 256 256 256 256 256",
+    "4x, sizes by gain": "--codebook_sizes 16384 16384 16384 16384 --size_gain 0.02",
     "4x, kernels of 4": "--kernel_size 4",
 }
 MODELLED = ("4x", "8x")  # whose codes get models

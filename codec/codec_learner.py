@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sidrec.codec.backbone import PretrainedBackbone
+from sidrec.codec.level_sizes import sizes_by_gain
 from sidrec.codec.reconstruction import reconstruct
 from sidrec.codec.rq_vae import RQVAE
 from sidrec.codec.training import StepLoss, batch_of, pieces
@@ -27,9 +28,19 @@ class CodecLearner:
 
     def start(self, seed: int) -> None:
         """Let the codebooks begin as k-means of latents, drawn by the seed, and so the same in every process."""
-        if not self.codec.settings.quantize:
-            return
-        rng = np.random.default_rng([seed, 0])
+        if self.codec.settings.quantize:
+            rng = np.random.default_rng([seed, 0])
+            self.codec.quantizer.start(self.some_latents(rng), rng)
+
+    def size_levels(self, seed: int) -> None:
+        """Give every level as many codes as pay by `size_gain`, where that is set."""
+        settings = self.codec.settings
+        if settings.quantize and settings.size_gain > 0:
+            rng = np.random.default_rng([seed, 1])
+            self.codec.resize(sizes_by_gain(self.some_latents(rng), settings.codebook_sizes, settings.size_gain, rng))
+
+    def some_latents(self, rng: np.random.Generator) -> Tensor:
+        """Latents [n, e] of drawn rows of train, START_LATENTS_A_CODE for every code of the largest level at least."""
         wanted = START_LATENTS_A_CODE * max(self.codec.quantizer.sizes)
         n_rows = min(len(self.train), -(-wanted // self.codec.n_latents(self.train.shape[1])))
         rows = self.train[np.sort(rng.choice(len(self.train), n_rows, replace=False))]
@@ -41,7 +52,7 @@ class CodecLearner:
                 of_rows = self.codec.encoder(ids, lengths)
                 places = torch.arange(of_rows.shape[1], device=device)
                 latents.append(of_rows[places < self.codec.latent_lengths(lengths)[:, None]])
-        self.codec.quantizer.start(torch.cat(latents), rng)
+        return torch.cat(latents)
 
     def loss(self, network: nn.Module, rows: np.ndarray, rng: np.random.Generator) -> StepLoss:
         ids, lengths = batch_of(self.train[rows], next(self.codec.parameters()).device, self.codec.pad)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,12 @@ class RQVAE(nn.Module):
         self.decoder = TextDecoder(decoding, width, network)
         self.decoder.undo(self.encoder)
         self.quantizer = ResidualQuantizer(network.latent_dim, quantizer, rows_per_step)
+        self.rows_per_step = rows_per_step
+
+    def resize(self, sizes: list[int]) -> None:
+        """New codebooks of these sizes, not yet started."""
+        self.settings = replace(self.settings, codebook_sizes=sizes)
+        self.quantizer = ResidualQuantizer(self.network.latent_dim, self.settings, self.rows_per_step)
 
     @property
     def compression(self) -> int:

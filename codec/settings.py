@@ -92,6 +92,13 @@ class CodecQuantizerSettings:
     commitment_weight: float = field(
         default=0.25, metadata={"help": "Weight of the commitment loss, the mean over levels.", "rare": True}
     )
+    size_gain: float = field(
+        default=0.0,
+        metadata={
+            "help": "Above 0, codebook_sizes are the most, and a level's codebook doubles while a doubling takes at least this share off "
+            "what is left of the latents' variance, such as 0.05."
+        },
+    )
     quantize: bool = field(default=True, metadata={"help": "False: no quantizer, which is the ceiling of accuracy."})
 
     def __post_init__(self) -> None:
@@ -102,9 +109,13 @@ class CodecQuantizerSettings:
             )
         if self.share_codebooks and len(set(sizes)) > 1:
             raise InputError(f"codebook_sizes is {sizes}; a shared codebook has one size for all levels.")
-        for name in ("ema_decay", "threshold_ema_dead_code", "commitment_weight"):
+        for name in ("ema_decay", "threshold_ema_dead_code", "commitment_weight", "size_gain"):
             check_least(self, name, 0.0)
         check_least(self, "reset_every", 1)
+        if self.size_gain >= 1 or (self.size_gain > 0 and self.share_codebooks):
+            raise InputError(
+                f"size_gain is {self.size_gain:g}; it is a share below 1, of levels that have a codebook each (share_codebooks false)."
+            )
         if self.ema_decay >= 1:
             raise InputError(f"ema_decay is {self.ema_decay:g}; give a share below 1, such as 0.99.")
 

@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     latents_a_step = training.batch_size * text.row_length // network.compression
     codec = RQVAE(network, quantizer, text.vocabulary_size, latents_a_step, text.pad_id)
     learner = CodecLearner(codec, text.rows["train"], text.rows["valid"][: training.valid_rows])
+    learner.size_levels(training.seed)
     with building_together(stage, training.overwrite) as folder, screen.logging_to(folder / "log.txt"):
         loop = CodecTraining(learner, len(text.rows["train"]), training, folder, screen, training.frozen_steps)
         curve = loop.run(lambda: learner.start(training.seed))
