@@ -1,4 +1,4 @@
-"""How many codes a level is worth: its codebook doubles while a doubling takes enough off what is left of the latents.
+"""How many codes a level is worth: its codebook doubles while a doubling takes enough off what is left.
 
 The design document asks whether a level's size can follow the information that it gains. A doubling costs one bit a latent; what it gains is
 the share that it takes off the variance left: at rate-distortion's best 1 - 2^(-2/n), for a Gaussian source of n dimensions.

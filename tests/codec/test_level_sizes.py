@@ -28,7 +28,7 @@ def clusters(n_coarse: int, seed: int = 0) -> torch.Tensor:
 
 def test_a_level_stops_where_its_clusters_are_told_apart() -> None:
     sizes = sizes_by_gain(clusters(64), [1024, 1024], 0.3, np.random.default_rng(0))
-    assert 64 <= sizes[0] <= 256  # k-means from drawn vectors finds 64 places with some more codes
+    assert 64 <= sizes[0] <= 512  # k-means from drawn vectors needs more codes than there are places to meet all
     assert sizes[1] == LEAST_SIZE  # of noise no doubling takes so much off, 1 - 2^(-2/8) at best
 
 
