@@ -172,7 +172,8 @@ def prune(bundle: Path, newest: int) -> int:
             _record(bundle, [version for version in made if version in stay], current)
         numbers = {version.number for version in stay}
         for folder in (bundle / FOLDER).glob("[0-9]*"):
-            if int(folder.name) not in numbers:
+            ours = folder.name.isdecimal() and folder.is_dir() and int(folder.name) <= made[-1].number + 1
+            if ours and int(folder.name) not in numbers:  # a folder of another name or number is somebody else's
                 shutil.rmtree(folder)
         return len(made) - len(numbers)
 

@@ -194,12 +194,16 @@ def test_old_versions_are_pruned_and_never_the_current_one(bundle: Path, capsys:
     for number in range(6):  # versions 2 to 7
         call(remove_items.main, f"i{number}", "--bundle", bundle)
     call(catalogue.main, "--bundle", bundle, "--rollback", "3")
+    strangers = [bundle / "catalogue" / name for name in ("2024", "3 old")]
+    for folder in strangers:
+        folder.mkdir()
     for _ in range(2):  # the second time there is nothing to delete
         call(catalogue.main, bundle, "--prune", "2")
     said = capsys.readouterr().out
     assert "catalogue: 3 versions deleted" in said
     assert "catalogue: 0 versions deleted" in said
     made, current = versions.versions(bundle)
+    assert all(folder.is_dir() for folder in strangers)
     assert ([version.number for version in made], current) == ([1, 3, 6, 7], 3)
     assert sorted(path.name for path in (bundle / "catalogue").glob("0*")) == ["0003", "0006", "0007"]
     assert len(Bundle.load(bundle).recommender.catalogue.snapshot.codes) == 62
