@@ -65,7 +65,8 @@ class CodecBenchmarkConfig:
     rows: list[str] = field(default_factory=lambda: list(CODECS), metadata={"help": f"Codecs: {', '.join(CODECS)}."})
     test_rows: int = field(default=512, metadata={"help": "Rows of test text that are measured."})
     steps: int = field(default=300, metadata={"help": "Training steps of every codec."})
-    model_steps: int = field(default=400, metadata={"help": "Training steps of every model of codes or tokens."})
+    model_steps: int = field(default=400, metadata={"help": "Training steps of the models of codes, of 32 rows each."})
+    token_steps: int = field(default=250, metadata={"help": "Training steps of the token model, of 8 rows each."})
     threads: int = field(default=1, metadata={"help": "Processor threads."})
     json: bool = field(default=True, metadata={"help": "The last line is one JSON object."})
 
@@ -157,7 +158,7 @@ def floor_of(train: np.ndarray, test: np.ndarray, vocabulary: int) -> Row:
 def models_row(bench: Bench, name: str) -> Row:
     """Of one codec: the RQ-Transformer, a flat one of as many layers, a token model of as many parameters; what they say and how fast."""
     steps = bench.config.model_steps
-    made_from = bench.parameters_of_training() | {"model_steps": steps}
+    made_from = bench.parameters_of_training() | {"model_steps": steps, "token_steps": bench.config.token_steps}
     return bench.row(f"models of {name}", made_from, lambda: measure_models(bench, name, steps))
 
 
@@ -166,7 +167,9 @@ def measure_models(bench: Bench, name: str, steps: int) -> Row:
     flags = ["--config", "configs/codec_transformer/tiny.yaml", "--training_steps", str(steps)]
     rq_seconds = run_stage([TRANSFORMER, *flags], run_dir, bench.config.threads)
     codec, model = RQVAE.load(run_dir / "codec"), RQTransformer.load(run_dir / "codec_transformer")
-    settings = CodecTrainingSettings(training_steps=steps, batch_size=32, learning_rate=1e-3, valid_rows=64)
+    settings = CodecTrainingSettings(
+        training_steps=steps, batch_size=32, learning_rate=1e-3, evaluate_every=1000, valid_rows=64
+    )
     quiet = Screen("peers", quiet=True)
     test = CodedText.of(codec, bench.test, quiet)
     exists = torch.arange(test.codes.shape[1]) < torch.from_numpy(test.n_latents)[:, None]
@@ -186,14 +189,12 @@ def measure_models(bench: Bench, name: str, steps: int) -> Row:
     writing = n_parameters(model) + n_parameters(codec.decoder)
     tokens = token_model_of(writing, bench.text.vocabulary_size)
     seconds_of_all = rq_seconds + read_row(bench, name)["cpu_seconds"]
-    token_seconds = trained(
-        TokenLearner(tokens, bench.text.rows["train"], bench.text.rows["valid"][:64]),
-        len(bench.text.rows["train"]),
-        settings,
-        quiet,
-        run_dir / "token",
+    token_settings = CodecTrainingSettings(
+        training_steps=bench.config.token_steps, batch_size=8, learning_rate=1e-3, evaluate_every=1000, valid_rows=64
     )
-    token_nats = TokenLearner(tokens, bench.text.rows["train"], bench.test).measure()["loss"]
+    train, valid = bench.text.rows["train"], bench.text.rows["valid"][:64]
+    token_seconds = trained(TokenLearner(tokens, train, valid), len(train), token_settings, quiet, run_dir / "token")
+    token_nats = TokenLearner(tokens, train, bench.test).measure()["loss"]
     row: Row = {
         "codec": name,
         "rq_nats": rq_nats,

@@ -1,7 +1,7 @@
 """How many codes a level is worth: its codebook doubles while a doubling takes enough off what is left.
 
-The design document asks whether a level's size can follow the information that it gains. A doubling costs one bit a latent; what it gains is
-the share that it takes off the variance left: 1 - 2^(-2/n) at best, for a Gaussian source of n dimensions.
+The design document asks whether a level's size can follow the information that it gains. A doubling costs one bit a latent; what it gains
+is the share that it takes off the variance left: 1 - 2^(-2/n) at best, for a Gaussian source of n dimensions.
 """
 
 from __future__ import annotations
