@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sidrec.codec.layers import SwiGLUTransformerLayer
 from sidrec.codec.settings import CodecNetworkSettings
 from sidrec.decoding.rq_transformer.blocks import KeyValues
+from sidrec.pipeline.errors import InputError
+from sidrec.sft.backbone import folder_of
+from sidrec.sft.unsharded import load_whole
 
 
 class ScratchBackbone(nn.Module):
@@ -87,6 +90,12 @@ def backbones(
         encoding, decoding = (ScratchBackbone(table, settings, writes=writes) for writes in (False, True))
         return encoding, decoding, settings.hidden_size
     models = [language_model(settings.model_name_or_path, configuration) for _ in range(2)]
+    n_read = models[0].get_input_embeddings().num_embeddings
+    if n_read < vocabulary:
+        raise InputError(
+            f"{settings.model_name_or_path} reads {n_read:,} tokens, and the text has a vocabulary of {vocabulary:,}; make the text by "
+            f"`sidrec codec text --tokenizer {settings.model_name_or_path}`."
+        )
     inputs, outputs = (models[0].get_input_embeddings(), models[0].get_output_embeddings())
     if inputs.weight is not outputs.weight:  # the encoder makes no logits, the decoder reads no tokens
         outputs.requires_grad_(False)
@@ -95,10 +104,18 @@ def backbones(
 
 
 def language_model(name: str, configuration: dict[str, Any] | None) -> PreTrainedModel:
-    """The model of that name or folder in float32; with a configuration, one of that architecture, not yet filled."""
-    if configuration is None:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32)
-    from transformers import AutoConfig
+    """The model of that name or folder in float32; with a configuration, one of that architecture, not yet filled.
 
-    fields = dict(configuration)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    Raises InputError when it cannot be loaded.
+    """
+    if configuration is not None:
+        fields = dict(configuration)
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields))
+    load_whole()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder_of(name), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"model_name_or_path={name!r} cannot be loaded ({reason}); give a hub name or a local folder."
+        ) from error
