@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from run_dirs import save_pretrained
+from run_dirs import WORDS, save_pretrained
 
 from sidrec.__main__ import main
 from sidrec.codec import train_vae
@@ -17,7 +17,10 @@ from sidrec.codec.settings import CodecNetworkSettings, CodecQuantizerSettings
 from sidrec.codec.training import batch_of
 from sidrec.pipeline.errors import InputError
 
-FLAGS = "--latent_dim 16 --num_attention_heads 2 --codebook_sizes 8 8 --training_steps 4 --batch_size 4 --warmup_steps 1 --learning_rate 0.01"
+FLAGS = {
+    "latent_dim": 16, "num_attention_heads": 2, "codebook_sizes": "8 8", "training_steps": 4, "batch_size": 4, "warmup_steps": 1,
+    "learning_rate": 0.01, "frozen_steps": 4,
+}  # fmt: skip
 
 
 def codec_around(folder: Path, tied: bool) -> RQVAE:
@@ -55,15 +58,15 @@ def test_every_weight_that_can_move_has_a_gradient(tmp_path: Path, tied: bool) -
 def test_it_is_trained_frozen_first_and_loaded_without_the_models_folder(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     save_pretrained(folder, "Llama")
-    words = [word for word in json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"] if word.isalpha()]
     rng = np.random.default_rng(0)
-    lines = [json.dumps({"text": " ".join(rng.choice(words, 9))}) for _ in range(60)]
+    lines = [json.dumps({"text": " ".join(rng.choice(WORDS[2:], 9))}) for _ in range(60)]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines) + "\n")
     run = ["--run_dir", str(tmp_path / "run")]
     text = ["--tokenizer", str(folder), "--row_length", "8", "--valid_share", "0.2", "--test_share", "0.2"]
     main(["codec", "text", "--documents", str(tmp_path / "corpus.jsonl"), *text, *run])
     before = RQVAE(CodecNetworkSettings(str(folder)), CodecQuantizerSettings([8]), 10)
-    train_vae.main([*FLAGS.split(), "--model_name_or_path", str(folder), "--frozen_steps", "4", *run])
+    flags = [word for name, value in FLAGS.items() for word in (f"--{name}", *str(value).split())]
+    train_vae.main([*flags, "--model_name_or_path", str(folder), *run])
     (folder / "model.safetensors").unlink()
     codec = RQVAE.load(tmp_path / "run" / "codec")
     for part in ("encoder", "decoder"):
