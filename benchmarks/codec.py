@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 
@@ -117,6 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
     floor = floor_of(bench.text.rows["train"], bench.test, bench.text.vocabulary_size)
     models = [models_row(bench, name) for name in config.rows if name in MODELLED]
     print_tables(console, codecs, models, floor)
+    draw(codecs, models, floor, config.work_dir / "codec.png")
     print_figures(last_line(codecs, models, floor))
 
 
@@ -331,6 +333,37 @@ def print_tables(console: Console, codecs: Sequence[Row], models: Sequence[Row],
     table = [[name, *(f"{row[name]:,.4g}" for row in models)] for name in names]
     if table:
         console.print("\n" + markdown(["model", *(row["codec"] for row in models)], table))
+
+
+def draw(codecs: Sequence[Row], models: Sequence[Row], floor: Row, path: Path) -> None:
+    """What comes back for how many bits, and how fast text is written for what comes back."""
+    figure = Figure((9, 3.4), layout="constrained")
+    bits, speed = figure.subplots(1, 2)
+    points = [("no code", 0.0, floor["accuracy"])]
+    points += [
+        (row["codec"], row["bits"], row["accuracy"])
+        for row in codecs
+        if math.isfinite(row["bits"]) and row["seed"] == 0
+    ]
+    for name, place, accuracy in points:
+        bits.plot(place, 100 * accuracy, "o", color="#2f7d5b")
+        bits.annotate(name, (place, 100 * accuracy), xytext=(5, -3), textcoords="offset points", fontsize=8)
+    bits.set(xlabel="bits a token", ylabel="% of tokens that come back", ylim=(0, 104), xlim=(-1, 29))
+    for row in models:
+        accuracy = next(codec["accuracy"] for codec in codecs if (codec["codec"], codec["seed"]) == (row["codec"], 0))
+        for batch, mark in zip(BATCHES, "os", strict=True):
+            speed.plot(row[f"speed_{batch}"], 100 * accuracy, mark, color="#2f6fa8")
+            label = f"{row['codec']}, batch {batch}"
+            place = (row[f"speed_{batch}"], 100 * accuracy)
+            speed.annotate(label, place, xytext=(5, -3), textcoords="offset points", fontsize=8)
+    speed.axvline(1, color="#999999", linewidth=1)
+    speed.set(
+        xlabel="times as fast as a token model of as many parameters",
+        ylabel="% of tokens that come back",
+        ylim=(0, 104),
+    )
+    speed.set_xlim(0, 1.5 * max([1.0, *(row[f"speed_{batch}"] for row in models for batch in BATCHES)]))
+    figure.savefig(path, dpi=110)
 
 
 def last_line(codecs: Sequence[Row], models: Sequence[Row], floor: Row) -> Row:

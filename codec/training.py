@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -179,6 +180,7 @@ def join_processes() -> None:
 
 def accelerator_of(settings: CodecTrainingSettings) -> Accelerator:
     """Of this process; under DeepSpeed told the batch, which no data loader tells it."""
+    os.environ["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = "1"  # where a launcher's config says `auto`
     accelerator = Accelerator(mixed_precision="bf16" if settings.bf16 else "no", cpu=not torch.cuda.is_available())
     plugin = accelerator.state.deepspeed_plugin
     if plugin is not None:

@@ -102,6 +102,7 @@ def test_a_short_run_prints_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
         benchmark.main([*flags, "--rows", "4x, no quantizer"])
     first, second = (line for line in capsys.readouterr().out.splitlines() if line.startswith("{"))
     assert first == second
+    assert (tmp_path / "work" / "codec.png").stat().st_size > 1000
     figures = json.loads(first)
     assert figures["ceiling_4x"] > 0.9
     assert 0 < figures["floor_4x"] < figures["ceiling_4x"]
