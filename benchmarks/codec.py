@@ -354,8 +354,8 @@ def draw(codecs: Sequence[Row], models: Sequence[Row], floor: Row, path: Path) -
         for batch, mark in zip(BATCHES, "os", strict=True):
             speed.plot(row[f"speed_{batch}"], 100 * accuracy, mark, color="#2f6fa8")
             label = f"{row['codec']}, batch {batch}"
-            place = (row[f"speed_{batch}"], 100 * accuracy)
-            speed.annotate(label, place, xytext=(5, -3), textcoords="offset points", fontsize=8)
+            point = (row[f"speed_{batch}"], 100 * accuracy)
+            speed.annotate(label, point, xytext=(5, -3), textcoords="offset points", fontsize=8)
     speed.axvline(1, color="#999999", linewidth=1)
     speed.set(
         xlabel="times as fast as a token model of as many parameters",
