@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sidrec.codec.layers import SwiGLUTransformerLayer
 from sidrec.codec.settings import CodecNetworkSettings
-from sidrec.decoding.rq_transformer.blocks import KeyValues
 from sidrec.pipeline.errors import InputError
 from sidrec.sft.backbone import folder_of
 from sidrec.sft.unsharded import load_whole
@@ -40,10 +39,10 @@ class ScratchBackbone(nn.Module):
         """[B, T, H] of input_ids int64 [B, T]. exists: bool [B, T], tokens that are no padding."""
         return self.over(self.table(input_ids), exists)
 
-    def over(self, hidden: Tensor, exists: Tensor | None = None, caches: list[KeyValues] | None = None) -> Tensor:
+    def over(self, hidden: Tensor, exists: Tensor | None = None) -> Tensor:
         """hidden, and what is returned: [B, T, H]."""
-        for place, layer in enumerate(self.layers):
-            hidden = layer(hidden, exists, caches[place] if caches else None)
+        for layer in self.layers:
+            hidden = layer(hidden, exists)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class PretrainedBackbone(nn.Module):
         body: Any = self.model.base_model
         return body(input_ids=input_ids, use_cache=False).last_hidden_state
 
-    def over(self, hidden: Tensor, exists: Tensor | None = None, caches: list[KeyValues] | None = None) -> Tensor:
+    def over(self, hidden: Tensor, exists: Tensor | None = None) -> Tensor:
         """hidden, and what is returned: [B, T, H]."""
         body: Any = self.model.base_model
         return body(inputs_embeds=hidden, use_cache=False).last_hidden_state

@@ -71,7 +71,10 @@ class Halving(nn.Module):
         """[B, T / 2, H] of hidden [B, T, H], T even."""
         assert hidden.shape[1] % 2 == 0, f"{hidden.shape[1]} positions"
         padded = functional.pad(hidden.transpose(1, 2), (self.left, self.right))
-        return self.refinement(self.convolution(padded).transpose(1, 2))
+        halved = self.convolution(padded).transpose(1, 2)
+        kernel_size = self.left + self.right + 2
+        assert halved.shape[1] == convolved_length(hidden.shape[1], self.left + self.right, kernel_size)
+        return self.refinement(halved)
 
 
 class Doubling(nn.Module):

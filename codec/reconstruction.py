@@ -25,11 +25,6 @@ class Reconstructed:
     perplexity: list[float]
     dead: list[int]
 
-    def figures(self) -> dict[str, float]:
-        """By name; perplexities as their share of the level's codes would need the sizes, so as they are."""
-        levels = {f"perplexity_{level}": value for level, value in enumerate(self.perplexity, 1)}
-        return {"accuracy": self.accuracy, "cross_entropy": self.cross_entropy} | levels
-
 
 @torch.no_grad()
 def reconstruct(codec: RQVAE, rows: np.ndarray, advance: Callable[[int], None] | None = None) -> Reconstructed:
