@@ -26,6 +26,7 @@ WORDS = {
     "encode": Word("sidrec.codec.encode_text", "print the codes of a text"),
     "decode": Word("sidrec.codec.decode_codes", "print the text of codes"),
     "complete": Word("sidrec.codec.complete_text", "go on from a prompt in latent space"),
+    "items": Word("sidrec.codec.item_latents", "write a run's items as vectors and codes, and what the codes say"),
 }
 
 

@@ -16,7 +16,7 @@ class TextDecoder(nn.Module):
 
     def __init__(self, backbone: Backbone, width: int, settings: CodecNetworkSettings) -> None:
         super().__init__()
-        self.backbone, self.causal, self.compression = backbone, settings.causal, settings.compression
+        self.backbone, self.causal = backbone, settings.causal
         self.latent_layers = nn.ModuleList(
             SwiGLUTransformerLayer(
                 settings.latent_dim, settings.num_attention_heads, settings.dropout, causal=settings.causal
@@ -47,7 +47,7 @@ class TextDecoder(nn.Module):
             latents = layer(latents, exists)
         hidden = self.project(latents)
         for doubling in self.doublings:
+            if exists is not None:  # a longer kernel would read what stands behind a row's end
+                hidden, exists = hidden * exists[..., None], exists.repeat_interleave(2, 1)
             hidden = doubling(hidden)
-        if exists is not None:
-            exists = exists.repeat_interleave(self.compression, 1)
         return self.backbone.logits(self.backbone.over(hidden, exists))

@@ -68,9 +68,10 @@ def test_the_decoder_of_a_causal_codec_writes_a_start_that_stays() -> None:
     assert torch.allclose(codec.decoder(vectors)[:, :12], codec.decoder(vectors[:, :3]), atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_size", [2, 4])
 @pytest.mark.parametrize("causal", [True, False])
-def test_padding_changes_nothing(causal: bool) -> None:
-    codec = small_codec(causal=causal)
+def test_padding_changes_nothing(causal: bool, kernel_size: int) -> None:
+    codec = small_codec(causal=causal, kernel_size=kernel_size)
     rows = token_rows(2, 13)
     rows[1, 6:] = 0
     ids, lengths = batch_of(rows, torch.device("cpu"))
