@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.ranges import check_least
+from sidrec.tokenizer.autoencoders.settings import check_share
 
 
 @dataclass
@@ -29,6 +30,7 @@ class RQTransformerSettings:
             check_least(self, name, 1)
         for name in ("transformer_dropout", "code_temperature"):
             check_least(self, name, 0.0)
+        check_share(self, "transformer_dropout")
         if self.width % (2 * self.heads):
             raise InputError(
                 f"width is {self.width}; give a multiple of {2 * self.heads}, so that heads have an even width."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.ranges import check_least
+from sidrec.tokenizer.autoencoders.settings import check_share
 
 
 @dataclass
@@ -50,6 +51,7 @@ class CodecNetworkSettings:
         for name, least in (("compression", 2), ("kernel_size", 2)):
             check_least(self, name, least)
         check_least(self, "dropout", 0.0)
+        check_share(self, "dropout")
         if self.compression & (self.compression - 1):
             raise InputError(f"compression is {self.compression}; every convolution halves, so give 2, 4, 8, 16, ….")
         if self.kernel_size % 2:

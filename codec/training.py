@@ -79,6 +79,10 @@ class CodecTraining:
                 f"batch_size is {settings.batch_size}, which {self.accelerator.num_processes} processes cannot share equally; "
                 "give a multiple."
             )
+        if n_rows < settings.batch_size:
+            raise InputError(
+                f"batch_size is {settings.batch_size}, and there are {n_rows} rows of training text; lower it, or give more text."
+            )
         self.batches = Batches(n_rows, settings.batch_size, settings.seed)
         self.folder = folder / CHECKPOINTS
         slow = {id(weight) for weight in learner.slow_weights()}

@@ -263,6 +263,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--compression", "3"], "every convolution halves"),
     (["--kernel_size", "3"], "even number"),
     (["--hidden_size", "30"], "multiple of"),
+    (["--dropout", "1"], "share below 1"),
     (["--causal", "false", "--model_name_or_path", "gpt2"], "is causal"),
 ]
 
@@ -271,6 +272,12 @@ REFUSED: list[tuple[list[str], str]] = [
 def test_impossible_settings_are_refused(flags: list[str], reason: str) -> None:
     with pytest.raises(InputError, match=reason):
         train_vae.main(flags)
+
+
+def test_too_large_a_batch_is_refused_before_the_first_step(text: Path, tmp_path: Path) -> None:
+    run_dir = copy_of(text, tmp_path / "run")
+    with pytest.raises(InputError, match="there are 277 rows of training text"):
+        train_vae.main([*flags_of(CODEC), "--batch_size", "278", "--run_dir", str(run_dir)])
 
 
 @pytest.mark.parametrize("run", [train_vae.main, train_transformer.main])
