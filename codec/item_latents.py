@@ -79,9 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows = tokens_of(codec, dataset.items["text"].fill_null("").to_list())
     latents = item_latents(codec.codec, rows, screen)
     texts = decoded_texts(codec, latents.codes, screen)
-    shares = shares_back(codec.tokenizer, dataset.items["title"].fill_null("").to_list(), texts)
+    titles = dataset.items["title"].fill_null("").to_list()
+    shares = shares_back(codec.tokenizer, titles, texts)
+    by_chance = shares_back(codec.tokenizer, titles, [*texts[1:], texts[0]])
     write(config.to, dataset, latents, texts, shares)
-    screen.summary("codec items", summary(config, latents, shares, codec.codec.quantizer.sizes))
+    screen.summary("codec items", summary(config, latents, shares, by_chance, codec.codec.quantizer.sizes))
 
 
 def refuse_stage_folder(folder: Path) -> None:
@@ -190,14 +192,24 @@ def write(
         meanings.write_csv(temporary, float_precision=4)
 
 
+def mean_share(shares: Sequence[float | None]) -> float | None:
+    """The mean over titles; None where no item has one."""
+    told = [share for share in shares if share is not None]
+    return sum(told) / len(told) if told else None
+
+
 def summary(
-    config: ItemsConfig, latents: ItemLatents, shares: Sequence[float | None], level_sizes: Sequence[int]
+    config: ItemsConfig,
+    latents: ItemLatents,
+    shares: Sequence[float | None],
+    by_chance: Sequence[float | None],
+    level_sizes: Sequence[int],
 ) -> list[str]:
-    """What came of it, and the command that reads each file."""
-    told, codes = [share for share in shares if share is not None], latents.first_codes
-    mean = "no item has a title"
-    if told:
-        mean = f"{sum(told) / len(told):.1%} of a title's word pieces come back, the mean of {len(told):,} titles"
+    """What came of it, and the command that reads each file. by_chance: shares of each title in the next item's text."""
+    codes, back, chance = latents.first_codes, mean_share(shares), mean_share(by_chance)
+    words = "no item has a title"
+    if back is not None:
+        words = f"{back:.1%} of a title's word pieces come back (mean; {chance:.1%} stand in the text of the next item, by chance)"
     tokenize = f"sidrec tokenize --run_dir {config.run_dir}"
     vectors = [
         f"{config.to / name}: {what}, vectors of length {latents.mean.shape[1]}; "
@@ -215,7 +227,7 @@ def summary(
         )
     made = any((config.run_dir / stage / MANIFEST).exists() for stage in ("embeddings", "sid"))
     again = [f"{config.run_dir} has been tokenized before: add --overwrite true"] * made
-    return [*vectors, of_codes, *again, f"{config.to / 'meanings.csv'}: {mean}"]
+    return [*vectors, of_codes, *again, f"{config.to / 'meanings.csv'}: {words}"]
 
 
 if __name__ == "__main__":

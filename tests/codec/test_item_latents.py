@@ -125,8 +125,14 @@ def test_the_summary_names_the_commands_that_read_the_files(
         main([*command, "--overwrite", "true"])
     given = np.load(run / "sid" / "codes_raw.npy")
     assert np.array_equal(given, np.load(to / "codes.npy"))
-    shares = pl.read_csv(to / "meanings.csv", glob=False)["title_share"]
-    assert f"{shares.mean():.1%} of a title's word pieces come back" in told
+    meanings = pl.read_csv(to / "meanings.csv", glob=False)
+    decoded, tokenizer = meanings["decoded"].fill_null("").to_list(), TextRows.open(codec_run).tokenizer
+    others = item_latents.shares_back(tokenizer, meanings["title"].to_list(), decoded[1:] + decoded[:1])
+    back, chance = f"{meanings['title_share'].mean():.1%}", f"{item_latents.mean_share(others):.1%}"
+    assert (
+        f"{back} of a title's word pieces come back (mean; {chance} stand in the text of the next item, by chance)"
+        in told
+    )
     made(run, codec_run, to)
     assert "add --overwrite true" in capsys.readouterr().out
 
@@ -184,6 +190,6 @@ def test_a_stages_folder_and_a_file_are_refused(run: Path, text: Path, tmp_path:
 def test_more_levels_than_letters_are_said(tmp_path: Path) -> None:
     config = item_latents.ItemsConfig(tmp_path)
     latents = item_latents.ItemLatents(np.ones((1, 4)), np.ones((1, 4)), [np.zeros((1, 9), dtype=np.int64)])
-    lines = item_latents.summary(config, latents, [None], [2] * 9)
+    lines = item_latents.summary(config, latents, [None], [None], [2] * 9)
     assert "9 levels, and a semantic ID has at most 8" in lines[2]
     assert lines[-1].endswith("no item has a title")
