@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sidrec.pipeline.config import HELP_FLAGS
+from sidrec.pipeline.config import HELP_ALL, HELP_FLAGS
 from sidrec.pipeline.errors import InputError
 
 
@@ -32,7 +32,7 @@ WORDS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in HELP_FLAGS:
+    if not words or words[0] in (*HELP_FLAGS, HELP_ALL):
         sys.stdout.write(usage())
         return
     name, *rest = words
