@@ -190,7 +190,7 @@ def measure_models(bench: Bench, name: str, steps: int) -> Row:
     )
     writing = n_parameters(model) + n_parameters(codec.decoder)
     tokens = token_model_of(writing, bench.text.vocabulary_size)
-    seconds_of_all = rq_seconds + read_row(bench, name)["cpu_seconds"]
+    seconds_of_all = rq_seconds + codec_row(bench, name, 0)["cpu_seconds"]
     token_settings = CodecTrainingSettings(
         training_steps=bench.config.token_steps, batch_size=8, learning_rate=1e-3, evaluate_every=1000, valid_rows=64
     )
@@ -214,10 +214,6 @@ def measure_models(bench: Bench, name: str, steps: int) -> Row:
     }
     row |= speeds(codec, model, flat, tokens)
     return row | cloze(codec, model, tokens, bench.test)
-
-
-def read_row(bench: Bench, name: str) -> Row:
-    return codec_row(bench, name, 0)
 
 
 def trained(learner: Any, n_rows: int, settings: CodecTrainingSettings, screen: Screen, folder: Path) -> float:

@@ -14,6 +14,7 @@ from sidrec.codec.generation import Continuation, Sampling, continued
 from sidrec.codec.rq_transformer import RQTransformer
 from sidrec.codec.rq_vae import RQVAE
 from sidrec.codec.text_rows import TextRows
+from sidrec.codec.word_pieces import token_ids
 from sidrec.pipeline.errors import InputError
 from sidrec.pipeline.stage import require_finished
 
@@ -51,7 +52,7 @@ class TextCodec:
         return TextCodec(codec, text.tokenizer, text.eos_id, model)
 
     def tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids(self.tokenizer, [text])[0]
 
     def text(self, tokens: list[int]) -> str:
         """Up to the end of the document."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.codec.settings import CodecQuantizerSettings
+from sidrec.tokenizer.autoencoders.dead_codes import new_places
 from sidrec.tokenizer.autoencoders.ema_codebook import EmaCodebook
 from sidrec.tokenizer.autoencoders.training import perplexity
 from sidrec.tokenizer.kmeans.nearest import distances
@@ -131,17 +132,11 @@ def averages_of_few(latents: Tensor, rng: np.random.Generator) -> Tensor:
 
 def means(vectors: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     """[K, e]: k-means of vectors [n, e] from K of them; where there are fewer than K, they repeat with a little noise."""
-    order = torch.from_numpy(np.resize(rng.permutation(len(vectors)), size)).to(vectors.device)
-    centres = vectors[order]
-    if len(vectors) < size:
-        noise = torch.from_numpy(rng.standard_normal(centres.shape)).to(centres)
-        return centres + noise * vectors.std() * 1e-3
-    for _ in range(START_ITERATIONS):
-        codes = distances(vectors, centres).argmin(1)
-        counts = torch.bincount(codes, minlength=size)[:, None]
-        sums = torch.zeros_like(centres).index_add_(0, codes, vectors)
-        centres = torch.where(counts > 0, sums / counts.clamp_min(1), centres)
-    return centres
+    if len(vectors) >= size:
+        return new_places(vectors, vectors[:0], size, rng, START_ITERATIONS)
+    repeated = vectors[torch.from_numpy(np.resize(rng.permutation(len(vectors)), size)).to(vectors.device)]
+    noise = torch.from_numpy(rng.standard_normal(repeated.shape)).to(repeated)
+    return repeated + noise * vectors.std() * 1e-3
 
 
 def level_perplexities(codes: np.ndarray) -> list[float]:

@@ -46,9 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     with building_together(stage, training.overwrite) as folder, screen.logging_to(folder / "log.txt"):
         drawn = np.random.default_rng(training.seed).permutation(len(text.rows["train"]))
-        needed = np.sort(
-            drawn[: training.training_steps * training.batch_size]
-        )  # rows that no step reads need no codes
+        needed = np.sort(drawn[: training.training_steps * training.batch_size])  # no step reads the others
         parts = {"train": needed, "valid": np.arange(min(training.valid_rows, len(text.rows["valid"])))}
         coded = {}
         for name, rows in parts.items():
@@ -67,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
         if loop.accelerator.is_main_process:
             model.save(folder)
             screen.summary("codec_transformer", learner.write_report(folder, curve, codec.compression))
+            loop.forget()
         loop.accelerator.wait_for_everyone()
 
 

@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         if loop.accelerator.is_main_process:
             codec.save(folder)
             screen.summary("codec", learner.write_report(folder, curve))
+            loop.forget()
         loop.accelerator.wait_for_everyone()
 
 

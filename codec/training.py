@@ -72,7 +72,7 @@ class CodecTraining:
         screen: Screen,
         frozen_steps: int = 0,
     ) -> None:
-        self.learner, self.settings, self.screen, self.frozen_steps = learner, settings, screen, frozen_steps
+        self.learner, self.settings, self.screen = learner, settings, screen
         self.accelerator = accelerator_of(settings)
         if settings.batch_size % self.accelerator.num_processes:
             raise InputError(
@@ -124,8 +124,7 @@ class CodecTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0 if step <= group["frozen_steps"] else rate_of(step, settings)
         share = settings.batch_size // accelerator.num_processes
-        rows = self.batches.rows(step)
-        mine = rows[accelerator.process_index * share :][:share] if accelerator.num_processes > 1 else rows
+        mine = self.batches.rows(step)[accelerator.process_index * share :][:share]
         torch.manual_seed(int(np.random.default_rng([settings.seed, DROPOUT, step]).integers(2**63)))
         draws = np.random.default_rng([settings.seed, DROPOUT, step, accelerator.process_index])
         with accelerator.autocast():
@@ -163,6 +162,12 @@ class CodecTraining:
                 if other.name != name:
                     shutil.rmtree(other)
         self.accelerator.wait_for_everyone()
+
+    def forget(self) -> None:
+        """Delete the checkpoint of a training whose result is saved."""
+        (self.folder / NEWEST).unlink(missing_ok=True)
+        for checkpoint in self.folder.glob("step_*"):
+            shutil.rmtree(checkpoint)
 
     def _resumed(self) -> bool:
         if not (self.folder / NEWEST).exists():

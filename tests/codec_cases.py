@@ -23,6 +23,11 @@ def small_codec(compression: int = 4, *, causal: bool = True, kernel_size: int =
         kernel_size=kernel_size,
     )
     codec = RQVAE(network, CodecQuantizerSettings([8, 4], quantize=quantize), VOCABULARY)
+    return shaken(codec)
+
+
+def shaken(codec: RQVAE) -> RQVAE:
+    """With branches and codebooks that are 0 no more, in eval mode."""
     with torch.no_grad():
         for name, weight in codec.named_parameters():
             if "norm" not in name and "scale" not in name:

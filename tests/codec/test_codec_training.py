@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from sidrec.__main__ import main
@@ -87,6 +88,23 @@ def test_the_codec_learns_from_a_stored_start(trained: Path) -> None:
     assert first["cross_entropy"] == pytest.approx(FIRST_VALID_NATS, rel=0.02)
     assert last["accuracy"] > first["accuracy"] + 0.1
     assert report["bits_a_token"] == 15 / 4
+
+
+def test_a_finished_training_leaves_no_checkpoint(trained: Path) -> None:
+    for stage in ("codec", "codec_transformer"):
+        assert not list((trained / stage / "checkpoints").glob("step_*"))
+
+
+def test_in_bfloat16_weights_and_codebooks_stay_in_float32(text: Path, tmp_path: Path) -> None:
+    run_dir = copy_of(text, tmp_path / "run")
+    AcceleratorState._reset_state()  # of a process that has computed in float32 before
+    try:
+        train_vae.main([*flags_of(CODEC), "--training_steps", "20", "--bf16", "true", "--run_dir", str(run_dir)])
+    finally:
+        AcceleratorState._reset_state()
+    curve = read_json(run_dir / "codec" / "report.json")["curve"]
+    assert curve[-1]["cross_entropy"] < curve[0]["cross_entropy"]
+    assert {tensor.dtype for tensor in load_file(run_dir / "codec" / "codec.safetensors").values()} == {torch.float32}
 
 
 def test_the_model_of_codes_learns(trained: Path) -> None:

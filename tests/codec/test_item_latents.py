@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from codec_cases import shaken
 from run_dirs import make_run_dir, small_dataset
 
 from sidrec.__main__ import main
@@ -34,13 +35,7 @@ def make_codec(run_dir: Path, *, causal: bool = True, quantize: bool = True) -> 
         hidden_size=WIDTH, latent_dim=WIDTH, num_attention_heads=2, causal=causal, kernel_size=4
     )
     vocabulary = TextRows.open(run_dir).vocabulary_size
-    codec = RQVAE(network, CodecQuantizerSettings(SIZES, quantize=quantize), vocabulary)
-    with torch.no_grad():
-        for name, weight in codec.named_parameters():
-            if "norm" not in name and "scale" not in name:
-                weight.add_(torch.randn_like(weight) * 0.1)
-        for book in codec.quantizer.codebooks:
-            book.start(torch.randn_like(book.weight))
+    codec = shaken(RQVAE(network, CodecQuantizerSettings(SIZES, quantize=quantize), vocabulary))
     with Stage(run_dir, "codec", {"causal": causal}, (run_dir / "text",)).building(overwrite=True) as folder:
         codec.save(folder)
 
